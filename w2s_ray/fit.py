@@ -1,0 +1,192 @@
+"""A Fit: a model, fine-tuned on a split of a task, with labels from somewhere. Its identity and its key.
+
+Supervisor, ceiling and student are all Fits; a student's labels are another Fit. The identity is exactly what
+changes the result, and the key is the SHA-256 of it as canonical JSON. Every field below is marked IDENTITY
+(part of the key) or LOCATION (where to find it or what to call it, never part of the key); how a Fit is executed
+(workers, ZeRO stage, micro-batch, ...) is not in a Fit at all but in `study.Compute`. A test refuses unmarked fields.
+
+A parent Fit enters its child's identity by its key, so identities stay small along any chain.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass, field, fields
+from functools import cached_property
+from typing import Any, Literal
+
+SEMANTICS = 1
+"""Version of what the training code means. Raised whenever the same identity would train to other numbers."""
+
+IDENTITY = {"kind": "identity"}
+LOCATION = {"kind": "location"}
+
+
+def _identity_of(part: Any) -> dict[str, Any]:
+    return {f.name: getattr(part, f.name) for f in fields(part) if f.metadata["kind"] == "identity"}
+
+
+@dataclass(frozen=True)
+class Model:
+    """One rung of a ladder, as something that can be loaded."""
+
+    fingerprint: str = field(metadata=IDENTITY)
+    """Content hash of a local folder, or `hub:<id>@<revision>`."""
+    tokenizer: str = field(metadata=IDENTITY)
+    """Content hash of the tokenizer's files, or `hub:<id>@<revision>`."""
+    pooling: Literal["last", "mean"] = field(metadata=IDENTITY)
+    """Read-out: the true last token (decoders) or the mean over true tokens (bidirectional encoders)."""
+    family: str = field(metadata=LOCATION)
+    size: str = field(metadata=LOCATION)
+    source: str = field(metadata=LOCATION)
+    """Hub id, or an absolute local folder."""
+    revision: str | None = field(metadata=LOCATION)
+    num_params: int = field(metadata=LOCATION)
+    """Parameters without token and position embeddings and without the language-model head."""
+    pretraining_tokens: int | None = field(metadata=LOCATION)
+    trust_remote_code: bool = field(default=False, metadata=LOCATION)
+
+    @property
+    def name(self) -> str:
+        return f"{self.family}-{self.size}"
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        return _identity_of(self)
+
+
+@dataclass(frozen=True)
+class Data:
+    """A task's rows and how they are dealt out: half A, half B and one common test set."""
+
+    fingerprint: str = field(metadata=IDENTITY)
+    """Content hash of the task's definition and of its files."""
+    setting: Literal["classification"] = field(metadata=IDENTITY)
+    split_seed: int = field(metadata=IDENTITY)
+    num_train: int | None = field(metadata=IDENTITY)
+    """Rows in each half; None takes all there are."""
+    num_test: int | None = field(metadata=IDENTITY)
+    max_tokens: int = field(metadata=IDENTITY)
+    """Rows longer than this for any of `tokenizers` are dropped for all models alike."""
+    tokenizers: tuple[str, ...] = field(metadata=IDENTITY)
+    """Fingerprints of the grid's tokenizers, sorted and unique."""
+    task: str = field(metadata=LOCATION)
+    source: str = field(metadata=LOCATION)
+    """Absolute path of the task's YAML."""
+    tokenizer_sources: tuple[tuple[str, str | None], ...] = field(metadata=LOCATION)
+    """(hub id or folder, revision) for each of `tokenizers`, in the same order."""
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        return _identity_of(self)
+
+
+@dataclass(frozen=True)
+class Method:
+    """A training method by name, with all its parameters spelled out (defaults included)."""
+
+    name: str = field(metadata=IDENTITY)
+    params: tuple[tuple[str, float | int | str | bool], ...] = field(default=(), metadata=IDENTITY)
+
+    @property
+    def label(self) -> str:
+        """Readable and unique within a study, e.g. `confidence(max_weight=0.75)`."""
+        inside = ",".join(f"{key}={value}" for key, value in self.params)
+        return f"{self.name}({inside})" if inside else self.name
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        return {"name": self.name, "params": dict(self.params)}
+
+
+@dataclass(frozen=True)
+class Training:
+    """Hyper-parameters, resolved: nothing here is `auto`."""
+
+    epochs: int = field(metadata=IDENTITY)
+    batch_size: int = field(metadata=IDENTITY)
+    """Rows in one optimizer step over all workers and micro-batches together."""
+    learning_rate: float = field(metadata=IDENTITY)
+    optimizer: Literal["adam", "adamw"] = field(metadata=IDENTITY)
+    weight_decay: float = field(metadata=IDENTITY)
+    warmup_fraction: float = field(metadata=IDENTITY)
+    schedule: Literal["cosine", "constant"] = field(metadata=IDENTITY)
+    max_grad_norm: float = field(metadata=IDENTITY)
+    """Global gradient norm to clip to; 0 leaves gradients alone."""
+    precision: Literal["fp32", "bf16"] = field(metadata=IDENTITY)
+    """bf16 keeps fp32 weights and optimizer states and runs the backbone under bf16 autocast; the head stays fp32."""
+    evals_per_epoch: int = field(metadata=IDENTITY)
+    """Points of the learning curve in each epoch."""
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        return _identity_of(self)
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A model, fine-tuned on half of a task, with labels from the truth or from another Fit."""
+
+    model: Model = field(metadata=IDENTITY)
+    data: Data = field(metadata=IDENTITY)
+    half: Literal["A", "B"] = field(metadata=IDENTITY)
+    labels: Fit | None = field(metadata=IDENTITY)
+    """None is the ground truth; a Fit labels with its predictions."""
+    method: Method = field(metadata=IDENTITY)
+    training: Training = field(metadata=IDENTITY)
+    seed: int = field(metadata=IDENTITY)
+    """Order of the rows and start of the head."""
+    semantics: int = field(default=SEMANTICS, metadata=IDENTITY)
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        return {
+            "model": self.model.identity,
+            "data": self.data.identity,
+            "half": self.half,
+            "labels": {"fit": self.labels.key} if self.labels else "truth",
+            "method": self.method.identity,
+            "training": self.training.identity,
+            "seed": self.seed,
+            "semantics": self.semantics,
+        }
+
+    @cached_property
+    def key(self) -> str:
+        return hashlib.sha256(canonical_json(self.identity).encode()).hexdigest()
+
+    @cached_property
+    def folder(self) -> str:
+        """Readable name plus 12 hex digits of the key; the digits alone identify."""
+        who = f"{self.model.name}-from-{self.labels.model.size}" if self.labels else f"{self.model.name}-truth"
+        name = f"{self.data.task}-{who}-{self.half}-{self.method.name}-s{self.seed}"
+        return f"{re.sub(r'[^A-Za-z0-9._-]+', '_', name)[:120]}-{self.key[:12]}"
+
+    @property
+    def ancestors(self) -> tuple[Fit, ...]:
+        """The Fits that this one stands on, nearest first."""
+        return (self.labels, *self.labels.ancestors) if self.labels else ()
+
+
+def canonical_json(value: Any) -> str:
+    """One text for one value: sorted keys, no blanks, no NaN."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def describe(fit: Fit) -> dict[str, Any]:
+    """All that defines a Fit, with readable names, its location fields and its ancestors' identities (for `fit.json`)."""
+
+    def whole(part: Any) -> dict[str, Any]:
+        return {f.name: getattr(part, f.name) for f in fields(part)}
+
+    return {
+        "key": fit.key,
+        "identity": fit.identity,
+        "model": whole(fit.model),
+        "data": whole(fit.data),
+        "role": "student" if fit.labels else ("supervisor" if fit.half == "A" else "ceiling"),
+        "labels_folder": fit.labels.folder if fit.labels else None,
+        "ancestors": [{"key": a.key, "folder": a.folder, "identity": a.identity} for a in fit.ancestors],
+    }

@@ -1,0 +1,335 @@
+"""Committed Fits in a folder or bucket (any `pyarrow.fs` URI). The store is the only memory of a study.
+
+Layout under the root:
+    fits/<name>-<hash12>/...        a Fit's files, and `done.json` last: every file's size and SHA-256
+    failures/<name>-<hash12>.json   why a Fit failed, the last time it was tried
+    leases/<pack>.json              which driver works on which Fits, with a heartbeat
+    partial/<name>-<hash12>/...     mid-fit checkpoints of long Fits, removed when the Fit is committed
+    tasks/<name>-<hash12>/          the truth of a task's rows, for scoring without the task's own files
+    quarantine/                     what `w2s verify --repair` moved aside
+
+Promises: no `done.json`, no Fit. `done.json` appears whole or not at all (rename on a local file system, one PUT on an
+object store). Everything read from a Fit is checked against its hash. Nothing here is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import socket
+import time
+import uuid
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyarrow import fs as pafs
+
+from w2s_ray.errors import InputError
+from w2s_ray.fit import Fit
+
+DONE = "done.json"
+LEASE_STALE_S = 60.0
+"""A lease whose heartbeat is older than this belongs to a dead driver."""
+
+
+class StoreError(Exception):
+    """What the store holds is not what was committed; the message names the file and the way out."""
+
+
+@dataclass(frozen=True)
+class Store:
+    fs: pafs.FileSystem
+    root: str
+    uri: str
+
+    def path(self, *parts: str) -> str:
+        return "/".join((self.root.rstrip("/"), *parts))
+
+
+def open_store(uri: str | Path) -> Store:
+    """Open a folder or a bucket; creates nothing."""
+    text = str(uri)
+    try:
+        if "://" in text:
+            filesystem, root = pafs.FileSystem.from_uri(text)
+        else:
+            filesystem, root = pafs.LocalFileSystem(), str(Path(text).expanduser().absolute())
+    except (pa.ArrowInvalid, OSError) as error:
+        raise InputError(
+            f"--store {text}: {error}. Allowed: a folder, or a URI such as s3://bucket/path or gs://bucket/path"
+        ) from error
+    return Store(fs=filesystem, root=root, uri=text if "://" in text else root)
+
+
+def check_writable(store: Store) -> None:
+    """Refuse a store that can't be written, before anything is trained."""
+    probe = store.path(f".writable-{uuid.uuid4().hex}")
+    try:
+        store.fs.create_dir(store.root, recursive=True)
+        with store.fs.open_output_stream(probe) as stream:
+            stream.write(b"w2s")
+        store.fs.delete_file(probe)
+    except OSError as error:
+        raise InputError(f"--store {store.uri}: not writable ({error})") from error
+
+
+def write_bytes(store: Store, path: str, content: bytes) -> None:
+    """Write a whole file or nothing: temporary file, fsync and rename locally, one PUT elsewhere."""
+    store.fs.create_dir(path.rsplit("/", 1)[0], recursive=True)
+    if isinstance(store.fs, pafs.LocalFileSystem):
+        temporary = f"{path}.{uuid.uuid4().hex}.tmp"
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    else:
+        with store.fs.open_output_stream(path) as stream:
+            stream.write(content)
+
+
+def read_bytes(store: Store, path: str) -> bytes:
+    with store.fs.open_input_file(path) as file:
+        return file.read()
+
+
+def exists(store: Store, path: str) -> bool:
+    return store.fs.get_file_info(path).type == pafs.FileType.File
+
+
+def _names(store: Store, room: str) -> list[str]:
+    selector = pafs.FileSelector(store.path(room), allow_not_found=True)
+    return [info.base_name for info in store.fs.get_file_info(selector)]
+
+
+# --- Fits ---------------------------------------------------------------------------------------------------------
+
+
+def committed(store: Store, fits: Iterable[Fit]) -> dict[str, str]:
+    """Key -> folder of those among `fits` that are in the store: one listing and one batch of stats."""
+    by_hash = {name[-12:]: name for name in _names(store, "fits")}
+    found = [(fit.key, by_hash[fit.key[:12]]) for fit in fits if fit.key[:12] in by_hash]
+    infos = store.fs.get_file_info([store.path("fits", folder, DONE) for _, folder in found])
+    return {key: folder for (key, folder), info in zip(found, infos, strict=True) if info.size}
+
+
+def is_committed(store: Store, fit: Fit) -> bool:
+    return bool(store.fs.get_file_info(store.path("fits", fit.folder, DONE)).size) or fit.key in committed(store, [fit])
+
+
+def commit(store: Store, fit: Fit, folder: Path) -> None:
+    """Publish the files of a local folder as this Fit. `done.json` last; a Fit already there stays as it is."""
+    if is_committed(store, fit):
+        return
+    files = {}
+    for file in sorted(folder.iterdir()):
+        content = file.read_bytes()
+        write_bytes(store, store.path("fits", fit.folder, file.name), content)
+        files[file.name] = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    done = {"key": fit.key, "files": files}
+    write_bytes(store, store.path("fits", fit.folder, DONE), json.dumps(done, indent=1).encode())
+    clear_failure(store, fit)
+    drop_partial(store, fit)
+
+
+def read_done(store: Store, folder: str) -> dict[str, Any]:
+    """A Fit's commit marker, or StoreError if it is damaged."""
+    try:
+        done = json.loads(read_bytes(store, store.path("fits", folder, DONE)))
+        assert isinstance(done["files"], dict) and isinstance(done["key"], str)
+    except (OSError, ValueError, KeyError, TypeError, AssertionError) as error:
+        raise StoreError(f"fits/{folder}/{DONE} is damaged ({error}); run `w2s verify --repair`") from error
+    return done
+
+
+def read_file(store: Store, folder: str, name: str) -> bytes:
+    """One file of a committed Fit, checked against its hash."""
+    expected = read_done(store, folder)["files"].get(name)
+    if expected is None:
+        raise StoreError(f"fits/{folder}: no {name} was committed")
+    try:
+        content = read_bytes(store, store.path("fits", folder, name))
+    except OSError as error:
+        raise StoreError(f"fits/{folder}/{name} can't be read ({error}); run `w2s verify --repair`") from error
+    if hashlib.sha256(content).hexdigest() != expected["sha256"]:
+        raise StoreError(f"fits/{folder}/{name} is not what was committed; run `w2s verify --repair`")
+    return content
+
+
+def read_table(store: Store, folder: str, name: str) -> pa.Table:
+    return pq.read_table(io.BytesIO(read_file(store, folder, name)))
+
+
+def damage(store: Store, folder: str) -> list[str]:
+    """What is wrong with a committed Fit: nothing, or one line for each bad file."""
+    try:
+        done = read_done(store, folder)
+    except StoreError as error:
+        return [str(error)]
+    problems = []
+    for name in done["files"]:
+        try:
+            read_file(store, folder, name)
+        except StoreError as error:
+            problems.append(str(error))
+    return problems
+
+
+def committed_folders(store: Store) -> list[str]:
+    """Every committed folder in the store, whichever study it belongs to."""
+    names = sorted(_names(store, "fits"))
+    infos = store.fs.get_file_info([store.path("fits", name, DONE) for name in names])
+    return [name for name, info in zip(names, infos, strict=True) if info.type == pafs.FileType.File]
+
+
+def quarantine(store: Store, folder: str) -> str:
+    """Move a damaged Fit aside, marker first, so that it runs again."""
+    aside = store.path("quarantine", f"{folder}-{time.strftime('%Y%m%dT%H%M%S')}")
+    store.fs.create_dir(aside, recursive=True)
+    files = store.fs.get_file_info(pafs.FileSelector(store.path("fits", folder)))
+    for info in sorted(files, key=lambda info: info.base_name != DONE):
+        store.fs.move(info.path, f"{aside}/{info.base_name}")
+    store.fs.delete_dir(store.path("fits", folder))
+    return aside
+
+
+# --- the truth of a task ------------------------------------------------------------------------------------------
+
+
+def write_truth(store: Store, name: str, truth: pa.Table) -> None:
+    """Keep a task's truth (id, half, label) once; `name` carries the hash of what it depends on."""
+    path = store.path("tasks", name, "truth.parquet")
+    if not exists(store, path):
+        buffer = io.BytesIO()
+        pq.write_table(truth, buffer)
+        write_bytes(store, path, buffer.getvalue())
+
+
+def read_truth(store: Store, name: str) -> pa.Table:
+    try:
+        return pq.read_table(io.BytesIO(read_bytes(store, store.path("tasks", name, "truth.parquet"))))
+    except (OSError, pa.ArrowInvalid) as error:
+        raise StoreError(f"tasks/{name}/truth.parquet can't be read ({error})") from error
+
+
+def truth_name(fit: Fit) -> str:
+    """The name under which the truth for a Fit's data is kept."""
+    return f"{fit.data.task}-{hashlib.sha256(json.dumps(fit.data.identity, sort_keys=True).encode()).hexdigest()[:12]}"
+
+
+# --- failures -----------------------------------------------------------------------------------------------------
+
+
+def write_failure(store: Store, fit: Fit, *, kind: str, reason: str, detail: str) -> None:
+    """Record why a Fit failed. `kind` is a word (nan, oom, data, error), `detail` the end of the traceback."""
+    record = {"key": fit.key, "kind": kind, "reason": reason, "detail": detail, "at": time.time()}
+    write_bytes(store, store.path("failures", f"{fit.folder}.json"), json.dumps(record, indent=1).encode())
+
+
+def read_failures(store: Store) -> dict[str, dict[str, Any]]:
+    """Key -> failure record. A record that can't be read counts as absent: its Fit is simply tried again."""
+    found = {}
+    for name in _names(store, "failures"):
+        try:
+            record = json.loads(read_bytes(store, store.path("failures", name)))
+            found[record["key"]] = record
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    return found
+
+
+def clear_failure(store: Store, fit: Fit) -> None:
+    path = store.path("failures", f"{fit.folder}.json")
+    if exists(store, path):
+        store.fs.delete_file(path)
+
+
+# --- leases -------------------------------------------------------------------------------------------------------
+
+
+def write_lease(store: Store, lease: str, *, owner: str, keys: list[str]) -> None:
+    """Take or renew a lease on Fits. `owner` names the driver."""
+    record = {
+        "owner": owner,
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "keys": keys,
+        "beat": time.time(),
+    }
+    write_bytes(store, store.path("leases", f"{lease}.json"), json.dumps(record).encode())
+
+
+def drop_lease(store: Store, lease: str) -> None:
+    path = store.path("leases", f"{lease}.json")
+    if exists(store, path):
+        store.fs.delete_file(path)
+
+
+def live_leases(store: Store) -> dict[str, dict[str, Any]]:
+    """Key -> lease of a driver that is alive: fresh heartbeat, and on this host a running process."""
+    found = {}
+    for name in _names(store, "leases"):
+        try:
+            lease = json.loads(read_bytes(store, store.path("leases", name)))
+            dead = time.time() - lease["beat"] > LEASE_STALE_S
+            dead = dead or (lease["host"] == socket.gethostname() and not _running(lease["pid"]))
+            if not dead:
+                found |= {key: lease for key in lease["keys"]}
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    return found
+
+
+def _running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+# --- mid-fit checkpoints ------------------------------------------------------------------------------------------
+
+
+def write_partial(store: Store, fit: Fit, *, step: int, folder: Path) -> None:
+    """Keep a mid-fit checkpoint, marker last, and drop the ones before it."""
+    files = {}
+    for file in sorted(folder.iterdir()):
+        content = file.read_bytes()
+        write_bytes(store, store.path("partial", fit.folder, f"step-{step:09d}", file.name), content)
+        files[file.name] = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    marker = json.dumps({"step": step, "files": files}).encode()
+    write_bytes(store, store.path("partial", fit.folder, f"step-{step:09d}", DONE), marker)
+    for name in _names(store, f"partial/{fit.folder}"):
+        if name < f"step-{step:09d}":
+            store.fs.delete_dir(store.path("partial", fit.folder, name))
+
+
+def read_partial(store: Store, fit: Fit, *, folder: Path) -> int | None:
+    """Fetch the newest whole checkpoint into a local folder; its step, or None. Damaged ones are passed over."""
+    for name in sorted(_names(store, f"partial/{fit.folder}"), reverse=True):
+        try:
+            marker = json.loads(read_bytes(store, store.path("partial", fit.folder, name, DONE)))
+            for file, expected in marker["files"].items():
+                content = read_bytes(store, store.path("partial", fit.folder, name, file))
+                if hashlib.sha256(content).hexdigest() != expected["sha256"]:
+                    raise StoreError(f"partial/{fit.folder}/{name}/{file} is damaged")
+                (folder / file).write_bytes(content)
+            return int(marker["step"])
+        except (OSError, ValueError, KeyError, TypeError, StoreError):
+            continue
+    return None
+
+
+def drop_partial(store: Store, fit: Fit) -> None:
+    path = store.path("partial", fit.folder)
+    if store.fs.get_file_info(path).type == pafs.FileType.Directory:
+        store.fs.delete_dir(path)
