@@ -3,7 +3,7 @@
 Supervisor, ceiling and student are all Fits; a student's labels are another Fit. The identity is exactly what
 changes the result, and the key is the SHA-256 of it as canonical JSON. Every field below is marked IDENTITY
 (part of the key) or LOCATION (where to find it or what to call it, never part of the key); how a Fit is executed
-(workers, ZeRO stage, micro-batch, ...) is not in a Fit at all but in `study.Compute`. A test refuses unmarked fields.
+(workers, ZeRO stage, micro-batch, ...) is an `Execution`, which no Fit holds. A test refuses unmarked fields.
 
 A parent Fit enters its child's identity by its key, so identities stay small along any chain.
 """
@@ -168,6 +168,23 @@ class Fit:
     def ancestors(self) -> tuple[Fit, ...]:
         """The Fits that this one stands on, nearest first."""
         return (self.labels, *self.labels.ancestors) if self.labels else ()
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How Fits are executed on the machine at hand. Never identity: it may change between two runs of one Fit."""
+
+    workers: int = 1
+    cpus_per_worker: int = 1
+    gpus_per_worker: float = 0
+    zero_stage: Literal[0, 1, 2, 3] = 1
+    micro_batch_size: int | None = None
+    """Rows per worker in one forward pass; None takes the worker's whole share of the batch."""
+    offload: Literal["none", "optimizer", "parameters"] = "none"
+    activation_checkpointing: bool = False
+    attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = "auto"
+    checkpoint_every_s: float = 120.0
+    """Seconds of training between two mid-fit checkpoints."""
 
 
 def canonical_json(value: Any) -> str:
