@@ -165,6 +165,11 @@ class Fit:
         return f"{re.sub(r'[^A-Za-z0-9._-]+', '_', name)[:120]}-{self.key[:12]}"
 
     @property
+    def role(self) -> str:
+        """What a Fit is in the paper's words; with `ceiling_split: A` one Fit serves as supervisor and ceiling."""
+        return "student" if self.labels else ("supervisor" if self.half == "A" else "ceiling")
+
+    @property
     def ancestors(self) -> tuple[Fit, ...]:
         """The Fits that this one stands on, nearest first."""
         return (self.labels, *self.labels.ancestors) if self.labels else ()
@@ -203,7 +208,7 @@ def describe(fit: Fit) -> dict[str, Any]:
         "identity": fit.identity,
         "model": whole(fit.model),
         "data": whole(fit.data),
-        "role": "student" if fit.labels else ("supervisor" if fit.half == "A" else "ceiling"),
+        "role": fit.role,
         "labels_folder": fit.labels.folder if fit.labels else None,
         "ancestors": [{"key": a.key, "folder": a.folder, "identity": a.identity} for a in fit.ancestors],
     }

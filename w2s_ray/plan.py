@@ -1,10 +1,30 @@
-"""Study -> cells -> the DAG of Fits; what the store has already; what the rest costs."""
+"""Study -> cells -> the DAG of Fits; what the store has already; what the rest costs.
+
+Promises: no Ray, no torch, nothing written. A Fit that several cells need appears once. Fits come in an order in which
+every Fit follows the one that labels for it.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+import math
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
 
-from w2s_ray.fit import Fit
+from w2s_ray import families, store, tasks
+from w2s_ray.errors import InputError, nearest
+from w2s_ray.families import Family
+from w2s_ray.fit import Data, Execution, Fit, Method, Model, Training
+from w2s_ray.store import Store
+from w2s_ray.study import MAX_CELLS, Compute, Grid, Study, load_study, resolve_method
+
+TRUTH_METHOD = Method(name="naive")
+"""Supervisors and ceilings learn from the truth by plain cross-entropy, whatever the students' method."""
+
+BYTES_PER_PARAM = 16
+"""fp32 weight, gradient and two Adam moments (ZeRO, Rajbhandari et al. 2020, section 3.1)."""
 
 
 @dataclass(frozen=True)
@@ -18,3 +38,338 @@ class Cell:
     supervisor: Fit
     student: Fit
     ceiling: Fit
+
+    @property
+    def name(self) -> str:
+        weak, strong = self.supervisor.model.size, self.student.model.size
+        return f"{self.student.data.task}/{self.family}/{weak}->{strong}/{self.method}/{self.seed}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    study: Study
+    path: Path
+    cells: tuple[Cell, ...]
+    executions: dict[Model, Execution] = field(repr=False)
+
+    @cached_property
+    def fits(self) -> tuple[Fit, ...]:
+        """Every Fit once, supervisors before the students that they label for."""
+        unique: dict[str, Fit] = {}
+        for cell in self.cells:
+            for fit in (cell.supervisor, cell.ceiling, cell.student):
+                for needed in (*reversed(fit.ancestors), fit):
+                    unique.setdefault(needed.key, needed)
+        return tuple(unique.values())
+
+
+@dataclass(frozen=True)
+class Status:
+    """The plan against the store; every key of the plan is in exactly one of these."""
+
+    done: frozenset[str]
+    running: dict[str, dict[str, Any]]
+    failed: dict[str, dict[str, Any]]
+    blocked: dict[str, str]
+    """Key -> key of the failed ancestor."""
+    todo: frozenset[str]
+
+
+def load_plan(path: str | Path, *, trust_remote_code: bool = False) -> Plan:
+    """Read a study file and expand it."""
+    return expand(load_study(path), path=Path(path), trust_remote_code=trust_remote_code)
+
+
+def expand(study: Study, *, path: Path, trust_remote_code: bool = False) -> Plan:
+    base = path.absolute().parent
+    ladders = [_ladder(grid, where=f"{path}: grids[{i}]", base=base) for i, grid in enumerate(study.grids)]
+    pairs = [
+        _pairs(grid, sizes, where=f"{path}: grids[{i}].pairs")
+        for i, (grid, (_, sizes)) in enumerate(zip(study.grids, ladders, strict=True))
+    ]
+    num_cells = sum(
+        len(grid_pairs) * len(grid.tasks) * len(grid.methods) * len(grid.seed_list)
+        for grid, grid_pairs in zip(study.grids, pairs, strict=True)
+    )
+    if num_cells > MAX_CELLS:
+        raise InputError(
+            f"{path}: the grids have {num_cells:,} cells; allowed are at most {MAX_CELLS:,} in one study. "
+            "Name fewer sizes, tasks, methods or seeds, or split the study"
+        )
+    cells: dict[tuple[str, str], Cell] = {}
+    executions: dict[Model, Execution] = {}
+    for i, (grid, (family, sizes), grid_pairs) in enumerate(zip(study.grids, ladders, pairs, strict=True)):
+        models = {size: families.model(family, size, trust_remote_code=trust_remote_code) for size in sizes}
+        for size, model in models.items():
+            executions[model] = _execution(study.compute, family, size)
+        trainings = {size: _training(grid, study.compute, family, size) for size in sizes}
+        for task_index, name in enumerate(grid.tasks):
+            data = _data(name, grid, models, base=base, where=f"{path}: grids[{i}].tasks[{task_index}]")
+            for cell in _cells(grid, grid_pairs, data, models=models, trainings=trainings, family=family.name):
+                cells.setdefault((cell.student.key, cell.ceiling.key), cell)
+    return Plan(study=study, path=path, cells=tuple(cells.values()), executions=executions)
+
+
+def _ladder(grid: Grid, *, where: str, base: Path) -> tuple[Family, tuple[str, ...]]:
+    """The family and the chosen sizes, weak to strong."""
+    try:
+        if grid.models is not None:
+            family = families.from_models(grid.models, base=base)
+        else:
+            family = families.load_family(str(grid.family), base=base)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
+    order = [size.size for size in family.sizes]
+    sizes = grid.sizes or tuple(order)
+    for size in sizes:
+        if size not in order:
+            hint = nearest(size, order)
+            raise InputError(f"{where}.sizes: no size '{size}' in {family.name}{hint}; allowed: {', '.join(order)}")
+    if list(sizes) != sorted(sizes, key=order.index):
+        right = ", ".join(sorted(sizes, key=order.index))
+        raise InputError(f"{where}.sizes: given [{', '.join(sizes)}], but sizes go weak to strong: [{right}]")
+    return family, sizes
+
+
+def _pairs(grid: Grid, sizes: tuple[str, ...], *, where: str) -> list[tuple[str, str]]:
+    if grid.pairs == "all":
+        return [(weak, strong) for weak in sizes for strong in sizes]
+    if grid.pairs == "weak<=strong":
+        return [(weak, strong) for i, weak in enumerate(sizes) for strong in sizes[i:]]
+    for weak, strong in grid.pairs:
+        for size in (weak, strong):
+            if size not in sizes:
+                raise InputError(f"{where}: no size '{size}'{nearest(size, sizes)}; allowed: {', '.join(sizes)}")
+        if sizes.index(strong) < sizes.index(weak):
+            raise InputError(
+                f"{where}: [{weak}, {strong}] has its strong model weaker than its weak one; "
+                f"the order is {', '.join(sizes)}. Write [{strong}, {weak}], or 'all' for every pair in both directions"
+            )
+    if not grid.pairs or len(set(grid.pairs)) < len(grid.pairs):
+        raise InputError(f"{where}: needs at least one pair, and each pair once")
+    return list(grid.pairs)
+
+
+def _execution(compute: Compute, family: Family, size: str) -> Execution:
+    """The family's shape for GPUs where the study leaves it open; one worker and ZeRO-1 on CPUs."""
+    entry = family.size(size)
+    on_gpu = compute.gpus_per_worker > 0
+    return Execution(
+        workers=(entry.gpus if on_gpu else 1) if compute.workers == "auto" else compute.workers,
+        cpus_per_worker=compute.cpus_per_worker,
+        gpus_per_worker=compute.gpus_per_worker,
+        zero_stage=(entry.zero_stage if on_gpu else 1) if compute.zero_stage == "auto" else compute.zero_stage,
+        micro_batch_size=None if compute.micro_batch_size == "auto" else compute.micro_batch_size,
+        offload=compute.offload,
+        activation_checkpointing=compute.activation_checkpointing,
+        attention=compute.attention,
+        checkpoint_every_s=compute.checkpoint_every_s,
+    )
+
+
+def _training(grid: Grid, compute: Compute, family: Family, size: str) -> Training:
+    wanted, entry = grid.training, family.size(size)
+    auto_precision = "bf16" if compute.gpus_per_worker else "fp32"
+    return Training(
+        epochs=wanted.epochs,
+        batch_size=wanted.batch_size,
+        learning_rate=entry.learning_rate if wanted.learning_rate == "auto" else wanted.learning_rate,
+        optimizer=entry.optimizer if wanted.optimizer == "auto" else wanted.optimizer,
+        weight_decay=wanted.weight_decay,
+        warmup_fraction=wanted.warmup_fraction,
+        schedule=wanted.schedule,
+        max_grad_norm=wanted.max_grad_norm,
+        precision=auto_precision if compute.precision == "auto" else compute.precision,
+        evals_per_epoch=wanted.evals_per_epoch,
+    )
+
+
+def _data(name: str, grid: Grid, models: dict[str, Model], *, base: Path, where: str) -> Data:
+    try:
+        task = tasks.load_task(name, base=base)
+        tasks.check(task)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
+    tokenizers = {model.tokenizer: (model.source, model.revision) for model in models.values()}
+    return Data(
+        fingerprint=tasks.fingerprint(task),
+        setting=task.setting,
+        split_seed=grid.split.seed,
+        num_train=grid.split.num_train,
+        num_test=grid.split.num_test,
+        max_tokens=grid.training.max_tokens,
+        tokenizers=tuple(sorted(tokenizers)),
+        task=task.name,
+        source=str(task.path),
+        tokenizer_sources=tuple(tokenizers[key] for key in sorted(tokenizers)),
+    )
+
+
+def _cells(
+    grid: Grid,
+    pairs: list[tuple[str, str]],
+    data: Data,
+    *,
+    models: dict[str, Model],
+    trainings: dict[str, Training],
+    family: str,
+) -> list[Cell]:
+    methods = [Method(*resolve_method(entry)) for entry in grid.methods]
+    cells = []
+    for seed in grid.seed_list:
+
+        def on_truth(size: str, half: Any, seed: int = seed) -> Fit:
+            return Fit(models[size], data, half, None, TRUTH_METHOD, trainings[size], seed)
+
+        supervisors = {size: on_truth(size, "A") for size in {weak for weak, _ in pairs}}
+        ceilings = {size: on_truth(size, grid.ceiling_split) for size in {strong for _, strong in pairs}}
+        for method in methods:
+            for weak, strong in pairs:
+                student = Fit(models[strong], data, "B", supervisors[weak], method, trainings[strong], seed)
+                cells.append(Cell(family, method.label, seed, supervisors[weak], student, ceilings[strong]))
+    return cells
+
+
+# --- the plan against the store -----------------------------------------------------------------------------------
+
+
+def status(plan: Plan, *, store_: Store) -> Status:
+    """Where every Fit of the plan stands, from the store alone."""
+    done = frozenset(store.committed(store_, plan.fits))
+    leases = store.live_leases(store_)
+    failures = store.read_failures(store_)
+    running = {f.key: leases[f.key] for f in plan.fits if f.key in leases and f.key not in done}
+    failed = {f.key: failures[f.key] for f in plan.fits if f.key in failures and f.key not in done | running.keys()}
+    blocked = {}
+    for fit in plan.fits:
+        cause = next((a.key for a in fit.ancestors if a.key in failed), None)
+        if cause and fit.key not in done and fit.key not in failed:
+            blocked[fit.key] = cause
+    rest = {f.key for f in plan.fits} - done - running.keys() - failed.keys() - blocked.keys()
+    return Status(done=done, running=running, failed=failed, blocked=blocked, todo=frozenset(rest))
+
+
+# --- cost ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What Fits cost: training 6ND and prediction 2ND (Kaplan et al. 2020, section 2.1)."""
+
+    flops: float
+    seconds: float
+    """On one worker of the plan's shape, one Fit after another."""
+
+
+CPU_FLOPS_PER_S = 2e10
+GPU_FLOPS_PER_S = 2e14
+STEP_OVERHEAD_S = 0.012
+"""Assumed speeds before anything has been measured; `w2s plan` names them as assumptions."""
+CHARACTERS_PER_TOKEN = 4
+
+
+def cost(fit: Fit, *, execution: Execution, shape: tasks.Shape) -> Cost:
+    """An estimate before tokenisation: rows from the file, tokens from the mean length of its texts."""
+    num_test = fit.data.num_test or shape.num_test or shape.num_rows // 5
+    per_half = (shape.num_rows - (0 if shape.num_test else num_test)) // 2
+    num_train = min(fit.data.num_train or per_half, per_half)
+    row_tokens = min(fit.data.max_tokens, max(2.0, shape.mean_characters / CHARACTERS_PER_TOKEN))
+    evaluations = fit.training.epochs * fit.training.evals_per_epoch + 1
+    predicted = num_test * evaluations + (num_train if fit.half == "A" else 0)
+    num_steps = fit.training.epochs * math.ceil(num_train / fit.training.batch_size)
+    training_flops = 6.0 * fit.model.num_params * row_tokens * num_train * fit.training.epochs
+    flops = training_flops + 2.0 * fit.model.num_params * row_tokens * predicted
+    speed = GPU_FLOPS_PER_S if execution.gpus_per_worker else CPU_FLOPS_PER_S * execution.cpus_per_worker
+    overhead_s = STEP_OVERHEAD_S * (num_steps + predicted / 64)
+    return Cost(flops=flops, seconds=overhead_s + flops / (speed * execution.workers))
+
+
+def costs(plan: Plan) -> dict[str, Cost]:
+    """Key -> cost of every Fit."""
+    shapes: dict[str, tasks.Shape] = {}
+    alike: dict[tuple[Any, ...], Cost] = {}
+    found = {}
+    for fit in plan.fits:
+        if fit.data.source not in shapes:
+            shapes[fit.data.source] = tasks.shape(tasks.load_task(fit.data.source))
+        kind = (id(fit.model), id(fit.data), id(fit.training), fit.half)
+        if kind not in alike:
+            alike[kind] = cost(fit, execution=plan.executions[fit.model], shape=shapes[fit.data.source])
+        found[fit.key] = alike[kind]
+    return found
+
+
+def num_tests(plan: Plan) -> dict[str, int]:
+    """Task -> size of its test set, before rows are dropped for balance or length."""
+    sizes = {}
+    for data in {fit.data for fit in plan.fits}:
+        shape = tasks.shape(tasks.load_task(data.source))
+        sizes[data.task] = data.num_test or shape.num_test or shape.num_rows // 5
+    return dict(sorted(sizes.items()))
+
+
+def state_bytes(fit: Fit, execution: Execution) -> float:
+    """Weights, gradients and optimizer states of one worker under ZeRO (Rajbhandari et al. 2020, figure 1)."""
+    share = execution.workers
+    weights, gradients, moments = 4.0, 4.0, 8.0
+    if execution.zero_stage >= 1:
+        moments /= share
+    if execution.zero_stage >= 2:
+        gradients /= share
+    if execution.zero_stage >= 3:
+        weights /= share
+    return fit.model.num_params * (weights + gradients + moments)
+
+
+def pgr_half_width(num_test: int, *, gap: float, num_seeds: int) -> float:
+    """Half of the 95 % interval of PGR near 0.5 for a gap (ceiling - supervisor), from binomial noise alone.
+
+    Per test item, the variance of (student - supervisor) - PGR (ceiling - supervisor) is v (1.5 - 1.5 r), where v is the
+    variance of being right (3/16 at a score of 3/4) and r the correlation of being right between models (0.4 assumed).
+    """
+    per_item = (3 / 16) * 1.5 * (1 - 0.4)
+    return 1.96 * math.sqrt(per_item / (num_test * num_seeds)) / gap
+
+
+def assumed_speed(plan: Plan) -> str:
+    """The speeds behind the estimate, in words."""
+    if any(execution.gpus_per_worker for execution in plan.executions.values()):
+        return f"{GPU_FLOPS_PER_S:.0e} FLOP/s a GPU"
+    return f"{CPU_FLOPS_PER_S:.0e} FLOP/s a core and {STEP_OVERHEAD_S * 1000:.0f} ms a step"
+
+
+def duration(seconds: float) -> str:
+    """`42 s`, `3 min 10 s`, `2 h 05 min`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+# --- why a Fit is not in the store --------------------------------------------------------------------------------
+
+
+def nearest_committed(fit: Fit, *, store_: Store) -> tuple[str | None, list[tuple[str, Any, Any]]]:
+    """The committed Fit most like this one, and each field in which they differ: (field, there, here)."""
+    best: tuple[str | None, list[tuple[str, Any, Any]]] = (None, [])
+    for folder in store.committed_folders(store_):
+        if not folder.startswith(f"{fit.data.task}-{fit.model.name}-"):
+            continue
+        there = json.loads(store.read_file(store_, folder, "fit.json"))["identity"]
+        differences = _differences(there, fit.identity, "")
+        if best[0] is None or len(differences) < len(best[1]):
+            best = (folder, differences)
+    return best
+
+
+def _differences(there: Any, here: Any, where: str) -> list[tuple[str, Any, Any]]:
+    if isinstance(there, dict) and isinstance(here, dict):
+        return [
+            difference
+            for name in sorted(there.keys() | here.keys())
+            for difference in _differences(there.get(name), here.get(name), f"{where}.{name}".lstrip("."))
+        ]
+    there, here = (list(value) if isinstance(value, tuple) else value for value in (there, here))
+    return [] if there == here else [(where, there, here)]

@@ -67,6 +67,12 @@ def open_store(uri: str | Path) -> Store:
     return Store(fs=filesystem, root=root, uri=text if "://" in text else root)
 
 
+def uri_of(store: Store, *parts: str) -> str:
+    """The URI or path of something in the store, with the store's own options kept."""
+    base, mark, options = store.uri.partition("?")
+    return "/".join((base.rstrip("/"), *parts)) + mark + options
+
+
 def check_writable(store: Store) -> None:
     """Refuse a store that can't be written, before anything is trained."""
     probe = store.path(f".writable-{uuid.uuid4().hex}")
@@ -271,15 +277,15 @@ def drop_lease(store: Store, lease: str) -> None:
         store.fs.delete_file(path)
 
 
-def live_leases(store: Store) -> dict[str, dict[str, Any]]:
-    """Key -> lease of a driver that is alive: fresh heartbeat, and on this host a running process."""
+def live_leases(store: Store, *, besides: str | None = None) -> dict[str, dict[str, Any]]:
+    """Key -> lease of a driver that is alive (fresh heartbeat, and on this host a running process), but for `besides`."""
     found = {}
     for name in _names(store, "leases"):
         try:
             lease = json.loads(read_bytes(store, store.path("leases", name)))
             dead = time.time() - lease["beat"] > LEASE_STALE_S
             dead = dead or (lease["host"] == socket.gethostname() and not _running(lease["pid"]))
-            if not dead:
+            if not dead and lease["owner"] != besides:
                 found |= {key: lease for key in lease["keys"]}
         except (OSError, ValueError, KeyError, TypeError):
             continue

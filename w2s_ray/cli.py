@@ -1,0 +1,460 @@
+"""The verbs of `w2s`: thin. Each reads a study, asks the rooms, prints.
+
+Exit codes: 0 all well; 1 some Fits failed or are damaged; 2 the input was wrong (one message, no traceback, nothing
+written); 130 stopped by Ctrl-C or SIGTERM, in good order.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from w2s_ray import __version__
+from w2s_ray.errors import InputError, nearest
+
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    help="Scaling studies of weak-to-strong generalization.\n\n"
+    "A study is a YAML file. [bold]w2s plan[/bold] says what it takes, [bold]w2s run[/bold] runs what is missing and may "
+    "be killed at any moment, [bold]w2s report[/bold] draws the curves.\n\n"
+    "Example: [cyan]w2s run studies/quickstart.yaml[/cyan]",
+)
+out = Console(soft_wrap=True, highlight=False)
+err = Console(stderr=True, soft_wrap=True, highlight=False)
+
+StudyFile = Annotated[Path, typer.Argument(metavar="STUDY", help="The study's YAML file.", show_default=False)]
+StoreOption = Annotated[
+    str, typer.Option("--store", envvar="W2S_STORE", help="Folder or URI (s3://, gs://) that keeps the Fits.")
+]
+OutOption = Annotated[
+    Path | None, typer.Option("--out", help="Folder for tables, figures and report.", show_default="w2s-out/<study>")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
+TrustOption = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Let models bring their own code. Only for code you have read.")
+]
+DEFAULT_STORE = "./w2s-store"
+
+
+@app.command()
+def plan(
+    study: StudyFile,
+    store: StoreOption = DEFAULT_STORE,
+    as_json: JsonOption = False,
+    gap: Annotated[float, typer.Option(help="Ceiling minus supervisor to assume for the precision of PGR.")] = 0.1,
+) -> None:
+    """Say what a study will run and what that costs. Starts nothing, writes nothing.
+
+    Example: w2s plan studies/quickstart.yaml
+    """
+    from w2s_ray import plan as plans
+    from w2s_ray import store as stores
+
+    if not 0 < gap < 1:
+        raise InputError(f"--gap: given {gap}, allowed is a difference of scores between 0 and 1")
+    planned = plans.load_plan(study)
+    state = plans.status(planned, store_=stores.open_store(store))
+    costs = plans.costs(planned)
+    missing = [fit for fit in planned.fits if fit.key not in state.done]
+    roles = Counter(fit.role for fit in planned.fits)
+    seconds = sum(costs[fit.key].seconds for fit in missing)
+    largest = max(planned.fits, key=lambda fit: plans.state_bytes(fit, planned.executions[fit.model]))
+    execution = planned.executions[largest.model]
+    widths = {
+        name: plans.pgr_half_width(num_test, gap=gap, num_seeds=1) for name, num_test in plans.num_tests(planned).items()
+    }
+    num_seeds = len({cell.seed for cell in planned.cells})
+    facts: dict[str, Any] = {
+        "study": planned.study.name,
+        "cells": len(planned.cells),
+        "fits": len(planned.fits),
+        "supervisors": roles["supervisor"],
+        "ceilings": roles["ceiling"],
+        "students": roles["student"],
+        "in_store": len(state.done),
+        "to_run": len(missing),
+        "failed_before": len(state.failed),
+        "flops_to_run": sum(costs[fit.key].flops for fit in missing),
+        "worker_hours_to_run": seconds / 3600,
+        "largest_model": largest.model.name,
+        "largest_state_gib_per_worker": plans.state_bytes(largest, execution) / 2**30,
+        "largest_workers": execution.workers,
+        "largest_zero_stage": execution.zero_stage,
+        "assumed_gap": gap,
+        "pgr_half_width_95": {task: round(width, 3) for task, width in widths.items()},
+        "num_seeds": num_seeds,
+    }
+    if as_json:
+        print(json.dumps(facts, indent=1))
+        return
+    table = Table.grid(padding=(0, 2))
+    table.add_row("cells", f"{facts['cells']:,}")
+    table.add_row(
+        "Fits",
+        f"{facts['fits']:,} ({roles['supervisor']:,} supervisors, {roles['ceiling']:,} ceilings, "
+        f"{roles['student']:,} students)",
+    )
+    table.add_row("in the store", f"{facts['in_store']:,} of them; {facts['to_run']:,} to run")
+    if state.failed:
+        table.add_row("failed before", f"{len(state.failed):,}; `w2s run --retry-failed` tries them again")
+    table.add_row("compute", f"{facts['flops_to_run']:.2g} FLOPs, about {_duration(seconds)} on one slot")
+    table.add_row("", f"[dim]assuming {plans.assumed_speed(planned)}; start-up comes on top[/dim]")
+    table.add_row(
+        "largest model",
+        f"{largest.model.name}: {facts['largest_state_gib_per_worker']:.2g} GiB of weights, gradients and optimizer "
+        f"states on each of {execution.workers} worker(s), ZeRO {execution.zero_stage}",
+    )
+    for task, width in widths.items():
+        table.add_row(
+            "PGR precision",
+            f"{task}: +-{width:.2f} a cell, +-{width / num_seeds**0.5:.2f} over {num_seeds} seed(s), if the gap is "
+            f"{gap:g}; four times the test items halve it",
+        )
+    out.print(f"[bold]{planned.study.name}[/bold]  {escape(planned.study.description)}")
+    out.print(table)
+
+
+@app.command()
+def run(
+    study: StudyFile,
+    store: StoreOption = DEFAULT_STORE,
+    out_dir: OutOption = None,
+    address: Annotated[
+        str | None,
+        typer.Option(help="Ray cluster to run on: 'auto', host:port or ray://...", show_default="this machine alone"),
+    ] = None,
+    max_parallel: Annotated[int | None, typer.Option(help="Packs at a time.", show_default="as many as fit")] = None,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try Fits again that failed before.")] = False,
+    trust_remote_code: TrustOption = False,
+) -> None:
+    """Run what is missing of a study, then write its tables and report. The same command again resumes.
+
+    Example: w2s run studies/quickstart.yaml --store s3://bucket/w2s --address auto
+    """
+    from w2s_ray import plan as plans
+    from w2s_ray import store as stores
+
+    planned = plans.load_plan(study, trust_remote_code=trust_remote_code)
+    opened = stores.open_store(store)
+    folder = out_dir or Path("w2s-out") / planned.study.name
+    log_file = folder / "run.log"
+    out.print(f"[bold]{planned.study.name}[/bold]: {len(planned.cells):,} cells, {len(planned.fits):,} Fits; store {store}")
+
+    from w2s_ray.scheduling.run import run_plan
+
+    outcome = run_plan(
+        planned,
+        store_=opened,
+        address=address,
+        max_parallel=max_parallel,
+        retry_failed=retry_failed,
+        log_file=log_file,
+        console=out,
+    )
+    facts = {
+        "wall_s": round(outcome.wall_s, 1),
+        "startup_s": round(outcome.startup_s, 1),
+        "busy_share": round(outcome.busy_share, 3),
+        "fits_done": outcome.num_done,
+        "fits_new": outcome.num_new,
+        "fits_failed": len(outcome.failed),
+        "store": store,
+        "version": __version__,
+    }
+    if outcome.num_new:
+        phases = ", ".join(f"{name} {_duration(s)}" for name, s in outcome.phase_s.items() if s >= 0.5)
+        out.print(
+            f"{outcome.num_new:,} Fits in {_duration(outcome.wall_s)}: busy {outcome.busy_share:.0%}, "
+            f"first Fit after {_duration(outcome.startup_s)}; over all slots {phases}"
+        )
+    elif not outcome.interrupted and not outcome.failed:
+        out.print("nothing to run: every Fit is in the store")
+    if outcome.interrupted:
+        out.print(
+            f"stopped in good order: {outcome.num_done:,} of {len(planned.fits):,} Fits are in the store. "
+            f"Go on with the same command:\n  {' '.join(['w2s', *sys.argv[1:]])}"
+        )
+        raise typer.Exit(130)
+    _report(planned, opened, folder, facts=facts)
+    if outcome.failed or outcome.num_blocked:
+        by_key = {fit.key: fit for fit in planned.fits}
+        err.print(f"[red]{len(outcome.failed)} Fit(s) failed, {outcome.num_blocked} blocked by them:[/red]")
+        for key, reason in list(outcome.failed.items())[:20]:
+            err.print(f"  {by_key[key].folder}: {escape(reason)}")
+        err.print(f"details: w2s status {study} --store {store}; log: {log_file}; again: add --retry-failed")
+        raise typer.Exit(1)
+
+
+@app.command()
+def status(study: StudyFile, store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> None:
+    """Compare what a study expects with what the store holds.
+
+    Example: w2s status studies/quickstart.yaml --json
+    """
+    from w2s_ray import plan as plans
+    from w2s_ray import store as stores
+
+    planned = plans.load_plan(study)
+    state = plans.status(planned, store_=stores.open_store(store))
+    folders = {fit.key: fit.folder for fit in planned.fits}
+    facts = {
+        "study": planned.study.name,
+        "fits": len(planned.fits),
+        "done": len(state.done),
+        "running": [{"fit": folders[k], "host": v["host"], "heartbeat": v["beat"]} for k, v in state.running.items()],
+        "failed": [{"fit": folders[k], "kind": v["kind"], "reason": v["reason"]} for k, v in state.failed.items()],
+        "blocked": [{"fit": folders[k], "by": folders[v]} for k, v in state.blocked.items()],
+        "todo": len(state.todo),
+    }
+    if as_json:
+        print(json.dumps(facts, indent=1))
+        return
+    out.print(
+        f"[bold]{planned.study.name}[/bold]: {len(planned.fits):,} Fits: {len(state.done):,} done, "
+        f"{len(state.running):,} running, {len(state.failed):,} failed, {len(state.blocked):,} blocked, "
+        f"{len(state.todo):,} to do"
+    )
+    for key, lease in list(state.running.items())[:20]:
+        out.print(f"  running {folders[key]} by a driver on {lease['host']}, last heard {_ago(lease['beat'])}")
+    for key, record in list(state.failed.items())[:20]:
+        out.print(f"  [red]failed[/red]  {folders[key]}: {escape(record['reason'])}")
+    for key, cause in list(state.blocked.items())[:20]:
+        out.print(f"  blocked {folders[key]} by {folders[cause]}")
+
+
+@app.command()
+def report(study: StudyFile, store: StoreOption = DEFAULT_STORE, out_dir: OutOption = None) -> None:
+    """Write results.parquet, PGR tables, figures and one self-contained report.html from what is done so far.
+
+    Example: w2s report studies/quickstart.yaml --out paper
+    """
+    from w2s_ray import plan as plans
+    from w2s_ray import store as stores
+
+    planned = plans.load_plan(study)
+    opened = stores.open_store(store)
+    done = len(plans.status(planned, store_=opened).done)
+    facts = {"fits_done": done, "store": store, "version": __version__}
+    _report(planned, opened, out_dir or Path("w2s-out") / planned.study.name, facts=facts)
+
+
+def _report(planned: Any, opened: Any, folder: Path, *, facts: dict[str, Any]) -> None:
+    from analysis.report import write_report
+    from w2s_ray.results import write_results
+
+    write_results(planned.cells, study=planned.study.name, store=opened, out=folder)
+    path = write_report(folder, facts=facts | {"fits": len(planned.fits), "cells": len(planned.cells)})
+    out.print(f"report: {path}")
+
+
+@app.command()
+def explain(
+    study: StudyFile,
+    cell: Annotated[str | None, typer.Argument(help="task/family/weak->strong/method/seed, or a part of it.")] = None,
+    store: StoreOption = DEFAULT_STORE,
+) -> None:
+    """Say which Fits a cell stands on, and field by field why one isn't in the store.
+
+    Example: w2s explain studies/quickstart.yaml 'xs->m/naive/0'
+    """
+    from w2s_ray import plan as plans
+    from w2s_ray import store as stores
+
+    planned = plans.load_plan(study)
+    names = [c.name for c in planned.cells]
+    chosen = [c for c in planned.cells if cell is None or cell in c.name]
+    if cell is None or not chosen or len(chosen) > 1:
+        some = "\n  ".join((names if not chosen or cell is None else [c.name for c in chosen])[:20])
+        if cell is None:
+            out.print(f"{len(names):,} cells; give one of them:\n  {escape(some)}")
+            return
+        problem = "matches no cell" if not chosen else f"matches {len(chosen):,} cells; say more"
+        raise InputError(f"CELL '{cell}' {problem}{nearest(cell, names)}. Cells:\n  {some}")
+    opened = stores.open_store(store)
+    state = plans.status(planned, store_=opened)
+    out.print(f"[bold]{escape(chosen[0].name)}[/bold]")
+    for role in ("supervisor", "student", "ceiling"):
+        fit = getattr(chosen[0], role)
+        out.print(f"{role:<11} {fit.folder}")
+        if fit.key in state.done:
+            out.print("            in the store")
+            continue
+        if fit.key in state.failed:
+            out.print(f"            failed: {escape(state.failed[fit.key]['reason'])}")
+        elif fit.key in state.running:
+            out.print("            running now")
+        near, differences = plans.nearest_committed(fit, store_=opened)
+        if near is None:
+            out.print("            not in the store, and nothing like it is")
+        else:
+            out.print(f"            not in the store; the nearest there is {near}, which differs in:")
+            for where, there, here in differences:
+                out.print(f"              {escape(where)}: {escape(str(there))} there, {escape(str(here))} here")
+
+
+@app.command()
+def verify(
+    study: Annotated[Path | None, typer.Argument(metavar="[STUDY]", help="Only this study's Fits.")] = None,
+    store: StoreOption = DEFAULT_STORE,
+    repair: Annotated[bool, typer.Option("--repair", help="Move damaged Fits aside, so that they run again.")] = False,
+) -> None:
+    """Check sizes and hashes of committed Fits.
+
+    Example: w2s verify --store s3://bucket/w2s --repair
+    """
+    from rich.progress import track
+
+    from w2s_ray import plan as plans
+    from w2s_ray import store as stores
+
+    opened = stores.open_store(store)
+    if study is None:
+        folders = stores.committed_folders(opened)
+    else:
+        folders = list(stores.committed(opened, plans.load_plan(study).fits).values())
+    damaged = {}
+    for folder in track(folders, "checking", console=err, transient=True, disable=not err.is_terminal):
+        if problems := stores.damage(opened, folder):
+            damaged[folder] = problems
+    for problems in damaged.values():
+        for problem in problems:
+            out.print(f"[red]damaged[/red] {escape(problem)}")
+    out.print(f"{len(folders):,} Fits checked, {len(damaged):,} damaged")
+    if repair:
+        for folder in damaged:
+            out.print(f"moved aside to {stores.quarantine(opened, folder)}")
+    elif damaged:
+        out.print("`w2s verify --repair` moves them aside; the next `w2s run` makes them again")
+        raise typer.Exit(1)
+
+
+@app.command("tasks")
+def tasks_(name: Annotated[str | None, typer.Argument(help="A task's name, or a path to a task YAML.")] = None) -> None:
+    """List the tasks, or show one: its source, shape, rows and first examples.
+
+    Example: w2s tasks traits-likes
+    """
+    from w2s_ray import tasks
+
+    if name is None:
+        table = Table("task", "setting", "rows", "licence", "about", box=None)
+        for each in tasks.task_names():
+            task = tasks.load_task(each)
+            table.add_row(each, task.setting, f"{tasks.num_rows(task):,}", task.licence, escape(task.description))
+        out.print(table)
+        return
+    task = tasks.load_task(name, base=Path.cwd())
+    tasks.check(task)
+    rows = tasks.read_rows(task)
+    out.print(f"[bold]{task.name}[/bold]  {task.setting}; {rows.num_rows:,} rows; licence {task.licence}")
+    out.print(escape(task.description))
+    for row in rows.slice(0, 5).to_pylist():
+        out.print(f"  {row['label']}  {escape(row['text'][:200])}")
+
+
+@app.command("families")
+def families_(name: Annotated[str | None, typer.Argument(help="A family's name, or a path to its YAML.")] = None) -> None:
+    """List the model families, or show the sizes of one.
+
+    Example: w2s families pythia
+    """
+    from w2s_ray import families
+
+    if name is None:
+        table = Table("family", "sizes", "licence", "about", box=None)
+        for each in families.family_names():
+            family = families.load_family(each)
+            sizes = ", ".join(size.size for size in family.sizes)
+            table.add_row(each, sizes, family.licence, escape(family.description))
+        out.print(table)
+        return
+    family = families.load_family(name, base=Path.cwd())
+    table = Table("size", "source", "params", "pretraining tokens", "6ND", "learning rate", "80 GB GPUs", "ZeRO", box=None)
+    for size in family.sizes:
+        tokens = size.pretraining_tokens
+        table.add_row(
+            size.size,
+            size.source,
+            f"{size.params:,}",
+            f"{tokens:,}" if tokens else "?",
+            f"{6 * size.params * tokens:.2g}" if tokens else "?",
+            f"{size.learning_rate:g}",
+            str(size.gpus),
+            str(size.zero_stage),
+        )
+    out.print(f"[bold]{family.name}[/bold]  {escape(family.description)} Licence: {family.licence}")
+    out.print(table)
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of a study file, for editors.
+
+    Example: w2s schema > studies/study.schema.json
+    """
+    from w2s_ray import study
+
+    print(json.dumps(study.schema(), indent=1))
+
+
+@app.command()
+def doctor() -> None:
+    """Say whether this machine can run a study, and if not, what to do."""
+    from w2s_ray.doctor import check_machine
+
+    problems = 0
+    for name, ok, detail in check_machine():
+        problems += not ok
+        out.print(f"{'[green]ok[/green] ' if ok else '[red]bad[/red]'} {name:<12} {escape(detail)}")
+    if problems:
+        raise typer.Exit(1)
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        print(__version__)
+        raise typer.Exit
+
+
+def _duration(seconds: float) -> str:
+    from w2s_ray.plan import duration
+
+    return duration(seconds)
+
+
+def _ago(at: float) -> str:
+    import time
+
+    return f"{_duration(max(0.0, time.time() - at))} ago"
+
+
+def main() -> None:
+    """Console entry: wrong input becomes its message and exit code 2."""
+    from w2s_ray.store import StoreError
+
+    try:
+        app(standalone_mode=True)
+    except InputError as error:
+        err.print(f"[red]error:[/red] {escape(str(error))}")
+        sys.exit(2)
+    except StoreError as error:
+        err.print(f"[red]error:[/red] {escape(str(error))}")
+        sys.exit(1)
+    except KeyboardInterrupt:
+        err.print("stopped; the same command goes on where this one ended")
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,56 @@
+"""One pack as one Ray Train run, and the Tune function that starts it.
+
+The Tune function holds no CPU: Ray Train's workers take the resources, so that a slot can't deadlock against itself.
+Each run has a name of its own and is never restored: what it finished is in the store, where the next one looks.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import uuid
+from typing import Any
+
+from w2s_ray.scheduling.packs import Pack
+
+
+def train_pack(config: dict[str, Any], *, store_uri: str, ray_uri: str) -> None:
+    """Tune trainable: run one pack to its end on Ray Train."""
+    import ray.train
+    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.tune.integration.ray_train import TuneReportCallback
+
+    pack: Pack = config["pack"]
+    execution = pack.execution
+    resources: dict[str, float] = {"CPU": execution.cpus_per_worker}
+    if execution.gpus_per_worker:
+        resources["GPU"] = execution.gpus_per_worker
+    trainer = TorchTrainer(
+        work,
+        train_loop_config={"pack": pack, "store_uri": store_uri},
+        torch_config=TorchConfig(backend="nccl" if execution.gpus_per_worker else "gloo"),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=execution.workers,
+            use_gpu=execution.gpus_per_worker > 0,
+            resources_per_worker=resources,
+        ),
+        run_config=ray.train.RunConfig(
+            name=f"{pack.name}-{uuid.uuid4().hex[:8]}",
+            storage_path=ray_uri,
+            callbacks=[TuneReportCallback()],
+            failure_config=ray.train.FailureConfig(max_failures=1),
+        ),
+    )
+    trainer.fit()
+
+
+def work(config: dict[str, Any]) -> None:
+    """What each Ray Train worker does: the pack's Fits in order."""
+    import ray.train
+
+    from w2s_ray.training.pack import run_pack
+
+    logging.getLogger("ray.train").setLevel(logging.WARNING)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    pack: Pack = config["pack"]
+    run_pack(list(pack.fits), store_uri=config["store_uri"], execution=pack.execution, report=ray.train.report)
