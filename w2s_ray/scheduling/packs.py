@@ -56,6 +56,8 @@ class Walk:
     in_hand: dict[str, str] = field(default_factory=dict)
     """Pack name -> key of the Fit that it last started."""
     num_packs: int = 0
+    num_out: int = 0
+    """Packs handed out and not yet returned."""
 
     def __post_init__(self) -> None:
         self.children: dict[str, list[str]] = defaultdict(list)
@@ -92,6 +94,7 @@ class Walk:
         self.todo -= set(chosen)
         self.running |= set(chosen)
         self.num_packs += 1
+        self.num_out += 1
         return Pack(
             name=f"pack-{self.num_packs:05d}",
             fits=tuple(self.fits[key] for key in self._ordered(chosen)),
@@ -103,8 +106,9 @@ class Walk:
         return parent is None or parent.key in self.done or parent.key in with_
 
     def _budget_s(self) -> float:
-        share_s = sum(self.seconds[key] for key in self.todo) / self.num_slots
-        return share_s if share_s <= SHORT_RUN_S else min(share_s / 2, LONGEST_PACK_S)
+        left_s = sum(self.seconds[key] for key in self.todo)
+        share_s = left_s / max(1, self.num_slots - self.num_out)
+        return share_s if share_s <= SHORT_RUN_S else min(left_s / self.num_slots / 2, LONGEST_PACK_S)
 
     def _gather(self, first: str, open_: list[str]) -> list[str]:
         """Fits for one pack: those of the first one's task and seed before others, longest path first."""
@@ -168,6 +172,7 @@ class Walk:
 
     def returned(self, pack: Pack, *, crashed: bool) -> list[str]:
         """A pack ended: what it left undone is to do again. The Fits that have now crashed too often."""
+        self.num_out -= 1
         left = [fit.key for fit in pack.fits if fit.key in self.running]
         self.running -= set(left)
         self.todo |= set(left)

@@ -1,0 +1,60 @@
+"""Fits made by hand, for tests that train nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from w2s_ray.fit import Data, Fit, Method, Model, Training
+
+DATA = Data(
+    fingerprint="d" * 64,
+    setting="classification",
+    split_seed=0,
+    num_train=100,
+    num_test=50,
+    max_tokens=64,
+    tokenizers=("t" * 64,),
+    task="toy",
+    source="toy.yaml",
+    tokenizer_sources=(("somewhere", None),),
+)
+TRAINING = Training(
+    epochs=2,
+    batch_size=32,
+    learning_rate=1e-3,
+    optimizer="adam",
+    weight_decay=0.0,
+    warmup_fraction=0.0,
+    schedule="cosine",
+    max_grad_norm=0.0,
+    precision="fp32",
+    evals_per_epoch=2,
+)
+
+
+def model(size: str = "s", **changes: Any) -> Model:
+    whole: dict[str, Any] = {
+        "fingerprint": f"weights of {size}",
+        "tokenizer": "t" * 64,
+        "pooling": "last",
+        "family": "toy",
+        "size": size,
+        "source": "somewhere",
+        "revision": None,
+        "num_params": {"s": 1000, "m": 10_000, "l": 100_000}[size],
+        "pretraining_tokens": 1_000_000,
+    }
+    return Model(**whole | changes)
+
+
+def fit(size: str = "s", half: Any = "B", labels: Fit | None = None, seed: int = 0, **changes: Any) -> Fit:
+    whole: dict[str, Any] = {
+        "model": model(size),
+        "data": DATA,
+        "half": half,
+        "labels": labels,
+        "method": Method("naive"),
+        "training": TRAINING,
+        "seed": seed,
+    }
+    return Fit(**whole | changes)
