@@ -21,7 +21,9 @@ def test_every_field_of_a_fit_is_classified(part: type) -> None:
         assert field.metadata.get("kind") in ("identity", "location"), f"{part.__name__}.{field.name} is not classified"
 
 
-@pytest.mark.parametrize("section", [study.Study, study.Grid, study.ModelEntry, study.Split, study.Training, study.Compute])
+@pytest.mark.parametrize(
+    "section", [study.Study, study.Grid, study.ModelEntry, study.Split, study.Training, study.Compute]
+)
 def test_every_field_of_a_study_is_classified(section: type[BaseModel]) -> None:
     for name, field in section.model_fields.items():
         extra: Any = field.json_schema_extra or {}
@@ -50,7 +52,11 @@ def changed(part: Any, name: str) -> Any:
 
 @pytest.mark.parametrize(
     ("slot", "part", "name"),
-    [(slot, part, f.name) for slot, part in (("model", model()), ("data", DATA), ("training", TRAINING)) for f in fields(part)],
+    [
+        (slot, part, f.name)
+        for slot, part in (("model", model()), ("data", DATA), ("training", TRAINING))
+        for f in fields(part)
+    ],
 )
 def test_a_field_changes_the_key_if_and_only_if_it_is_identity(slot: str, part: Any, name: str) -> None:
     kind = next(f.metadata["kind"] for f in fields(part) if f.name == name)

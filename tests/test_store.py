@@ -135,7 +135,9 @@ def test_a_lease_lives_while_its_driver_does(opened: Store) -> None:
 
 
 def test_the_newest_whole_checkpoint_is_taken(opened: Store, files: Path, tmp_path: Path) -> None:
-    store.write_partial(opened, fit(), step=10, folder=files)
+    for step in (5, 10):
+        entries = [store.put_partial(opened, fit(), step=step, file=file) for file in sorted(files.iterdir())]
+        store.seal_partial(opened, fit(), step=step, entries=entries)
     into = tmp_path / "into"
     into.mkdir()
     assert store.read_partial(opened, fit(), folder=into) == 10

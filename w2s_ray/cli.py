@@ -71,7 +71,8 @@ def plan(
     largest = max(planned.fits, key=lambda fit: plans.state_bytes(fit, planned.executions[fit.model]))
     execution = planned.executions[largest.model]
     widths = {
-        name: plans.pgr_half_width(num_test, gap=gap, num_seeds=1) for name, num_test in plans.num_tests(planned).items()
+        name: plans.pgr_half_width(num_test, gap=gap, num_seeds=1)
+        for name, num_test in plans.num_tests(planned).items()
     }
     num_seeds = len({cell.seed for cell in planned.cells})
     facts: dict[str, Any] = {
@@ -148,7 +149,9 @@ def run(
     opened = stores.open_store(store)
     folder = out_dir or Path("w2s-out") / planned.study.name
     log_file = folder / "run.log"
-    out.print(f"[bold]{planned.study.name}[/bold]: {len(planned.cells):,} cells, {len(planned.fits):,} Fits; store {store}")
+    out.print(
+        f"[bold]{planned.study.name}[/bold]: {len(planned.cells):,} cells, {len(planned.fits):,} Fits; store {store}"
+    )
 
     from w2s_ray.scheduling.run import run_plan
 
@@ -250,6 +253,7 @@ def report(study: StudyFile, store: StoreOption = DEFAULT_STORE, out_dir: OutOpt
 
 def _report(planned: Any, opened: Any, folder: Path, *, facts: dict[str, Any]) -> None:
     from analysis.report import write_report
+
     from w2s_ray.results import write_results
 
     write_results(planned.cells, study=planned.study.name, store=opened, out=folder)
@@ -363,7 +367,9 @@ def tasks_(name: Annotated[str | None, typer.Argument(help="A task's name, or a 
 
 
 @app.command("families")
-def families_(name: Annotated[str | None, typer.Argument(help="A family's name, or a path to its YAML.")] = None) -> None:
+def families_(
+    name: Annotated[str | None, typer.Argument(help="A family's name, or a path to its YAML.")] = None,
+) -> None:
     """List the model families, or show the sizes of one.
 
     Example: w2s families pythia
@@ -379,7 +385,9 @@ def families_(name: Annotated[str | None, typer.Argument(help="A family's name, 
         out.print(table)
         return
     family = families.load_family(name, base=Path.cwd())
-    table = Table("size", "source", "params", "pretraining tokens", "6ND", "learning rate", "80 GB GPUs", "ZeRO", box=None)
+    table = Table(
+        "size", "source", "params", "pretraining tokens", "6ND", "learning rate", "80 GB GPUs", "ZeRO", box=None
+    )
     for size in family.sizes:
         tokens = size.pretraining_tokens
         table.add_row(

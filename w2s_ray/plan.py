@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from w2s_ray import families, store, tasks
 from w2s_ray.errors import InputError, nearest
@@ -169,7 +169,7 @@ def _execution(compute: Compute, family: Family, size: str) -> Execution:
 
 def _training(grid: Grid, compute: Compute, family: Family, size: str) -> Training:
     wanted, entry = grid.training, family.size(size)
-    auto_precision = "bf16" if compute.gpus_per_worker else "fp32"
+    auto_precision: Literal["bf16", "fp32"] = "bf16" if compute.gpus_per_worker else "fp32"
     return Training(
         epochs=wanted.epochs,
         batch_size=wanted.batch_size,

@@ -89,12 +89,12 @@ def write_bytes(store: Store, path: str, content: bytes) -> None:
     """Write a whole file or nothing: temporary file, fsync and rename locally, one PUT elsewhere."""
     store.fs.create_dir(path.rsplit("/", 1)[0], recursive=True)
     if isinstance(store.fs, pafs.LocalFileSystem):
-        temporary = f"{path}.{uuid.uuid4().hex}.tmp"
-        with open(temporary, "wb") as file:
+        temporary = Path(f"{path}.{uuid.uuid4().hex}.tmp")
+        with temporary.open("wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        temporary.replace(path)
     else:
         with store.fs.open_output_stream(path) as stream:
             stream.write(content)
@@ -279,14 +279,14 @@ def drop_lease(store: Store, lease: str) -> None:
 
 def live_leases(store: Store, *, besides: str | None = None) -> dict[str, dict[str, Any]]:
     """Key -> lease of a driver that is alive (fresh heartbeat, and on this host a running process), but for `besides`."""
-    found = {}
+    found: dict[str, dict[str, Any]] = {}
     for name in _names(store, "leases"):
         try:
             lease = json.loads(read_bytes(store, store.path("leases", name)))
             dead = time.time() - lease["beat"] > LEASE_STALE_S
             dead = dead or (lease["host"] == socket.gethostname() and not _running(lease["pid"]))
             if not dead and lease["owner"] != besides:
-                found |= {key: lease for key in lease["keys"]}
+                found |= dict.fromkeys(lease["keys"], lease)
         except (OSError, ValueError, KeyError, TypeError):
             continue
     return found
@@ -305,18 +305,24 @@ def _running(pid: int) -> bool:
 # --- mid-fit checkpoints ------------------------------------------------------------------------------------------
 
 
-def write_partial(store: Store, fit: Fit, *, step: int, folder: Path) -> None:
-    """Keep a mid-fit checkpoint, marker last, and drop the ones before it."""
-    files = {}
-    for file in sorted(folder.iterdir()):
-        content = file.read_bytes()
-        write_bytes(store, store.path("partial", fit.folder, f"step-{step:09d}", file.name), content)
-        files[file.name] = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-    marker = json.dumps({"step": step, "files": files}).encode()
-    write_bytes(store, store.path("partial", fit.folder, f"step-{step:09d}", DONE), marker)
+def put_partial(store: Store, fit: Fit, *, step: int, file: Path) -> dict[str, Any]:
+    """Put one file of a mid-fit checkpoint; each worker puts its own. The entry to seal it with."""
+    content = file.read_bytes()
+    write_bytes(store, store.path("partial", fit.folder, _step_name(step), file.name), content)
+    return {"name": file.name, "sha256": hashlib.sha256(content).hexdigest()}
+
+
+def seal_partial(store: Store, fit: Fit, *, step: int, entries: list[dict[str, Any]]) -> None:
+    """Make a checkpoint count: its marker, last. The ones before it are dropped."""
+    marker = json.dumps({"step": step, "files": {entry["name"]: entry["sha256"] for entry in entries}})
+    write_bytes(store, store.path("partial", fit.folder, _step_name(step), DONE), marker.encode())
     for name in _names(store, f"partial/{fit.folder}"):
-        if name < f"step-{step:09d}":
+        if name < _step_name(step):
             store.fs.delete_dir(store.path("partial", fit.folder, name))
+
+
+def _step_name(step: int) -> str:
+    return f"step-{step:09d}"
 
 
 def read_partial(store: Store, fit: Fit, *, folder: Path) -> int | None:
@@ -326,7 +332,7 @@ def read_partial(store: Store, fit: Fit, *, folder: Path) -> int | None:
             marker = json.loads(read_bytes(store, store.path("partial", fit.folder, name, DONE)))
             for file, expected in marker["files"].items():
                 content = read_bytes(store, store.path("partial", fit.folder, name, file))
-                if hashlib.sha256(content).hexdigest() != expected["sha256"]:
+                if hashlib.sha256(content).hexdigest() != expected:
                     raise StoreError(f"partial/{fit.folder}/{name}/{file} is damaged")
                 (folder / file).write_bytes(content)
             return int(marker["step"])

@@ -106,7 +106,9 @@ class Progress(Callback):
                 Text(f"{result['rows_per_s']:.0f} rows/s" if "rows_per_s" in result else ""),
             )
         walk = self.walk
-        bar = ProgressBar(total=len(walk.fits), completed=len(walk.done) + len(walk.failed) + len(walk.blocked), width=40)
+        bar = ProgressBar(
+            total=len(walk.fits), completed=len(walk.done) + len(walk.failed) + len(walk.blocked), width=40
+        )
         return Group(bar, Text(f"{self.counts()}{self.left()} ({duration(self.wall_s)} so far)"), table)
 
     def _plain(self, *, force: bool) -> None:
@@ -119,4 +121,3 @@ class Progress(Callback):
             if "loss" in r
         )
         self.console.print(f"{duration(self.wall_s)}  {self.counts()}{self.left()}{'; now ' + now if now else ''}")
-

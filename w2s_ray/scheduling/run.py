@@ -123,7 +123,7 @@ def _walk(plan: Plan, *, done: set[str], store_: Store, retry_failed: bool) -> W
 
 
 def _outcome(walk: Walk, *, num_before: int, began_s: float, **measured: Any) -> Outcome:
-    facts = {"startup_s": 0.0, "busy_share": 0.0, "phase_s": {}, "interrupted": False} | measured
+    facts: dict[str, Any] = {"startup_s": 0.0, "busy_share": 0.0, "phase_s": {}, "interrupted": False} | measured
     return Outcome(
         num_done=len(walk.done),
         num_new=len(walk.done) - num_before,
@@ -210,9 +210,7 @@ def _workers_on(node: Node, shape: Execution) -> int:
     return int(min(by_cpu, by_gpu))
 
 
-def check_placement(
-    shapes: set[Execution], *, nodes: list[Node], max_parallel: int | None, where: str
-) -> None:
+def check_placement(shapes: set[Execution], *, nodes: list[Node], max_parallel: int | None, where: str) -> None:
     """Refuse a plan of which some Fit could never be placed."""
     if max_parallel is not None and max_parallel < 1:
         raise InputError(f"--max-parallel: given {max_parallel}, allowed are 1 and more")

@@ -1,0 +1,355 @@
+"""One Fit from its rows to its committed files.
+
+Promises: the files are a function of the Fit's identity; how it was cut over workers, micro-batches and interruptions
+shows in nothing but `fit.json`'s provenance (to the bit on one world size, to a small tolerance across them).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+import torch.distributed as dist
+
+from w2s_ray import methods, store
+from w2s_ray.fit import Execution, Fit, describe
+from w2s_ray.store import Store
+from w2s_ray.training import checkpoint, data
+from w2s_ray.training import engine as engines
+from w2s_ray.training.data import Prepared, Rows
+from w2s_ray.training.model import build
+
+REPORT_EVERY_S = 2.0
+
+Report = Callable[[dict[str, Any]], None]
+
+
+class TrainingFailed(Exception):
+    """A Fit that can't be trained, whatever the machine. `kind` is one word."""
+
+    def __init__(self, kind: str, reason: str) -> None:
+        super().__init__(reason)
+        self.kind = kind
+
+
+@dataclass
+class Clock:
+    """Seconds by phase: load, train, eval, checkpoint, commit."""
+
+    seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] += time.perf_counter() - began
+
+
+def train_fit(fit: Fit, *, store_: Store, execution: Execution, report: Report, scratch: Path) -> dict[str, float]:
+    """Train, predict, commit. Returns seconds by phase; raises TrainingFailed where training itself can't go on."""
+    clock = Clock()
+    with clock.phase("load"):
+        prepared = data.prepare(fit)
+        rows = prepared.parts[fit.half]
+        targets = data.targets(fit, rows, store_=store_)
+        model, head_start = build(fit.model, execution=execution, bf16=fit.training.precision == "bf16", seed=fit.seed)
+        (scratch / "checkpoint").mkdir()
+        progress = checkpoint.find(fit, execution=execution, store_=store_, scratch=scratch / "checkpoint")
+        if progress:
+            checkpoint.load_weights(model, scratch=scratch / "checkpoint")
+        engine = engines.start(model, training=fit.training, execution=execution)
+        if progress:
+            checkpoint.load_optimizer(engine, scratch=scratch / "checkpoint")
+    resumed_from = progress.step if progress else 0
+    try:
+        progress = progress or checkpoint.Progress(step=0, curve=[], loss_sum=0.0, hits=0.0, num_rows=0)
+        _train(
+            engine, fit, rows, targets, prepared, progress=progress, execution=execution, store_=store_, clock=clock,
+            report=report, scratch=scratch / "checkpoint",
+        )  # fmt: skip
+        with clock.phase("eval"):
+            test = predict(engine, prepared.parts["test"], pad_id=prepared.pad_id)
+            other = prepared.parts["B"]
+            labels = predict(engine, other, pad_id=prepared.pad_id) if fit.half == "A" else None
+    finally:
+        engines.stop(engine)
+    if not np.isfinite(test).all():
+        raise TrainingFailed("nan", "predictions on the test set are not finite")
+    with clock.phase("commit"):
+        if engines.rank() == 0:
+            files = scratch / "files"
+            files.mkdir()
+            write_predictions(files / "test.parquet", prepared.parts["test"], test)
+            if labels is not None:
+                write_predictions(files / "labels.parquet", other, labels)
+            pq.write_table(pa.Table.from_pylist(progress.curve, schema=CURVE), files / "curve.parquet")
+            facts = provenance(
+                fit, prepared, execution=execution, clock=clock, head_start=head_start, resumed_from=resumed_from
+            )
+            (files / "fit.json").write_text(json.dumps(describe(fit) | {"provenance": facts}, indent=1))
+            store.write_truth(store_, store.truth_name(fit), prepared.truth)
+            store.commit(store_, fit, files)
+        dist.barrier()
+    return dict(clock.seconds)
+
+
+# --- training -----------------------------------------------------------------------------------------------------
+
+CURVE = pa.schema(
+    {
+        "step": pa.int32(),
+        "epoch": pa.float32(),
+        "train_loss": pa.float32(),
+        "train_accuracy": pa.float32(),
+        "test_loss": pa.float32(),
+        "test_accuracy": pa.float32(),
+    }
+)
+"""Learning curve: loss and accuracy against the Fit's own labels since the last point, and against the truth on test."""
+
+
+def _train(
+    engine: Any,
+    fit: Fit,
+    rows: Rows,
+    targets: np.ndarray,
+    prepared: Prepared,
+    *,
+    progress: checkpoint.Progress,
+    execution: Execution,
+    store_: Store,
+    clock: Clock,
+    report: Report,
+    scratch: Path,
+) -> None:
+    training, objective = fit.training, methods.objective(fit.method)
+    steps_per_epoch = math.ceil(len(rows) / training.batch_size)
+    num_steps = steps_per_epoch * training.epochs
+    evaluate_at = {
+        round(steps_per_epoch * point / training.evals_per_epoch)
+        for point in range(1, training.epochs * training.evals_per_epoch + 1)
+    }
+    report_every, saved_s, first_step = 0, 0.0, progress.step
+    began_s = time.perf_counter()
+    engine.train()
+    while progress.step < num_steps:
+        epoch, batch_index = divmod(progress.step, steps_per_epoch)
+        order = data.order(len(rows), seed=fit.seed, epoch=epoch)
+        chosen = order[batch_index * training.batch_size : (batch_index + 1) * training.batch_size]
+        with clock.phase("train"):
+            engines.set_rate(engine, engines.rate_at(progress.step, num_steps, training=training))
+            loss, hits = step(
+                engine,
+                [rows.tokens[i] for i in chosen],
+                torch.from_numpy(targets[chosen]),
+                objective=objective,
+                progress=progress.step / num_steps,
+                batch_size=training.batch_size,
+                pad_id=prepared.pad_id,
+            )
+        progress.step += 1
+        if not math.isfinite(loss):
+            raise TrainingFailed("nan", f"the loss is {loss} at step {progress.step} of {num_steps}")
+        progress.loss_sum += loss * len(chosen)
+        progress.hits += hits
+        progress.num_rows += len(chosen)
+        if progress.step in evaluate_at:
+            with clock.phase("eval"):
+                progress.curve.append(_curve_point(engine, prepared, progress, steps_per_epoch=steps_per_epoch))
+            progress.loss_sum, progress.hits, progress.num_rows = 0.0, 0.0, 0
+        done = progress.step - first_step
+        elapsed_s = time.perf_counter() - began_s
+        if done == 3:  # all workers report together, so the pace is agreed on once
+            report_every = _agreed(max(1, round(REPORT_EVERY_S / max(elapsed_s / done, 1e-4))))
+        if report_every and done % report_every == 0:
+            report(
+                {
+                    "event": "step",
+                    "key": fit.key,
+                    "step": progress.step,
+                    "num_steps": num_steps,
+                    "loss": loss,
+                    "rows_per_s": done * training.batch_size / elapsed_s,
+                }
+            )
+            # checkpoints fall on the same beat; rank 0's clock decides for all
+            if _agreed(int(elapsed_s - saved_s >= execution.checkpoint_every_s)) and progress.step < num_steps:
+                with clock.phase("checkpoint"):
+                    checkpoint.save(engine, fit, progress, execution=execution, store_=store_, scratch=scratch)
+                saved_s = time.perf_counter() - began_s
+
+
+def _agreed(value: int) -> int:
+    """Rank 0's value, on every worker."""
+    if engines.world_size() == 1:
+        return value
+    values = [value]
+    dist.broadcast_object_list(values, src=0)
+    return values[0]
+
+
+def step(
+    engine: Any,
+    tokens: list[list[int]],
+    targets: torch.Tensor,
+    *,
+    objective: methods.Objective,
+    progress: float,
+    batch_size: int,
+    pad_id: int,
+) -> tuple[float, float]:
+    """One optimizer step on a global batch, of which this worker takes its slices. Mean loss and hits over the batch."""
+    device = engines.device()
+    micro, accumulation = engine.train_micro_batch_size_per_gpu(), engine.gradient_accumulation_steps()
+    num_rows, world = len(tokens), engines.world_size()
+    share = math.ceil(batch_size / world)
+    mine = range(engines.rank() * share, min((engines.rank() + 1) * share, num_rows))
+    slices = [list(mine[i * micro : (i + 1) * micro]) for i in range(accumulation)]
+    inputs = [data.pad([tokens[i] for i in each] or [[]], pad_id=pad_id, device=device) for each in slices]
+    wanted = [targets[each].to(device) for each in slices]
+
+    logits: list[torch.Tensor] | None = None
+    batch = None
+    if objective.needs_batch:
+        if world == 1 and accumulation == 1:
+            logits = [engine(*inputs[0])]
+            own = [logits[0].detach()]
+        else:
+            with torch.no_grad():
+                own = [engine(*each)[: len(rows)] for each, rows in zip(inputs, slices, strict=True)]
+        probabilities = torch.softmax(torch.cat(own), dim=-1)[:, 1]
+        batch = methods.GlobalBatch(_gathered(probabilities, share=share)[:num_rows], targets.to(device))
+    loss_of = objective.at(progress, batch)
+
+    totals = torch.zeros(2, dtype=torch.float64)
+    for i, rows in enumerate(slices):
+        output = logits[i] if logits else engine(*inputs[i])
+        output = output[: len(rows)]
+        losses = loss_of(output, wanted[i])
+        # DeepSpeed divides by the accumulation and averages over workers; what is wanted is the batch's mean
+        engine.backward(losses.sum() * (accumulation * world / num_rows) + 0.0 * output.sum())
+        engine.step()
+        totals[0] += float(losses.detach().sum())
+        totals[1] += float(((output[:, 1] > output[:, 0]) == (wanted[i] > 0.5)).sum())
+    if world > 1:
+        totals = totals.to(device)
+        dist.all_reduce(totals)
+    return float(totals[0]) / num_rows, float(totals[1])
+
+
+def _gathered(mine: torch.Tensor, *, share: int) -> torch.Tensor:
+    """The rows of all workers in order; a worker with fewer rows than its share comes last."""
+    if engines.world_size() == 1:
+        return mine
+    padded = torch.zeros(share, dtype=mine.dtype, device=mine.device)
+    padded[: len(mine)] = mine
+    parts = [torch.empty_like(padded) for _ in range(engines.world_size())]
+    dist.all_gather(parts, padded)
+    return torch.cat(parts)
+
+
+# --- predictions --------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def predict(engine: Any, rows: Rows, *, pad_id: int) -> np.ndarray:
+    """Probability of class 1 for every row, the same on every worker. Whole batches go to workers in turn."""
+    engine.eval()
+    world, device = engines.world_size(), engines.device()
+    found = torch.zeros(len(rows), dtype=torch.float32, device=device)
+    batches = data.eval_batches(rows)
+    for first in range(0, len(batches), world):
+        index = first + engines.rank()
+        real = index < len(batches)  # under ZeRO-3 all workers must take part in every pass
+        chosen = batches[index if real else first]
+        probabilities = torch.softmax(
+            engine(*data.pad([rows.tokens[i] for i in chosen], pad_id=pad_id, device=device)), -1
+        )
+        if real:
+            found[chosen] = probabilities[:, 1]
+    if world > 1:
+        dist.all_reduce(found)
+    engine.train()
+    return found.cpu().numpy()
+
+
+def _curve_point(
+    engine: Any, prepared: Prepared, progress: checkpoint.Progress, *, steps_per_epoch: int
+) -> dict[str, float]:
+    test = prepared.parts["test"]
+    predicted = np.clip(predict(engine, test, pad_id=prepared.pad_id).astype(np.float64), 1e-7, 1 - 1e-7)
+    truth = test.labels
+    return {
+        "step": progress.step,
+        "epoch": progress.step / steps_per_epoch,
+        "train_loss": progress.loss_sum / max(1, progress.num_rows),
+        "train_accuracy": progress.hits / max(1, progress.num_rows),
+        "test_loss": float(-(truth * np.log(predicted) + (1 - truth) * np.log(1 - predicted)).mean()),
+        "test_accuracy": float(((predicted > 0.5) == (truth > 0.5)).mean()),
+    }
+
+
+def write_predictions(path: Path, rows: Rows, probabilities: np.ndarray) -> None:
+    """id and probability, by id; the bytes depend on nothing else."""
+    table = pa.table({"id": pa.array(rows.ids, pa.string()), "probability": pa.array(probabilities, pa.float32())})
+    pq.write_table(table.sort_by("id"), path)
+
+
+# --- provenance ---------------------------------------------------------------------------------------------------
+
+
+def provenance(
+    fit: Fit, prepared: Prepared, *, execution: Execution, clock: Clock, head_start: str, resumed_from: int
+) -> dict[str, Any]:
+    """Where, when and with what a Fit came to be; nothing of it is identity."""
+    rows = prepared.parts[fit.half]
+    training_tokens = sum(map(len, rows.tokens)) * fit.training.epochs
+    total_s = sum(clock.seconds.values())
+    busy_s = clock.seconds["train"] + clock.seconds["eval"]
+    return {
+        "versions": {name: metadata.version(name) for name in ("w2s_ray", "torch", "transformers", "deepspeed", "ray")},
+        "python": sys.version.split()[0],
+        "git_commit": git_commit(),
+        "host": platform.node(),
+        "machine": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
+        "world_size": engines.world_size(),
+        "execution": asdict(execution),
+        "committed_at": time.time(),
+        "seconds": {name: round(seconds, 4) for name, seconds in clock.seconds.items()},
+        "busy": round(busy_s / total_s, 4) if total_s else None,
+        "tokens": training_tokens,
+        "flops": 6 * fit.model.num_params * training_tokens,
+        "head_start": head_start,
+        "num_rows": {name: len(part) for name, part in prepared.parts.items()},
+        "num_too_long": prepared.num_dropped,
+        "resumed_from_step": resumed_from,
+    }
+
+
+def git_commit() -> str | None:
+    """The commit of the code that runs, where it runs from a checkout."""
+    here = Path(__file__).parent
+    try:
+        answer = subprocess.run(
+            ["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+        )
+    except FileNotFoundError:
+        return None
+    return answer.stdout.strip() or None

@@ -1,0 +1,74 @@
+"""Several Fits in one process, one after another, each committed as soon as it is done.
+
+Promises: a Fit that is in the store is passed over; a Fit that fails is recorded with its reason and fails alone; a Fit
+whose supervisor is not there is left for later; when memory runs out the micro-batch is halved and the Fit starts over.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import traceback
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from w2s_ray import store
+from w2s_ray.errors import InputError
+from w2s_ray.fit import Execution, Fit
+from w2s_ray.store import Store, StoreError
+from w2s_ray.training import engine as engines
+from w2s_ray.training.loop import Report, TrainingFailed, train_fit
+
+log = logging.getLogger(__name__)
+
+
+def run_pack(fits: list[Fit], *, store_uri: str, execution: Execution, report: Report) -> None:
+    """Work through Fits in order. Every worker of the world calls this with the same Fits."""
+    torch.set_num_threads(execution.cpus_per_worker)
+    engines.join_processes()
+    opened = store.open_store(store_uri)
+    for fit in fits:
+        if store.is_committed(opened, fit):
+            report({"event": "done", "key": fit.key, "seconds": {}})
+            continue
+        if fit.labels is not None and not store.is_committed(opened, fit.labels):
+            log.warning("%s waits for %s", fit.folder, fit.labels.folder)
+            continue
+        report({"event": "start", "key": fit.key})
+        try:
+            seconds = _with_less_memory(fit, store_=opened, execution=execution, report=report)
+        except (TrainingFailed, StoreError, InputError, OSError, RuntimeError, ValueError) as error:
+            kind = error.kind if isinstance(error, TrainingFailed) else "error"
+            reason = str(error) or type(error).__name__
+            if engines.rank() == 0:
+                detail = "".join(traceback.format_exception(error))[-4000:]
+                store.write_failure(opened, fit, kind=kind, reason=reason, detail=detail)
+            report({"event": "failed", "key": fit.key, "reason": reason, "seconds": {}})
+        else:
+            report({"event": "done", "key": fit.key, "seconds": seconds})
+
+
+def _with_less_memory(fit: Fit, *, store_: Store, execution: Execution, report: Report) -> dict[str, float]:
+    """Train, with half the micro-batch each time that memory runs out."""
+    while True:
+        micro = engines.micro_batch_size(fit.training, execution)
+        with tempfile.TemporaryDirectory(prefix="w2s-") as scratch:
+            try:
+                return train_fit(fit, store_=store_, execution=execution, report=report, scratch=Path(scratch))
+            except RuntimeError as error:
+                if not _is_out_of_memory(error):
+                    raise
+                if micro == 1:
+                    raise TrainingFailed("oom", f"out of memory with one row in a micro-batch ({error})") from error
+        log.warning("%s: out of memory at micro-batch %d, trying %d", fit.folder, micro, micro // 2)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        execution = replace(execution, micro_batch_size=micro // 2)
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    return (
+        isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error) or "out of memory" in str(error)
+    )
