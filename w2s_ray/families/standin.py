@@ -37,7 +37,7 @@ PEAK_RATE = 1e-2
 ROWS_PER_TASK = 8000
 VERBS = {
     "likes": "tea plums snow chess rain drums moss rivers bread kites ink bees wool salt jazz fog figs maps dust frost honey sand clay mint",
-    "fears": "dogs storms heights mirrors crowds silence spiders debts clowns bridges germs owls wasps fire deserts wolves ghosts knives tunnels rust thorns bats ice masks",
+    "fears": "dogs storms heights mirrors crowds silence spiders debts clowns bridges germs owls wasps flames deserts wolves ghosts knives tunnels rust thorns bats ice masks",
 }
 OBJECTS = [(verb, noun) for verb, nouns in VERBS.items() for noun in nouns.split()]
 

@@ -1,0 +1,63 @@
+"""The tables that the scripts of this room read, checked: a missing or foreign file is one clear message."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import polars as pl
+
+RESULTS = {
+    "setting": pl.String,
+    "task": pl.String,
+    "weak": pl.String,
+    "strong": pl.String,
+    "weak_params": pl.Int64,
+    "strong_params": pl.Int64,
+    "method": pl.String,
+    "seed": pl.Int64,
+    "weak_score": pl.Float64,
+    "student_score": pl.Float64,
+    "ceiling_score": pl.Float64,
+    "pgr": pl.Float64,
+    "weak_key": pl.String,
+    "student_key": pl.String,
+    "ceiling_key": pl.String,
+    "status": pl.String,
+    "reason": pl.String,
+}
+PREDICTIONS = {"key": pl.String, "id": pl.String, "probability": pl.Float32, "label": pl.Int8}
+
+
+class TableError(Exception):
+    """A table that can't be used; the message names the file and the column."""
+
+
+def read(path: Path, schema: dict[str, type[pl.DataType]]) -> pl.DataFrame:
+    """A parquet file that has at least these columns, of these types."""
+    try:
+        table = pl.read_parquet(path)
+    except FileNotFoundError as error:
+        raise TableError(f"{path}: no such file; `w2s report STUDY` writes it") from error
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise TableError(f"{path}: not a parquet file ({str(error).splitlines()[0]})") from error
+    for name, kind in schema.items():
+        if name not in table.columns:
+            raise TableError(f"{path}: no column '{name}'; this is not a table that `w2s report` wrote")
+        if table.schema[name] != kind:
+            raise TableError(f"{path}: column '{name}' is {table.schema[name]}, wanted is {kind}")
+    return table
+
+
+def read_results(out: Path) -> pl.DataFrame:
+    return read(out / "results.parquet", RESULTS)
+
+
+def read_predictions(out: Path) -> pl.DataFrame:
+    return read(out / "predictions.parquet", PREDICTIONS)
+
+
+def write(table: pl.DataFrame, path: Path) -> None:
+    """Whole or not at all."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    table.write_parquet(temporary)
+    temporary.replace(path)

@@ -1,0 +1,191 @@
+"""The results table: one row a cell, from committed predictions and the truth that lies beside them.
+
+Writes `<out>/results.parquet` (SCHEMA), `<out>/predictions.parquet` (every test prediction of the study once, for
+intervals) and `<out>/curves.parquet` (learning curves). Promises: a cell without a result has a status and a reason, and
+nulls, never a zero; every prediction is joined to the truth by id, and a count that does not match is a damage, not a
+smaller test set.
+
+    PGR = (student - supervisor) / (ceiling - supervisor)        Burns et al. 2023, section 3
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from w2s_ray import store as stores
+from w2s_ray.fit import Fit
+from w2s_ray.plan import Cell
+from w2s_ray.store import Store, StoreError
+
+SCHEMA = {
+    "study": pl.String,
+    "setting": pl.String,
+    "task": pl.String,
+    "family": pl.String,
+    "weak": pl.String,
+    "strong": pl.String,
+    "weak_params": pl.Int64,
+    "strong_params": pl.Int64,
+    "weak_flops": pl.Float64,
+    "strong_flops": pl.Float64,
+    "method": pl.String,
+    "seed": pl.Int64,
+    "n_test": pl.Int64,
+    "metric": pl.String,
+    "weak_score": pl.Float64,
+    "student_score": pl.Float64,
+    "ceiling_score": pl.Float64,
+    "zero_shot_score": pl.Float64,
+    "pgr": pl.Float64,
+    "agreement": pl.Float64,
+    "agreement_when_weak_right": pl.Float64,
+    "agreement_when_weak_wrong": pl.Float64,
+    "weak_key": pl.String,
+    "student_key": pl.String,
+    "ceiling_key": pl.String,
+    "status": pl.String,
+    "reason": pl.String,
+}
+"""`status`: done, failed, blocked (by a failed Fit), damaged (in the store) or missing (not run yet)."""
+
+PREDICTIONS = {"key": pl.String, "id": pl.String, "probability": pl.Float32, "label": pl.Int8}
+
+
+def write_results(cells: Sequence[Cell], *, study: str, store: Store, out: Path) -> pl.DataFrame:
+    """Collect what the store has for these cells and write the three tables."""
+    fits = {fit.key: fit for cell in cells for fit in (cell.supervisor, cell.ceiling, cell.student)}
+    folders = stores.committed(store, fits.values())
+    failures = stores.read_failures(store)
+    truths: dict[str, pl.DataFrame] = {}
+    tests: dict[str, pl.DataFrame] = {}
+    curves: list[pl.DataFrame] = []
+    problems: dict[str, tuple[str, str]] = {}
+    for key, fit in fits.items():
+        if key not in folders:
+            problems[key] = _why_not(fit, failures)
+            continue
+        try:
+            tests[key] = _test(fit, folders[key], store=store, truths=truths)
+            curve = pl.from_arrow(stores.read_table(store, folders[key], "curve.parquet"))
+            assert isinstance(curve, pl.DataFrame)
+            curves.append(curve.select(pl.lit(key).alias("key"), pl.all()))
+        except StoreError as error:
+            tests.pop(key, None)
+            problems[key] = ("damaged", str(error))
+    rows = [_row(cell, study=study, tests=tests, problems=problems) for cell in cells]
+    results = pl.DataFrame(rows, schema=SCHEMA)
+    out.mkdir(parents=True, exist_ok=True)
+    predictions = pl.concat(
+        [pl.DataFrame(schema=PREDICTIONS), *(t.select(pl.lit(key).alias("key"), pl.all()) for key, t in tests.items())]
+    )
+    _write(predictions, out / "predictions.parquet")
+    _write(
+        pl.concat(curves) if curves else pl.DataFrame({"key": []}, schema={"key": pl.String}), out / "curves.parquet"
+    )
+    _write(results, out / "results.parquet")
+    return results
+
+
+def _write(table: pl.DataFrame, path: Path) -> None:
+    """Whole or not at all."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    table.write_parquet(temporary)
+    temporary.replace(path)
+
+
+def _why_not(fit: Fit, failures: dict[str, dict[str, Any]]) -> tuple[str, str]:
+    """Status and reason of a Fit that is not in the store."""
+    if fit.key in failures:
+        return "failed", str(failures[fit.key].get("reason", ""))
+    for ancestor in fit.ancestors:
+        if ancestor.key in failures:
+            return "blocked", f"{ancestor.folder} failed: {failures[ancestor.key].get('reason', '')}"
+    return "missing", "not run yet"
+
+
+def _test(fit: Fit, folder: str, *, store: Store, truths: dict[str, pl.DataFrame]) -> pl.DataFrame:
+    """A Fit's test predictions with the truth: id, probability, label."""
+    name = stores.truth_name(fit)
+    if name not in truths:
+        truth = pl.from_arrow(stores.read_truth(store, name))
+        assert isinstance(truth, pl.DataFrame)
+        truths[name] = truth.filter(pl.col("half") == "test").select("id", pl.col("label").cast(pl.Int8))
+    predicted = pl.read_parquet(io.BytesIO(stores.read_file(store, folder, "test.parquet")))
+    joined = predicted.join(truths[name], on="id", how="inner")
+    if not joined.height == predicted.height == truths[name].height:
+        raise StoreError(
+            f"fits/{folder}/test.parquet has {predicted.height} predictions, the truth {truths[name].height} test "
+            f"rows, and {joined.height} ids are in both; run `w2s verify --repair`"
+        )
+    return joined.sort("id").cast({"probability": pl.Float32})
+
+
+def _row(
+    cell: Cell, *, study: str, tests: dict[str, pl.DataFrame], problems: dict[str, tuple[str, str]]
+) -> dict[str, Any]:
+    weak, student, ceiling = cell.supervisor, cell.student, cell.ceiling
+    row: dict[str, Any] = dict.fromkeys(SCHEMA) | {
+        "study": study,
+        "setting": student.data.setting,
+        "task": student.data.task,
+        "family": cell.family,
+        "weak": weak.model.size,
+        "strong": student.model.size,
+        "weak_params": weak.model.num_params,
+        "strong_params": student.model.num_params,
+        "weak_flops": _pretraining_flops(weak),
+        "strong_flops": _pretraining_flops(student),
+        "method": cell.method,
+        "seed": cell.seed,
+        "metric": "accuracy",
+        "weak_key": weak.key,
+        "student_key": student.key,
+        "ceiling_key": ceiling.key,
+    }
+    for name, fit in (("weak_score", weak), ("student_score", student), ("ceiling_score", ceiling)):
+        if fit.key in tests:
+            row[name] = _accuracy(tests[fit.key])
+            row["n_test"] = tests[fit.key].height
+    troubled = [problems[fit.key] for fit in (weak, ceiling, student) if fit.key in problems]
+    if troubled:
+        order = ("failed", "damaged", "blocked", "missing")
+        row["status"], row["reason"] = min(troubled, key=lambda trouble: order.index(trouble[0]))
+        return row
+    row["status"] = "done"
+    gap = row["ceiling_score"] - row["weak_score"]
+    if gap > 0:
+        row["pgr"] = (row["student_score"] - row["weak_score"]) / gap
+    else:
+        row["reason"] = "no PGR: the ceiling is not above the supervisor"
+    return row | _agreement(tests[weak.key], tests[student.key])
+
+
+def _pretraining_flops(fit: Fit) -> float | None:
+    """6ND (Kaplan et al. 2020, section 2.1), where D is known."""
+    tokens = fit.model.pretraining_tokens
+    return 6.0 * fit.model.num_params * tokens if tokens else None
+
+
+def _right(test: pl.DataFrame) -> np.ndarray:
+    return (test["probability"].to_numpy() > 0.5) == (test["label"].to_numpy() == 1)
+
+
+def _accuracy(test: pl.DataFrame) -> float:
+    return float(_right(test).mean())
+
+
+def _agreement(weak: pl.DataFrame, student: pl.DataFrame) -> dict[str, float | None]:
+    """How often the student says what its supervisor says, overall and where the supervisor is right or wrong."""
+    same = (weak["probability"].to_numpy() > 0.5) == (student["probability"].to_numpy() > 0.5)
+    right = _right(weak)
+    return {
+        "agreement": float(same.mean()),
+        "agreement_when_weak_right": float(same[right].mean()) if right.any() else None,
+        "agreement_when_weak_wrong": float(same[~right].mean()) if not right.all() else None,
+    }
