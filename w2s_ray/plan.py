@@ -263,7 +263,7 @@ class Cost:
 
 CPU_FLOPS_PER_S = 2e10
 GPU_FLOPS_PER_S = 2e14
-STEP_OVERHEAD_S = 0.012
+STEP_OVERHEAD_S = 0.005
 """Assumed speeds before anything has been measured; `w2s plan` names them as assumptions."""
 CHARACTERS_PER_TOKEN = 4
 

@@ -29,12 +29,12 @@ SEED = 20231214
 NUM_BEINGS = 1200
 NUM_FACTORS = 40
 SPECTRUM_DECAY = 0.3
-WIDTHS = {"xs": 4, "s": 8, "m": 16, "l": 32}
+WIDTHS = {"xs": 4, "s": 12, "m": 16, "l": 32}
 NUM_LAYERS = 2
 BATCH_SIZE = 1024
 NUM_STEPS = 2500
 PEAK_RATE = 1e-2
-ROWS_PER_TASK = 8000
+ROWS_PER_TASK = 12000
 VERBS = {
     "likes": "tea plums snow chess rain drums moss rivers bread kites ink bees wool salt jazz fog figs maps dust frost honey sand clay mint",
     "fears": "dogs storms heights mirrors crowds silence spiders debts clowns bridges germs owls wasps flames deserts wolves ghosts knives tunnels rust thorns bats ice masks",

@@ -43,6 +43,10 @@ class Progress(Callback):
             self.live.start()
         return self
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: Tune pickles its callbacks for a restore that never happens."""
+        return {}
+
     def __exit__(self, *_: object) -> None:
         if self.console.is_terminal:
             self.live.stop()

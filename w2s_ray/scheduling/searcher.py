@@ -89,6 +89,10 @@ class DagSearcher(Searcher):
     def restore(self, checkpoint_path: str) -> None:
         """Nothing: the plan is compared with the store on every start."""
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Tune pickles its parts for a restore that never happens; there is nothing in here worth keeping."""
+        return {}
+
     # --- the store ---
 
     def _settle(self, fits: tuple[Fit, ...]) -> None:
