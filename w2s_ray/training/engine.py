@@ -141,11 +141,20 @@ def rate_at(step: int, num_steps: int, *, training: Training) -> float:
 
 
 def stop(engine: Any) -> None:
-    """Take an engine apart, so that hundreds can follow one another in a process."""
+    """Take an engine apart, so that hundreds can follow one another in a process.
+
+    ZeRO-3 makes autograd functions for every module, which outlive `destroy` and hold on to it; what they hold is emptied.
+    """
+    parameters = list(engine.module.parameters())
     engine.destroy()
-    for parameter in engine.module.parameters():
-        for name in ("_hp_mapping", "_zero_optimizer", "_z3_optimizer", "_dp_group"):
-            parameter.__dict__.pop(name, None)
+    for parameter in parameters:
+        parameter.__dict__.clear()
+        parameter.grad = None
+        parameter.data = torch.empty(0)
+    offload = getattr(engine.optimizer, "parameter_offload", None)
+    for part in (offload, engine.optimizer):
+        if part is not None:
+            part.__dict__.clear()
     engine.optimizer = None
     engine.module = None
     gc.collect()

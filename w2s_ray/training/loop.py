@@ -176,7 +176,7 @@ def _train(
             progress.loss_sum, progress.hits, progress.num_rows = 0.0, 0.0, 0
         done = progress.step - first_step
         elapsed_s = time.perf_counter() - began_s
-        if done == 3:  # all workers report together, so the pace is agreed on once
+        if done in (1, 10):  # all workers report together, so the pace is agreed on; the first step is slow
             report_every = _agreed(max(1, round(REPORT_EVERY_S / max(elapsed_s / done, 1e-4))))
         if report_every and done % report_every == 0:
             report(

@@ -1,0 +1,210 @@
+"""Wrong input at the command line: exit code 2, one message that names file and field, nothing written, no traceback."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from tiny import save_study
+from typer.testing import CliRunner
+
+from w2s_ray import cli
+from w2s_ray.errors import InputError
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models")
+    save_study(folder)
+    return folder
+
+
+@pytest.fixture
+def folder(models: Path, tmp_path: Path) -> Path:
+    """A study of one's own, which a test may spoil."""
+    import shutil
+
+    shutil.copytree(models, tmp_path / "study")
+    return tmp_path / "study"
+
+
+def refusal(folder: Path, command: str = "plan", *more: str, study: str = "study.yaml") -> str:
+    """The message with which a command refuses; checks that nothing was written."""
+    store = folder / "store"
+    before = {path for path in folder.rglob("*")}
+    result = CliRunner().invoke(cli.app, [command, str(folder / study), "--store", str(store), *more])
+    assert isinstance(result.exception, InputError), result.output
+    assert {path for path in folder.rglob("*")} == before, "something was written"
+    return str(result.exception)
+
+
+def with_grid(folder: Path, **grid: Any) -> str:
+    save_study(folder, grid=grid)
+    return refusal(folder)
+
+
+def test_the_process_exits_with_2_and_no_traceback(folder: Path) -> None:
+    import subprocess
+    import sys
+
+    command = [sys.executable, "-m", "w2s_ray.cli", "plan", str(folder / "nosuch.yaml")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "nosuch.yaml: no such file" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("name: [", "not valid YAML"),
+        ("name: x\nname: y", "'name' is given twice"),
+        ("- 1", "a study is a mapping"),
+        ("name: x", "grids: missing"),
+        ("name: x\ngrids: []", "grids"),
+        ("name: '../x'\ngrids: [{family: gpt2, tasks: [t]}]", "name"),
+        ("name: x\ngrid: []", "unknown key 'grid' (did you mean 'grids'?)"),
+        ("name: x\ngrids: [{family: gpt2, tasks: [t], trainning: {}}]", "did you mean 'training'?"),
+        ("name: x\ngrids: [{family: gpt2, tasks: [t], training: {epoch: 2}}]", "grids[0].training.epoch: unknown key"),
+        ("name: x\ngrids: [{family: gpt2, tasks: [t], training: {epochs: two}}]", "grids[0].training.epochs: given 'two'"),
+        ("name: x\ngrids: [{family: gpt2, tasks: []}]", "grids[0].tasks"),
+        ("name: x\ngrids: [{family: gpt2, tasks: [t, t]}]", "'t' is listed twice"),
+        ("name: x\ngrids: [{family: gpt2, tasks: [t], seeds: 0}]", "grids[0].seeds: given 0"),
+        ("name: x\ngrids: [{family: gpt2, tasks: [t], seeds: -1}]", "grids[0].seeds: given -1"),
+        ("name: x\ngrids: [{family: gpt2, tasks: [t], seeds: [1, 1]}]", "a seed is listed twice"),
+        ("name: x\ngrids: [{family: gpt2, tasks: [t], methods: [naiv]}]", "did you mean 'naive'?"),
+        (
+            "name: x\ngrids: [{family: gpt2, tasks: [t], methods: [{name: confidence, max_wait: 1}]}]",
+            "did you mean 'max_weight'?",
+        ),
+        (
+            "name: x\ngrids: [{family: gpt2, tasks: [t], methods: [{name: confidence, max_weight: 2}]}]",
+            "less than or equal to 1",
+        ),
+        ("name: x\ngrids: [{tasks: [t]}]", "give either 'family' or 'models'"),
+        ("name: x\ngrids: [{family: gtp2, tasks: [t]}]", "unknown family 'gtp2' (did you mean 'gpt2'?)"),
+        ("name: x\ngrids: [{family: gpt2, sizes: [smal], tasks: [t]}]", "did you mean 'small'?"),
+        ("name: x\ngrids: [{family: gpt2, sizes: [large, small], tasks: [t]}]", "weak to strong: [small, large]"),
+        ("name: x\ngrids: [{family: gpt2, pairs: [[xl, small]], tasks: [t]}]", "has its strong model weaker"),
+        ("name: x\ngrids: [{family: gpt2, tasks: [traits-lik]}]", "did you mean 'traits-likes'?"),
+        ("name: x\ngrids: [{family: gpt2, tasks: ['../t.yaml']}]", "leads out of"),
+        ("name: x\ngrids: [{family: gpt2, tasks: [nosuch.yaml]}]", "no such task file"),
+        ("name: x\ngrids: [{family: gpt2, tasks: [traits-likes], seeds: 1000000}]", "10,000,000 cells"),
+        ("name: x\ncompute: {zero_stage: 4}\ngrids: [{family: gpt2, tasks: [t]}]", "compute.zero_stage: given 4"),
+        ("name: x\ncompute: {worker: 4}\ngrids: [{family: gpt2, tasks: [t]}]", "did you mean 'workers'?"),
+    ],
+)
+def test_a_bad_study_is_refused(folder: Path, text: str, expected: str) -> None:
+    (folder / "study.yaml").write_text(text)
+    message = refusal(folder)
+    assert expected in message and "study.yaml" in message
+
+
+def test_a_missing_study_is_refused(folder: Path) -> None:
+    assert "no such file" in refusal(folder, study="nosuch.yaml")
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("config.json", "has no config.json"), ("tokenizer.json", "has no tokenizer"), ("model.safetensors", "safetensors")],
+)
+def test_an_incomplete_model_folder_is_refused(folder: Path, name: str, expected: str) -> None:
+    (folder / "small" / name).unlink()
+    assert expected in refusal(folder)
+
+
+def test_a_truncated_model_is_refused(folder: Path) -> None:
+    (folder / "small" / "model.safetensors").write_bytes(b"\x10\x00\x00\x00\x00\x00\x00\x00{")
+    assert "not a safetensors file" in refusal(folder)
+
+
+def spoil(change: Callable[[dict[str, Any]], dict[str, Any]]) -> Callable[[Path], None]:
+    def on(folder: Path) -> None:
+        path = folder / "toy.yaml"
+        path.write_text(yaml.safe_dump(change(yaml.safe_load(path.read_text()))))
+
+    return on
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda task: task | {"label": "lable"}, "which toy.yaml names; there are: text, label"),
+        (lambda task: task | {"label": "labels"}, "did you mean 'label'?"),
+        (lambda task: task | {"template": "{txt}"}, "did you mean 'text'?"),
+        (lambda task: task | {"group": "question"}, "no column 'question'"),
+        (lambda task: task | {"train": "nosuch.parquet"}, "no such file"),
+        (lambda task: task | {"train": "../toy.parquet"}, "leads out of"),
+        (lambda task: task | {"train": "toy.pickle"}, "allowed are files ending in"),
+        (lambda task: task | {"setting": "chess"}, "setting"),
+        (lambda task: task | {"templat": "{text}"}, "did you mean 'template'?"),
+    ],
+)
+def test_a_bad_task_is_refused(folder: Path, change: Any, expected: str) -> None:
+    spoil(change)(folder)
+    assert expected in refusal(folder)
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        ([{"text": "a", "label": 0}, {"text": " ", "label": 1}], "row 2: the text is empty"),
+        ([{"text": "a", "label": 0}, {"text": "b", "label": 2}], "row 2, column 'label': given 2, allowed are 0 and 1"),
+        ([{"text": "a", "label": "yes"}], "given 'yes', allowed are 0 and 1"),
+        ([{"text": "a", "label": None}], "given None"),
+        ([{"txt": "a", "label": 1}], "no column 'text'"),
+    ],
+)
+def test_a_bad_row_is_refused(folder: Path, rows: list[dict[str, Any]], expected: str) -> None:
+    pq.write_table(pa.Table.from_pylist(rows), folder / "toy.parquet")
+    assert expected in refusal(folder)
+
+
+def test_a_file_that_is_not_what_its_name_says_is_refused(folder: Path) -> None:
+    (folder / "toy.parquet").write_text("text,label\n")
+    assert "toy.parquet: can't be read as parquet" in refusal(folder)
+
+
+def test_a_store_that_cannot_be_written_is_refused(folder: Path) -> None:
+    (folder / "store").write_text("in the way")
+    assert "not writable" in refusal(folder, "run", "--out", str(folder / "out"))
+
+
+@pytest.mark.parametrize(
+    ("compute", "expected"),
+    [
+        ({"workers": 4096}, "needs 4096 worker(s) of 1 CPU(s)"),
+        ({"cpus_per_worker": 1000}, "1 worker(s) of 1000 CPU(s)"),
+        ({"gpus_per_worker": 1, "workers": 4096}, "1 GPU(s) each"),
+    ],
+)
+def test_a_study_that_can_never_be_placed_is_refused(folder: Path, compute: dict[str, Any], expected: str) -> None:
+    save_study(folder, compute=compute)
+    message = refusal(folder, "run", "--out", str(folder / "out"))
+    assert expected in message and "has" in message and "CPUs" in message
+
+
+def test_more_rows_than_there_are_is_a_reason(folder: Path) -> None:
+    from w2s_ray import tasks
+
+    rows = tasks.read_rows(tasks.load_task("toy.yaml", base=folder))
+    with pytest.raises(InputError, match="1000 rows with balanced classes are wanted"):
+        tasks.deal(rows, split_seed=0, num_train=1000, num_test=20)
+
+
+def test_the_schema_accepts_the_shipped_studies_and_refuses_others() -> None:
+    jsonschema = pytest.importorskip("jsonschema")
+    schema = json.loads(CliRunner().invoke(cli.app, ["schema"]).output)
+    for path in Path(__file__).parents[1].glob("studies/*.yaml"):
+        jsonschema.validate(yaml.safe_load(path.read_text()), schema)
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate({"name": "x", "grids": [], "extra": 1}, schema)
+
+
+def test_a_bad_gap_is_refused(folder: Path) -> None:
+    assert "--gap" in refusal(folder, "plan", "--gap", "2")
