@@ -110,7 +110,9 @@ def _page(
             f"vegaEmbed(document.getElementById({_json('fig-' + key)}), {_json(spec)}, {{actions: false}});"
             for key, spec in specs.items()
         )
-        bundle = vlc.javascript_bundle(calls).replace("</script", "<\\/script")  # vega itself, so that no network is needed
+        bundle = vlc.javascript_bundle(calls).replace(
+            "</script", "<\\/script"
+        )  # vega itself, so that no network is needed
         script = f'<script type="module">{bundle}</script>'
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'

@@ -71,7 +71,10 @@ def test_the_process_exits_with_2_and_no_traceback(folder: Path) -> None:
         ("name: x\ngrid: []", "unknown key 'grid' (did you mean 'grids'?)"),
         ("name: x\ngrids: [{family: gpt2, tasks: [t], trainning: {}}]", "did you mean 'training'?"),
         ("name: x\ngrids: [{family: gpt2, tasks: [t], training: {epoch: 2}}]", "grids[0].training.epoch: unknown key"),
-        ("name: x\ngrids: [{family: gpt2, tasks: [t], training: {epochs: two}}]", "grids[0].training.epochs: given 'two'"),
+        (
+            "name: x\ngrids: [{family: gpt2, tasks: [t], training: {epochs: two}}]",
+            "grids[0].training.epochs: given 'two'",
+        ),
         ("name: x\ngrids: [{family: gpt2, tasks: []}]", "grids[0].tasks"),
         ("name: x\ngrids: [{family: gpt2, tasks: [t, t]}]", "'t' is listed twice"),
         ("name: x\ngrids: [{family: gpt2, tasks: [t], seeds: 0}]", "grids[0].seeds: given 0"),
@@ -111,7 +114,11 @@ def test_a_missing_study_is_refused(folder: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "expected"),
-    [("config.json", "has no config.json"), ("tokenizer.json", "has no tokenizer"), ("model.safetensors", "safetensors")],
+    [
+        ("config.json", "has no config.json"),
+        ("tokenizer.json", "has no tokenizer"),
+        ("model.safetensors", "safetensors"),
+    ],
 )
 def test_an_incomplete_model_folder_is_refused(folder: Path, name: str, expected: str) -> None:
     (folder / "small" / name).unlink()

@@ -57,7 +57,9 @@ def test_nothing_is_unpickled() -> None:
     for path in [*modules("w2s_ray"), *modules("analysis")]:
         text = path.read_text()
         assert not uses(path, "pickle", "cloudpickle", "dill", "joblib"), path
-        assert "torch.load(" not in text and "yaml.load(" not in text.replace("yaml.load(text, Loader=_Loader)", ""), path
+        assert "torch.load(" not in text and "yaml.load(" not in text.replace("yaml.load(text, Loader=_Loader)", ""), (
+            path
+        )
 
 
 def test_plan_is_quick(tmp_path: Path) -> None:

@@ -87,7 +87,9 @@ def test_again_runs_nothing(folder: Path, undisturbed: Store) -> None:
 
 def test_a_grown_study_runs_only_what_is_new(folder: Path, undisturbed: Store) -> None:
     grown = folder / "grown.yaml"
-    grown.write_text((folder / "study.yaml").read_text().replace("max_weight: 0.5", "").replace("name: tiny", "name: grown"))
+    grown.write_text(
+        (folder / "study.yaml").read_text().replace("max_weight: 0.5", "").replace("name: tiny", "name: grown")
+    )
     plan = json.loads(w2s("plan", grown, "--store", undisturbed.root, "--json").output)
     assert plan["to_run"] == 0, "another study shares what is trained already"
     explained = w2s("explain", folder / "study.yaml", "small->big/naive/0", "--store", undisturbed.root)

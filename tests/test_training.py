@@ -328,7 +328,7 @@ def test_a_nan_fails_alone_with_its_step(folder: Path, tmp_path: Path) -> None:
     failures = store.read_failures(opened)
     assert "step" in failures[sick.key]["reason"]
     assert failures[sick.key]["kind"] == "nan"
-    assert [e["event"] for e in events if e["event"] != "step"] == ["start", "failed", "start", "done"]
+    assert [e["event"] for e in events if e["event"] != "step"] == ["start", "failed", "done"]
     assert store.is_committed(opened, supervisor) and not store.is_committed(opened, sick)
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from w2s_ray.fit import Execution, Fit
 
 MAX_CRASHES = 3
-SHORT_RUN_S = 180.0
+SHORT_RUN_S = 300.0
 """A remainder of less than this on each slot is dealt out in one go."""
 LONGEST_PACK_S = 1800.0
 
@@ -179,7 +179,8 @@ class Walk:
         in_hand = self.in_hand.pop(pack.name, None)
         if not left or not crashed:
             return []
-        suspects = [in_hand] if in_hand in left else left[:1]
+        # without word from it, the Fit in hand was the first one left that could run: a pack keeps its order
+        suspects = [in_hand] if in_hand in left else [key for key in left if self._ready(key, ())][:1]
         for key in suspects:
             self.crashes[key] += 1
         return [key for key in suspects if self.crashes[key] >= MAX_CRASHES]

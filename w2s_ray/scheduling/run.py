@@ -31,7 +31,7 @@ QUIET = {
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # ours answers within seconds
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
     "TUNE_GLOBAL_CHECKPOINT_S": "3600",  # Tune's own state is never read back
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_DEDUP_LOGS": "0",
@@ -236,6 +236,7 @@ def _ray(address: str | None, *, log_file: Path) -> Iterator[list[Node]]:
     """Connect to a cluster, or start one on this machine; its nodes."""
     import ray
 
+    ray._private.worker._worker_logs_enabled = False  # else raylet's warnings break into the progress lines
     ours = not ray.is_initialized()
     if ours:
         try:

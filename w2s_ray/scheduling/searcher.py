@@ -63,7 +63,7 @@ class DagSearcher(Searcher):
         if pack is None or "event" not in result:
             return
         match result["event"]:
-            case "start":
+            case "start" | "step":
                 self.walk.started(pack.name, result["key"])
             case "done":
                 self.walk.committed(result["key"])

@@ -29,6 +29,7 @@ def run_pack(fits: list[Fit], *, store_uri: str, execution: Execution, report: R
     torch.set_num_threads(execution.cpus_per_worker)
     engines.join_processes()
     opened = store.open_store(store_uri)
+    report({"event": "start", "key": fits[0].key})  # one for the pack: a report takes as long as a hundred small steps
     for fit in fits:
         if store.is_committed(opened, fit):
             report({"event": "done", "key": fit.key, "seconds": {}})
@@ -36,7 +37,6 @@ def run_pack(fits: list[Fit], *, store_uri: str, execution: Execution, report: R
         if fit.labels is not None and not store.is_committed(opened, fit.labels):
             log.warning("%s waits for %s", fit.folder, fit.labels.folder)
             continue
-        report({"event": "start", "key": fit.key})
         try:
             seconds = _with_less_memory(fit, store_=opened, execution=execution, report=report)
         except (TrainingFailed, StoreError, InputError, OSError, RuntimeError, ValueError) as error:

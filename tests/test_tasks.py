@@ -1,0 +1,101 @@
+"""How rows are dealt out: groups stay together, classes are balanced, order does not matter."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from w2s_ray import tasks
+
+
+def save(folder: Path, rows: list[dict[str, Any]], **more: Any) -> tasks.Task:
+    pq.write_table(pa.Table.from_pylist(rows), folder / "t.parquet")
+    (folder / "t.yaml").write_text(
+        yaml.safe_dump({"name": "t", "setting": "classification", "train": "t.parquet"} | more)
+    )
+    return tasks.load_task("t.yaml", base=folder)
+
+
+def grouped_rows(num: int = 300) -> list[dict[str, Any]]:
+    draw = random.Random(0)
+    return [{"text": f"row {i}", "label": int(draw.random() < 0.7), "q": f"g{draw.randrange(80)}"} for i in range(num)]
+
+
+@pytest.mark.parametrize("num_train", [None, 40])
+def test_parts_are_balanced_and_disjoint_in_groups(tmp_path: Path, num_train: int | None) -> None:
+    rows = tasks.read_rows(save(tmp_path, grouped_rows(), group="q"))
+    parts = tasks.deal(rows, split_seed=0, num_train=num_train, num_test=30)
+    assert parts["test"].num_rows == 30 and parts["A"].num_rows == parts["B"].num_rows
+    for part in parts.values():
+        assert sum(part["label"].to_pylist()) * 2 == part.num_rows > 0
+    groups = [set(part["group"].to_pylist()) for part in parts.values()]
+    assert not (groups[0] & groups[1] or groups[0] & groups[2] or groups[1] & groups[2])
+
+
+def test_the_order_of_the_file_does_not_matter(tmp_path: Path) -> None:
+    rows = grouped_rows()
+    one = tasks.deal(tasks.read_rows(save(tmp_path, rows, group="q")), split_seed=3, num_train=40, num_test=30)
+    random.Random(1).shuffle(rows)
+    other = tasks.deal(tasks.read_rows(save(tmp_path, rows, group="q")), split_seed=3, num_train=40, num_test=30)
+    assert {name: set(part["id"].to_pylist()) for name, part in one.items()} == {
+        name: set(part["id"].to_pylist()) for name, part in other.items()
+    }
+    assert [part["id"].to_pylist() for part in one.values()] == [part["id"].to_pylist() for part in other.values()]
+
+
+def test_the_test_set_stays_when_the_halves_grow(tmp_path: Path) -> None:
+    rows = tasks.read_rows(save(tmp_path, grouped_rows(), group="q"))
+    small = tasks.deal(rows, split_seed=0, num_train=20, num_test=30)["test"]
+    large = tasks.deal(rows, split_seed=0, num_train=60, num_test=30)["test"]
+    assert small.equals(large)
+    assert not small.equals(tasks.deal(rows, split_seed=1, num_train=20, num_test=30)["test"])
+
+
+def test_one_text_in_two_groups_joins_them(tmp_path: Path) -> None:
+    rows = [{"text": f"t{i // 2}", "n": i, "label": (i // 2) % 2, "q": f"g{i}"} for i in range(80)]
+    read = tasks.read_rows(save(tmp_path, rows, group="q", id="n"))
+    parts = tasks.deal(read, split_seed=0, num_train=10, num_test=10)
+    texts = [set(part["text"].to_pylist()) for part in parts.values()]
+    assert not (texts[0] & texts[1] or texts[0] & texts[2] or texts[1] & texts[2])
+
+
+def test_doubles_stay_once_and_contradictions_go(tmp_path: Path) -> None:
+    rows = [("a", 0), ("a", 0), ("b", 1), ("c", 0), ("c", 1)]
+    read = tasks.read_rows(save(tmp_path, [{"text": text, "label": label} for text, label in rows]))
+    assert sorted(read["text"].to_pylist()) == ["a", "b"]
+
+
+def test_a_test_file_is_the_test_set_and_nothing_else(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"text": [f"row {i}" for i in range(20)], "label": [0, 1] * 10}), tmp_path / "test.parquet")
+    rows = [{"text": f"row {i}", "label": i % 2} for i in range(10, 100)]
+    parts = tasks.deal(
+        tasks.read_rows(save(tmp_path, rows, test="test.parquet")), split_seed=0, num_train=None, num_test=None
+    )
+    assert set(parts["test"]["text"].to_pylist()) == {f"row {i}" for i in range(20)}
+    trained = {*parts["A"]["text"].to_pylist(), *parts["B"]["text"].to_pylist()}
+    assert len(trained) >= 60 and not trained & {f"row {i}" for i in range(20)}, "rows of the test file are in no half"
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_csv_and_jsonl_read_alike(tmp_path: Path, kind: str) -> None:
+    rows = [{"a": "x", "b": "y", "label": 0}, {"a": "z", "b": "w", "label": 1}]
+    text = "a,b,label\nx,y,0\nz,w,1\n" if kind == "csv" else "\n".join(str(r).replace("'", '"') for r in rows)
+    (tmp_path / f"t.{kind}").write_text(text)
+    task = save(tmp_path, rows, train=f"t.{kind}", template="{a} and {b}")
+    assert tasks.read_rows(task)["text"].to_pylist() == ["x and y", "z and w"]
+    assert tasks.num_rows(task) == 2
+
+
+def test_the_fingerprint_is_of_content_not_of_names(tmp_path: Path) -> None:
+    first = tasks.fingerprint(save(tmp_path, grouped_rows()))
+    (tmp_path / "other").mkdir()
+    assert tasks.fingerprint(save(tmp_path / "other", grouped_rows(), description="said otherwise")) == first
+    assert tasks.fingerprint(save(tmp_path / "other", grouped_rows(299))) != first
+    (tmp_path / "third").mkdir()
+    assert tasks.fingerprint(save(tmp_path / "third", grouped_rows(), template="{q}: {text}")) != first
