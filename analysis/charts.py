@@ -59,8 +59,12 @@ def _tooltip(*scores: str) -> list[alt.Tooltip]:
 
 
 def _panels(layers: alt.LayerChart, rows: pl.DataFrame, *, title: str) -> alt.FacetChart:
+    methods = rows["method"].unique(maintain_order=True).to_list()
     panels = layers.properties(width=WIDTH, height=HEIGHT).facet(
-        facet=alt.Facet("method:N", title=None, header=alt.Header(labelFontSize=15)), columns=2, data=rows, title=title
+        facet=alt.Facet("method:N", title=None, sort=methods, header=alt.Header(labelFontSize=15)),
+        columns=2,
+        data=rows,
+        title=title,
     )
     return (
         panels.configure_axis(labelFontSize=14, titleFontSize=15)

@@ -37,10 +37,10 @@ def folder(models: Path, tmp_path: Path) -> Path:
 def refusal(folder: Path, command: str = "plan", *more: str, study: str = "study.yaml") -> str:
     """The message with which a command refuses; checks that nothing was written."""
     store = folder / "store"
-    before = {path for path in folder.rglob("*")}
+    before = set(folder.rglob("*"))
     result = CliRunner().invoke(cli.app, [command, str(folder / study), "--store", str(store), *more])
     assert isinstance(result.exception, InputError), result.output
-    assert {path for path in folder.rglob("*")} == before, "something was written"
+    assert set(folder.rglob("*")) == before, "something was written"
     return str(result.exception)
 
 

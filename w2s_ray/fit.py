@@ -90,12 +90,6 @@ class Method:
     name: str = field(metadata=IDENTITY)
     params: tuple[tuple[str, float | int | str | bool], ...] = field(default=(), metadata=IDENTITY)
 
-    @property
-    def label(self) -> str:
-        """Readable and unique within a study, e.g. `confidence(max_weight=0.75)`."""
-        inside = ",".join(f"{key}={value}" for key, value in self.params)
-        return f"{self.name}({inside})" if inside else self.name
-
     @cached_property
     def identity(self) -> dict[str, Any]:
         return {"name": self.name, "params": dict(self.params)}

@@ -17,6 +17,7 @@ from w2s_ray import families, store, tasks
 from w2s_ray.errors import InputError, nearest
 from w2s_ray.families import Family
 from w2s_ray.fit import Data, Execution, Fit, Method, Model, Training
+from w2s_ray.methods import PARAMS
 from w2s_ray.store import Store
 from w2s_ray.study import MAX_CELLS, Compute, Grid, Study, load_study, resolve_method
 
@@ -33,7 +34,7 @@ class Cell:
 
     family: str
     method: str
-    """`Method.label` of the student's method."""
+    """The student's method, with the parameters that are not its defaults."""
     seed: int
     supervisor: Fit
     student: Fit
@@ -226,8 +227,15 @@ def _cells(
         for method in methods:
             for weak, strong in pairs:
                 student = Fit(models[strong], data, "B", supervisors[weak], method, trainings[strong], seed)
-                cells.append(Cell(family, method.label, seed, supervisors[weak], student, ceilings[strong]))
+                cells.append(Cell(family, method_label(method), seed, supervisors[weak], student, ceilings[strong]))
     return cells
+
+
+def method_label(method: Method) -> str:
+    """Readable and unique within a study, e.g. `confidence(max_weight=0.75)`."""
+    defaults = PARAMS[method.name]().model_dump()
+    inside = ", ".join(f"{name}={value}" for name, value in method.params if value != defaults[name])
+    return f"{method.name}({inside})" if inside else method.name
 
 
 # --- the plan against the store -----------------------------------------------------------------------------------
