@@ -11,11 +11,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from tiny import save_study
 from typer.testing import CliRunner
 
 from w2s_ray import cli
 from w2s_ray.errors import InputError
+
+from tiny import save_study
 
 
 @pytest.fixture(scope="module")

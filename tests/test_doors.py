@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from tiny import save_study
 
 ROOT = Path(__file__).parents[1]

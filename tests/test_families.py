@@ -9,9 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from tiny import save_model
 
 from w2s_ray import families
+
+from tiny import save_model
 
 
 @pytest.mark.parametrize("name", families.family_names())

@@ -7,11 +7,12 @@ from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 import pytest
-from fits import DATA, TRAINING, fit, model
 from pydantic import BaseModel
 
 from w2s_ray import study
 from w2s_ray.fit import Data, Execution, Fit, Method, Model, Training, describe
+
+from fits import DATA, TRAINING, fit, model
 
 
 @pytest.mark.parametrize("part", [Model, Data, Method, Training, Fit])

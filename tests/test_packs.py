@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from fits import fit
-
 from w2s_ray.fit import Execution, Fit
 from w2s_ray.scheduling.packs import MAX_CRASHES, Pack, Walk
+
+from fits import fit
 
 
 def small_grid(num_seeds: int = 2) -> list[Fit]:

@@ -12,7 +12,6 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from fits import fit
 
 from analysis.pgr import pgr_table
 from analysis.report import write_report
@@ -22,6 +21,8 @@ from w2s_ray.fit import Fit
 from w2s_ray.plan import Cell
 from w2s_ray.results import write_results
 from w2s_ray.store import Store
+
+from fits import fit
 
 TRUTH = [1, 1, 1, 1, 0, 0, 0, 0]
 

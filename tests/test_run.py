@@ -15,13 +15,14 @@ from typing import Any
 import polars as pl
 import psutil
 import pytest
-from tiny import save_study
 from typer.testing import CliRunner, Result
 
 from w2s_ray import cli, store
 from w2s_ray.plan import load_plan
 from w2s_ray.results import SCHEMA
 from w2s_ray.store import Store
+
+from tiny import save_study
 
 GRID = {
     "methods": ["naive", "confidence"],

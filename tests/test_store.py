@@ -12,11 +12,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fits import fit
 
 from w2s_ray import store
 from w2s_ray.errors import InputError
 from w2s_ray.store import Store, StoreError
+
+from fits import fit
 
 KEYS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
 

@@ -16,7 +16,6 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 import torch
-from tiny import CONFIGS, WORDS, save_model, save_study, save_task
 
 from w2s_ray import families, store
 from w2s_ray.fit import Execution, Fit
@@ -27,6 +26,8 @@ from w2s_ray.training import loop
 from w2s_ray.training import model as models
 from w2s_ray.training.data import pad
 from w2s_ray.training.pack import run_pack
+
+from tiny import CONFIGS, WORDS, save_model, save_study, save_task
 
 
 def quiet(event: dict[str, Any]) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from fits import fit
 
 from w2s_ray import store
 from w2s_ray.fit import Execution, Fit
@@ -13,6 +12,8 @@ from w2s_ray.scheduling import searcher as searchers
 from w2s_ray.scheduling.packs import Pack, Walk
 from w2s_ray.scheduling.searcher import DagSearcher
 from w2s_ray.store import Store
+
+from fits import fit
 
 
 @pytest.fixture

@@ -253,7 +253,6 @@ def report(study: StudyFile, store: StoreOption = DEFAULT_STORE, out_dir: OutOpt
 
 def _report(planned: Any, opened: Any, folder: Path, *, facts: dict[str, Any]) -> None:
     from analysis.report import write_report
-
     from w2s_ray.results import write_results
 
     write_results(planned.cells, study=planned.study.name, store=opened, out=folder)
