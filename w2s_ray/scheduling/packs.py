@@ -76,18 +76,17 @@ class Walk:
     def next_pack(self, *, free_cpus: float, free_gpus: float, elsewhere: frozenset[str] = frozenset()) -> Pack | None:
         """The next pack that fits into the free resources, or None. `elsewhere`: Fits that another driver works on."""
         open_ = [key for key in self.todo if key not in elsewhere]
-        shapes = {self.executions[key] for key in open_}
-        first: str | None = None
-        for key in sorted(open_, key=lambda key: (-self.path_s[key], self.fits[key].folder)):
+
+        def can_start(key: str) -> bool:
             shape = self.executions[key]
-            fits_in = (
-                shape in shapes
-                and shape.workers * shape.cpus_per_worker <= free_cpus
+            has_room = (
+                shape.workers * shape.cpus_per_worker <= free_cpus
                 and shape.workers * shape.gpus_per_worker <= free_gpus
             )
-            if fits_in and self._ready(key, ()):
-                first = key
-                break
+            return has_room and self._ready(key, ())
+
+        by_path = sorted(open_, key=lambda key: (-self.path_s[key], self.fits[key].folder))
+        first = next((key for key in by_path if can_start(key)), None)
         if first is None:
             return None
         chosen = self._gather(first, open_)
