@@ -23,6 +23,9 @@ from w2s_ray.fit import Execution, Training
 for _name in ("DeepSpeed", "deepspeed"):
     logging.getLogger(_name).setLevel(logging.ERROR)
 
+# gloo and NCCL do the communication; DeepSpeed would compile a shared-memory one on a machine's first run (half a minute)
+deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
 
 def device() -> torch.device:
     """The device of this worker: its GPU, if it was given one."""
