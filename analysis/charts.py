@@ -9,7 +9,7 @@ WIDTH, HEIGHT = 320, 260
 
 
 def pgr_chart(pgr: pl.DataFrame, *, setting: str) -> alt.Chart | alt.FacetChart:
-    """PGR against student size with 95 % intervals, a panel for each method. The dashed line is full recovery."""
+    """PGR against student size with 95 % intervals, a panel for each family and method. The dashed line is full recovery."""
     rows = _over_tasks(pgr, setting).filter(pl.col("pgr").is_not_null() & (pl.col("weak") != pl.col("strong")))
     base = alt.Chart().encode(x=_size_axis(), color=_supervisors(rows))
     lines = base.mark_line(point=alt.OverlayMarkDef(size=55)).encode(
@@ -39,7 +39,12 @@ def score_chart(pgr: pl.DataFrame, *, setting: str) -> alt.Chart | alt.FacetChar
 
 
 def _over_tasks(pgr: pl.DataFrame, setting: str) -> pl.DataFrame:
-    return pgr.filter(pl.col("task").is_null() & (pl.col("setting") == setting))
+    """One row a point, with the panel that it belongs to: its method, and its family where there are several."""
+    rows = pgr.filter(pl.col("task").is_null() & (pl.col("setting") == setting))
+    method = pl.col("method")
+    return rows.with_columns(
+        pl.format("{}, {}", "family", method).alias("panel") if rows["family"].n_unique() > 1 else method.alias("panel")
+    )
 
 
 def _size_axis() -> alt.X:
@@ -54,14 +59,14 @@ def _supervisors(rows: pl.DataFrame) -> alt.Color:
 
 
 def _tooltip(*scores: str) -> list[alt.Tooltip]:
-    named = [alt.Tooltip(f"{name}:N") for name in ("weak", "strong", "method")]
+    named = [alt.Tooltip(f"{name}:N") for name in ("family", "weak", "strong", "method")]
     return named + [alt.Tooltip(f"{name}:Q", format=".3f") for name in scores] + [alt.Tooltip("num_seeds:Q")]
 
 
 def _panels(layers: alt.LayerChart, rows: pl.DataFrame, *, title: str) -> alt.FacetChart:
-    methods = rows["method"].unique(maintain_order=True).to_list()
+    order = rows["panel"].unique(maintain_order=True).to_list()
     panels = layers.properties(width=WIDTH, height=HEIGHT).facet(
-        facet=alt.Facet("method:N", title=None, sort=methods, header=alt.Header(labelFontSize=15)),
+        facet=alt.Facet("panel:N", title=None, sort=order, header=alt.Header(labelFontSize=15)),
         columns=2,
         data=rows,
         title=title,

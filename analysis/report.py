@@ -10,6 +10,7 @@ import argparse
 import base64
 import html
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -26,8 +27,8 @@ PNG_SCALE = 2.0
 
 def write_report(out: Path, *, facts: dict[str, Any] | None = None) -> Path:
     """All of it; returns the path of report.html."""
-    results = tables.read_results(out)
-    pgr = pgr_table(results, tables.read_predictions(out))
+    results, predictions = tables.read_both(out)
+    pgr = pgr_table(results, predictions)
     fits = fit_scaling(pgr)
     tables.write(pgr, out / "pgr.parquet")
     tables.write(fits, out / "fits.parquet")
@@ -48,6 +49,7 @@ def _figures(pgr: pl.DataFrame, *, folder: Path) -> dict[str, dict[str, Any]]:
     folder.mkdir(exist_ok=True)
     specs = {}
     for setting in pgr["setting"].unique(maintain_order=True):
+        stem = re.sub(r"[^A-Za-z0-9_-]+", "_", setting)  # a foreign table's name must not lead out of the folder
         for kind, draw, column in (("score", charts.score_chart, "student_score"), ("pgr", charts.pgr_chart, "pgr")):
             rows = pgr.filter(
                 (pl.col("setting") == setting)
@@ -58,9 +60,9 @@ def _figures(pgr: pl.DataFrame, *, folder: Path) -> dict[str, dict[str, Any]]:
             if rows.is_empty():
                 continue
             spec = draw(pgr, setting=setting).to_dict()
-            (folder / f"{setting}-{kind}.svg").write_text(vlc.vegalite_to_svg(spec), encoding="utf-8")
-            (folder / f"{setting}-{kind}.png").write_bytes(vlc.vegalite_to_png(spec, scale=PNG_SCALE))
-            specs[f"{setting}-{kind}"] = spec
+            (folder / f"{stem}-{kind}.svg").write_text(vlc.vegalite_to_svg(spec), encoding="utf-8")
+            (folder / f"{stem}-{kind}.png").write_bytes(vlc.vegalite_to_png(spec, scale=PNG_SCALE))
+            specs[f"{stem}-{kind}"] = spec
     return specs
 
 
@@ -74,6 +76,12 @@ h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin-top: 2rem; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .2rem .7rem; border-bottom: 1px solid var(--line); text-align: left; white-space: nowrap; }
 td.n, th.n { text-align: right; } .note { background: var(--soft); padding: .6rem 1rem; border-radius: 6px; }
+"""
+
+# names stay data: they reach the script as JSON, never as a part of it; the bundle holds vega itself, so needs no network
+DRAW = """
+for (const [name, spec] of Object.entries(JSON.parse(document.getElementById("specs").textContent)))
+  vegaEmbed(document.getElementById(`fig-${name}`), spec, {actions: false});
 """
 
 
@@ -103,22 +111,23 @@ def _page(
         )
     for key in specs:
         parts.append(f'<h2>{html.escape(key)}</h2><div class=figure id="fig-{html.escape(key)}"></div>')
-    parts += [_ladder(done), _pgr(pgr), _troubles(results), _downloads(named)]
+    parts += [_ladder(done), _pgr(pgr), _fits(named["fits"]), _troubles(results), _downloads(named)]
     script = ""
     if specs:
-        calls = "".join(
-            f"vegaEmbed(document.getElementById({_json('fig-' + key)}), {_json(spec)}, {{actions: false}});"
-            for key, spec in specs.items()
+        bundle = re.sub("</(?=script)|<(?=!--)", _break_tag, vlc.javascript_bundle(DRAW), flags=re.IGNORECASE)
+        script = (
+            f'<script type="application/json" id="specs">{_json(specs)}</script><script type="module">{bundle}</script>'
         )
-        bundle = vlc.javascript_bundle(calls).replace(
-            "</script", "<\\/script"
-        )  # vega itself, so that no network is needed
-        script = f'<script type="module">{bundle}</script>'
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{html.escape(str(name))}</title><style>{STYLE}</style></head><body>{''.join(parts)}{script}</body></html>"
     )
+
+
+def _break_tag(found: re.Match[str]) -> str:
+    """The same text to JavaScript's strings, and no tag to HTML."""
+    return {"</": "<\\/", "<": "\\x3c"}[found[0]]
 
 
 def _json(value: Any) -> str:
@@ -148,13 +157,15 @@ def _ladder(done: pl.DataFrame) -> str:
     """Ground-truth scores by size: what each rung reaches as a supervisor and as a ceiling."""
     if done.is_empty():
         return ""
-    weak = done.group_by("task", pl.col("weak").alias("size"), pl.col("weak_params").alias("params")).agg(
+    weak = done.group_by("task", "family", pl.col("weak").alias("size"), pl.col("weak_params").alias("params")).agg(
         pl.col("weak_score").mean().alias("as supervisor")
     )
-    strong = done.group_by("task", pl.col("strong").alias("size"), pl.col("strong_params").alias("params")).agg(
-        pl.col("ceiling_score").mean().alias("as ceiling")
+    strong = done.group_by(
+        "task", "family", pl.col("strong").alias("size"), pl.col("strong_params").alias("params")
+    ).agg(pl.col("ceiling_score").mean().alias("as ceiling"))
+    ladder = weak.join(strong, on=["task", "family", "size", "params"], how="full", coalesce=True).sort(
+        "task", "family", "params"
     )
-    ladder = weak.join(strong, on=["task", "size", "params"], how="full", coalesce=True).sort("task", "params")
     return f"<h2>Ground truth</h2>{_table(ladder)}"
 
 
@@ -165,6 +176,7 @@ def _pgr(pgr: pl.DataFrame) -> str:
 
     shown = pgr.select(
         pl.col("task").fill_null("all tasks"),
+        "family",
         "weak",
         "strong",
         "method",
@@ -179,7 +191,18 @@ def _pgr(pgr: pl.DataFrame) -> str:
         pl.col("reason").fill_null(""),
     )
     note = "PGR is a ratio of sums over seeds and tasks; intervals by a paired bootstrap over test items and seeds."
+    if pgr.filter(pl.col("num_cells") > 0)["num_seeds"].max() == 1:
+        note += " There is one seed only, so the intervals hold test noise and no noise between seeds."
     return f"<h2>PGR</h2><p>{note}</p>{_table(shown)}"
+
+
+def _fits(fits: pl.DataFrame) -> str:
+    if fits.is_empty():
+        return ""
+    shown = fits.select(
+        "family", "method", "parameter", "value", "low", "high", "num_points", pl.col("reason").fill_null("")
+    )
+    return f"<h2>Scaling fits</h2><p>{html.escape(fits['form'][0])}; intervals of 95 %.</p>{_table(shown)}"
 
 
 def _troubles(results: pl.DataFrame) -> str:
@@ -205,7 +228,7 @@ def main() -> None:
     options = parser.parse_args()
     try:
         print(write_report(options.out))
-    except tables.TableError as error:
+    except (tables.TableError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
 

@@ -1,4 +1,5 @@
-"""How PGR moves with the scale of both models: `PGR ~ a + b log10(strong) + c log10(weak)`, for each setting and method.
+"""How PGR moves with the scale of both models: `PGR ~ a + b log10(strong) + c log10(weak)`, for each setting, family
+and method.
 
 Least squares over the pairs' PGR with weak < strong; intervals from t and the residuals. One form for now; where there is
 too little to fit, the row is null with its reason.
@@ -15,6 +16,7 @@ from scipy import stats
 FORM = "pgr = a + b log10(strong_params) + c log10(weak_params)"
 SCHEMA = {
     "setting": pl.String,
+    "family": pl.String,
     "method": pl.String,
     "form": pl.String,
     "parameter": pl.String,
@@ -28,13 +30,16 @@ MIN_SPARE_POINTS = 2
 
 
 def fit_scaling(pgr: pl.DataFrame) -> pl.DataFrame:
-    """One row for each parameter of each (setting, method)."""
+    """One row for each parameter of each (setting, family, method)."""
     rows: list[dict[str, Any]] = []
-    for (setting, method), group in pgr.filter(pl.col("task").is_null()).group_by(
-        ["setting", "method"], maintain_order=True
-    ):
+    over_tasks = pgr.filter(pl.col("task").is_null())
+    for key, group in over_tasks.group_by(["setting", "family", "method"], maintain_order=True):
         points = group.filter(pl.col("pgr").is_not_null() & (pl.col("weak") != pl.col("strong")))
-        head = {"setting": setting, "method": method, "form": FORM, "num_points": points.height}
+        head = {
+            **dict(zip(("setting", "family", "method"), key, strict=True)),
+            "form": FORM,
+            "num_points": points.height,
+        }
         rows += [head | found for found in _fit(points)]
     return pl.DataFrame(rows, schema=SCHEMA)
 

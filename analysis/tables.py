@@ -9,6 +9,7 @@ import polars as pl
 RESULTS = {
     "setting": pl.String,
     "task": pl.String,
+    "family": pl.String,
     "weak": pl.String,
     "strong": pl.String,
     "weak_params": pl.Int64,
@@ -25,7 +26,12 @@ RESULTS = {
     "status": pl.String,
     "reason": pl.String,
 }
-PREDICTIONS = {"key": pl.String, "id": pl.String, "probability": pl.Float32, "label": pl.Int8}
+PREDICTIONS: dict[str, type[pl.DataType]] = {
+    "key": pl.Categorical,
+    "id": pl.String,
+    "probability": pl.Float32,
+    "label": pl.Int8,
+}
 
 
 class TableError(Exception):
@@ -35,11 +41,11 @@ class TableError(Exception):
 def read(path: Path, schema: dict[str, type[pl.DataType]]) -> pl.DataFrame:
     """A parquet file that has at least these columns, of these types."""
     try:
-        table = pl.read_parquet(path)
+        table = pl.read_parquet(path, glob=False)
     except FileNotFoundError as error:
         raise TableError(f"{path}: no such file; `w2s report STUDY` writes it") from error
     except (pl.exceptions.PolarsError, OSError) as error:
-        raise TableError(f"{path}: not a parquet file ({str(error).splitlines()[0]})") from error
+        raise TableError(f"{path}: not a parquet file ({str(error).partition(chr(10))[0]})") from error
     for name, kind in schema.items():
         if name not in table.columns:
             raise TableError(f"{path}: no column '{name}'; this is not a table that `w2s report` wrote")
@@ -48,16 +54,15 @@ def read(path: Path, schema: dict[str, type[pl.DataType]]) -> pl.DataFrame:
     return table
 
 
-def read_results(out: Path) -> pl.DataFrame:
-    return read(out / "results.parquet", RESULTS)
-
-
-def read_predictions(out: Path) -> pl.DataFrame:
-    return read(out / "predictions.parquet", PREDICTIONS)
+def read_both(out: Path) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Results and predictions; `out` is their folder, or the results file with the predictions beside it."""
+    results = out if out.suffix == ".parquet" else out / "results.parquet"
+    return read(results, RESULTS), read(results.with_name("predictions.parquet"), PREDICTIONS)
 
 
 def write(table: pl.DataFrame, path: Path) -> None:
     """Whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
     table.write_parquet(temporary)
     temporary.replace(path)

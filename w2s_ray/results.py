@@ -2,8 +2,8 @@
 
 Writes `<out>/results.parquet` (SCHEMA), `<out>/predictions.parquet` (every test prediction of the study once, for
 intervals) and `<out>/curves.parquet` (learning curves). Promises: a cell without a result has a status and a reason, and
-nulls, never a zero; every prediction is joined to the truth by id, and a count that does not match is a damage, not a
-smaller test set.
+nulls, never a zero; every prediction is joined to the truth by id, and what does not match the truth one to one, or is
+no probability, is a damage, not a smaller test set or a lower score.
 
     PGR = (student - supervisor) / (ceiling - supervisor)        Burns et al. 2023, section 3
 """
@@ -11,7 +11,7 @@ smaller test set.
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -54,11 +54,21 @@ SCHEMA = {
 }
 """`status`: done, failed, blocked (by a failed Fit), damaged (in the store) or missing (not run yet)."""
 
-PREDICTIONS = {"key": pl.String, "id": pl.String, "probability": pl.Float32, "label": pl.Int8}
+PREDICTIONS = {
+    "key": pl.Categorical,
+    "role": pl.Categorical,
+    "task": pl.Categorical,
+    "model": pl.Categorical,
+    "seed": pl.Int32,
+    "id": pl.String,
+    "probability": pl.Float32,
+    "label": pl.Int8,
+}
 
 
-def write_results(cells: Sequence[Cell], *, study: str, store: Store, out: Path) -> pl.DataFrame:
+def write_results(cells: Iterable[Cell], *, study: str, store: Store, out: Path) -> pl.DataFrame:
     """Collect what the store has for these cells and write the three tables."""
+    cells = tuple(cells)
     fits = {fit.key: fit for cell in cells for fit in (cell.supervisor, cell.ceiling, cell.student)}
     folders = stores.committed(store, fits.values())
     failures = stores.read_failures(store)
@@ -72,22 +82,18 @@ def write_results(cells: Sequence[Cell], *, study: str, store: Store, out: Path)
             continue
         try:
             tests[key] = _test(fit, folders[key], store=store, truths=truths)
-            curve = pl.from_arrow(stores.read_table(store, folders[key], "curve.parquet"))
-            assert isinstance(curve, pl.DataFrame)
-            curves.append(curve.select(pl.lit(key).alias("key"), pl.all()))
+            curves.append(_read(store, folders[key], "curve.parquet").select(pl.lit(key).alias("key"), pl.all()))
         except StoreError as error:
             tests.pop(key, None)
             problems[key] = ("damaged", str(error))
     rows = [_row(cell, study=study, tests=tests, problems=problems) for cell in cells]
     results = pl.DataFrame(rows, schema=SCHEMA)
     out.mkdir(parents=True, exist_ok=True)
-    predictions = pl.concat(
-        [pl.DataFrame(schema=PREDICTIONS), *(t.select(pl.lit(key).alias("key"), pl.all()) for key, t in tests.items())]
-    )
-    _write(predictions, out / "predictions.parquet")
-    _write(
-        pl.concat(curves) if curves else pl.DataFrame({"key": []}, schema={"key": pl.String}), out / "curves.parquet"
-    )
+    predictions = [_named(fits[key], tests[key]) for key in sorted(tests)]
+    _write(pl.concat([pl.DataFrame(schema=PREDICTIONS), *predictions]), out / "predictions.parquet")
+    # diagonal: a store may hold Fits of several versions, whose curves need not have the same columns
+    curve_table = pl.concat([pl.DataFrame(schema={"key": pl.String}), *curves], how="diagonal_relaxed")
+    _write(curve_table, out / "curves.parquet")
     _write(results, out / "results.parquet")
     return results
 
@@ -101,29 +107,49 @@ def _write(table: pl.DataFrame, path: Path) -> None:
 
 def _why_not(fit: Fit, failures: dict[str, dict[str, Any]]) -> tuple[str, str]:
     """Status and reason of a Fit that is not in the store."""
-    if fit.key in failures:
-        return "failed", str(failures[fit.key].get("reason", ""))
-    for ancestor in fit.ancestors:
-        if ancestor.key in failures:
-            return "blocked", f"{ancestor.folder} failed: {failures[ancestor.key].get('reason', '')}"
+    for each in (fit, *fit.ancestors):
+        if each.key in failures:
+            reason = f"{each.folder} failed: {failures[each.key].get('reason', '')}"
+            return ("failed" if each is fit else "blocked"), reason
     return "missing", "not run yet"
+
+
+def _read(store: Store, folder: str, name: str) -> pl.DataFrame:
+    content = stores.read_file(store, folder, name)
+    try:
+        return pl.read_parquet(io.BytesIO(content))
+    except pl.exceptions.PolarsError as error:
+        raise _unusable(folder, name, "is no parquet file") from error
+
+
+def _unusable(folder: str, name: str, problem: str) -> StoreError:
+    """For a file that is what was committed, so that `w2s verify` finds nothing, and yet can't be scored."""
+    return StoreError(f"fits/{folder}/{name} {problem}; remove this folder from the store to run the Fit again")
 
 
 def _test(fit: Fit, folder: str, *, store: Store, truths: dict[str, pl.DataFrame]) -> pl.DataFrame:
     """A Fit's test predictions with the truth: id, probability, label."""
     name = stores.truth_name(fit)
     if name not in truths:
-        truth = pl.from_arrow(stores.read_truth(store, name))
-        assert isinstance(truth, pl.DataFrame)
-        truths[name] = truth.filter(pl.col("half") == "test").select("id", pl.col("label").cast(pl.Int8))
-    predicted = pl.read_parquet(io.BytesIO(stores.read_file(store, folder, "test.parquet")))
-    joined = predicted.join(truths[name], on="id", how="inner")
-    if not joined.height == predicted.height == truths[name].height:
-        raise StoreError(
-            f"fits/{folder}/test.parquet has {predicted.height} predictions, the truth {truths[name].height} test "
-            f"rows, and {joined.height} ids are in both; run `w2s verify --repair`"
-        )
+        table = pl.from_arrow(stores.read_truth(store, name))
+        assert isinstance(table, pl.DataFrame)
+        truths[name] = table.filter(pl.col("half") == "test").select("id", pl.col("label").cast(pl.Int8))
+    truth, predicted = truths[name], _read(store, folder, "test.parquet")
+    if missing := {"id", "probability"} - set(predicted.columns):
+        raise _unusable(folder, "test.parquet", f"has no column {' or '.join(sorted(missing))}")
+    joined = predicted.select("id", "probability").unique("id").join(truth, on="id", how="inner")
+    if not 0 < joined.height == predicted.height == truth.height:
+        counts = f"has {predicted.height} predictions, the truth {truth.height} test rows, and {joined.height} ids are in both"
+        raise _unusable(folder, "test.parquet", counts)
+    if not joined["probability"].is_between(0, 1).fill_null(False).all():
+        raise _unusable(folder, "test.parquet", "has predictions that are no probabilities")
     return joined.sort("id").cast({"probability": pl.Float32})
+
+
+def _named(fit: Fit, test: pl.DataFrame) -> pl.DataFrame:
+    """A Fit's rows of predictions.parquet."""
+    names = {"key": fit.key, "role": fit.role, "task": fit.data.task, "model": fit.model.name, "seed": fit.seed}
+    return test.select(*(pl.lit(value).cast(PREDICTIONS[name]).alias(name) for name, value in names.items()), pl.all())
 
 
 def _row(
