@@ -58,7 +58,7 @@ PAIR = ["setting", "family", "weak", "strong", "method"]  # two families may sha
 def pgr_table(results: pl.DataFrame, predictions: pl.DataFrame, *, num_resamples: int = NUM_RESAMPLES) -> pl.DataFrame:
     """One row for each (setting, task, family, weak, strong, method), and one for each of them over tasks."""
     right = {
-        str(key[0]): (rows["probability"].to_numpy() > 0.5) == (rows["label"].to_numpy() == 1)
+        str(key[0]): rows["correct"].to_numpy()
         for key, rows in predictions.sort("key", "id").group_by("key", maintain_order=True)
     }
     samples: dict[tuple[Any, ...], np.ndarray] = {}

@@ -29,8 +29,7 @@ RESULTS = {
 PREDICTIONS: dict[str, type[pl.DataType]] = {
     "key": pl.Categorical,
     "id": pl.String,
-    "probability": pl.Float32,
-    "label": pl.Int8,
+    "correct": pl.Boolean,
 }
 
 

@@ -29,6 +29,7 @@ TRAINING = Training(
     max_grad_norm=0.0,
     precision="fp32",
     evals_per_epoch=2,
+    tune="all",
 )
 
 
@@ -37,6 +38,7 @@ def model(size: str = "s", **changes: Any) -> Model:
         "fingerprint": f"weights of {size}",
         "tokenizer": "t" * 64,
         "pooling": "last",
+        "depth": None,
         "family": "toy",
         "size": size,
         "source": "somewhere",

@@ -53,9 +53,10 @@ def test_the_loss_is_the_mixture_and_its_target_is_held_fixed() -> None:
     logits = torch.tensor([[0.0, 2.0], [0.0, -1.0], [0.0, 0.5], [0.0, 0.1]], requires_grad=True)
     targets = torch.tensor([0.2, 0.6, 0.7, 0.1])
     own = torch.softmax(logits, -1)[:, 1].detach()
-    loss = objective(Method("confidence", (("max_weight", 0.5), ("variant", "paper"), ("warmup_fraction", 0.2)))).at(
-        1.0, GlobalBatch(own, targets)
-    )
+    loss = objective(
+        Method("confidence", (("max_weight", 0.5), ("variant", "paper"), ("warmup_fraction", 0.2))),
+        setting="classification",
+    ).at(1.0, GlobalBatch(own, targets))
     hard = torch.tensor([1.0, 0.0, 1.0, 0.0])  # above and below the median
     mixed = naive.loss(logits, 0.5 * targets + 0.5 * hard)
     torch.testing.assert_close(loss(logits, targets), mixed)

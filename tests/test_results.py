@@ -170,9 +170,8 @@ def simulated(
     for side, score in zip(("weak", "student", "ceiling"), scores, strict=True):
         latent = np.sqrt(0.6) * common + np.sqrt(0.4) * rng.normal(size=num_items)
         right = latent < norm.ppf(score)
-        probability = np.where(right, 0.9, 0.1).astype(np.float32)
         ids = [f"{i:05d}" for i in range(num_items)]
-        predictions.append(pl.DataFrame({"key": side, "id": ids, "probability": probability, "label": np.int8(1)}))
+        predictions.append(pl.DataFrame({"key": side, "id": ids, "correct": right}))
     row = {
         "setting": "classification",
         "task": "t",

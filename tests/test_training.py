@@ -81,7 +81,9 @@ def test_the_read_out_does_not_depend_on_padding(kind: str, tmp_path: Path) -> N
     """Neither on its side nor on its length; and a real token with the pad's id still counts."""
     save_model(tmp_path, kind, pad=False)
     family = families.from_models([_entry(tmp_path)], base=tmp_path)
-    classifier, start = models.build(families.model(family, "m"), execution=Execution(), bf16=False, seed=0)
+    classifier, start = models.build(
+        families.model(family, "m"), setting="classification", tune="all", execution=Execution(), bf16=False, seed=0
+    )
     assert (start == "zero") == (kind == "bert"), "an encoder has no output embeddings"
     torch.nn.init.normal_(classifier.head.weight)
     tokens = [[5, 6, 7, 0], [8, 9]]  # token 0 is a word here ("!"), and the padding too
@@ -107,7 +109,9 @@ def _entry(folder: Path) -> Any:
 def test_dropout_is_off_and_bf16_keeps_the_head_in_fp32(tmp_path: Path) -> None:
     save_model(tmp_path, "gpt2")
     family = families.from_models([_entry(tmp_path)], base=tmp_path)
-    classifier, _ = models.build(families.model(family, "m"), execution=Execution(), bf16=True, seed=0)
+    classifier, _ = models.build(
+        families.model(family, "m"), setting="classification", tune="all", execution=Execution(), bf16=True, seed=0
+    )
     classifier.train()
     ids, mask = pad([[5, 6, 7], [8, 9, 10]], pad_id=0, device=torch.device("cpu"))
     assert torch.equal(classifier(ids, mask), classifier(ids, mask))
@@ -258,22 +262,24 @@ def test_the_optimizer_is_that_of_plain_torch(folder: Path, tmp_path: Path) -> N
     engines.join_processes()
     draw = torch.Generator().manual_seed(0)
     batches = [(torch.randint(4, 40, (20, 5), generator=draw), torch.rand(20, generator=draw)) for _ in range(12)]
-    bare, _ = models.build(fit.model, execution=Execution(), bf16=False, seed=0)
+    bare, _ = models.build(fit.model, setting="classification", tune="all", execution=Execution(), bf16=False, seed=0)
     optimizer = torch.optim.AdamW(bare.parameters(), lr=0.01, weight_decay=0.1)
     for stage in (0, 1, 2, 3):
-        wrapped, _ = models.build(fit.model, execution=Execution(), bf16=False, seed=0)
+        wrapped, _ = models.build(
+            fit.model, setting="classification", tune="all", execution=Execution(), bf16=False, seed=0
+        )
         engine = engines.start(wrapped, training=fit.training, execution=Execution(zero_stage=stage))  # type: ignore[arg-type]
         for i, (ids, targets) in enumerate(batches):
             engines.set_rate(engine, engines.rate_at(i, 12, training=fit.training))
             loop.step(
-                engine, ids.tolist(), targets, objective=loop.methods.objective(fit.method), progress=i / 12,
+                engine, [(row,) for row in ids.tolist()], targets.numpy(), setting="classification", objective=loop.methods.objective(fit.method, setting="classification"), progress=i / 12,
                 batch_size=20, pad_id=0,
             )  # fmt: skip
             if stage == 0:
                 for group in optimizer.param_groups:
                     group["lr"] = engines.rate_at(i, 12, training=fit.training)
                 logits = bare(ids, torch.ones_like(ids))
-                loss = loop.methods.objective(fit.method).at(0, None)(logits, targets).mean()
+                loss = loop.methods.objective(fit.method, setting="classification").at(0, None)(logits, targets).mean()
                 optimizer.zero_grad()
                 loss.backward()
                 torch.nn.utils.clip_grad_norm_(bare.parameters(), 1.0)
@@ -287,12 +293,17 @@ def test_the_optimizer_is_that_of_plain_torch(folder: Path, tmp_path: Path) -> N
 def test_hundreds_of_engines_leave_no_trace(folder: Path) -> None:
     fit = fits_of(folder)[0]
     engines.join_processes()
-    objective = loop.methods.objective(fit.method)
+    objective = loop.methods.objective(fit.method, setting="classification")
 
     def one(stage: Any) -> None:
-        classifier, _ = models.build(fit.model, execution=Execution(), bf16=False, seed=0)
+        classifier, _ = models.build(
+            fit.model, setting="classification", tune="all", execution=Execution(), bf16=False, seed=0
+        )
         engine = engines.start(classifier, training=fit.training, execution=Execution(zero_stage=stage))
-        loop.step(engine, [[5, 6]] * 16, torch.ones(16), objective=objective, progress=0.0, batch_size=16, pad_id=0)
+        loop.step(
+            engine, [([5, 6],)] * 16, np.ones(16, np.float32), setting="classification", objective=objective,
+            progress=0.0, batch_size=16, pad_id=0,
+        )  # fmt: skip
         engines.stop(engine)
 
     def state() -> tuple[int, int]:

@@ -362,7 +362,9 @@ def tasks_(name: Annotated[str | None, typer.Argument(help="A task's name, or a 
     out.print(f"[bold]{task.name}[/bold]  {task.setting}; {rows.num_rows:,} rows; licence {task.licence}")
     out.print(escape(task.description))
     for row in rows.slice(0, 5).to_pylist():
-        out.print(f"  {row['label']}  {escape(row['text'][:200])}")
+        if row["label"] is not None:
+            out.print(f"  [bold]{row['label']}[/bold]  ", end="")
+        out.print(escape(" | ".join(text[:200] for text in (row["text"], *row["completions"]) if text)))
 
 
 @app.command("families")

@@ -20,6 +20,8 @@ from typing import Any, Literal
 SEMANTICS = 1
 """Version of what the training code means. Raised whenever the same identity would train to other numbers."""
 
+Setting = Literal["classification", "generation", "comparison"]
+
 IDENTITY = {"kind": "identity"}
 LOCATION = {"kind": "location"}
 
@@ -38,6 +40,8 @@ class Model:
     """Content hash of the tokenizer's files, or `hub:<id>@<revision>`."""
     pooling: Literal["last", "mean"] = field(metadata=IDENTITY)
     """Read-out: the true last token (decoders) or the mean over true tokens (bidirectional encoders)."""
+    depth: int | None = field(metadata=IDENTITY)
+    """Layers that are kept, from the first; None keeps all."""
     family: str = field(metadata=LOCATION)
     size: str = field(metadata=LOCATION)
     source: str = field(metadata=LOCATION)
@@ -63,7 +67,7 @@ class Data:
 
     fingerprint: str = field(metadata=IDENTITY)
     """Content hash of the task's definition and of its files."""
-    setting: Literal["classification"] = field(metadata=IDENTITY)
+    setting: Setting = field(metadata=IDENTITY)
     split_seed: int = field(metadata=IDENTITY)
     num_train: int | None = field(metadata=IDENTITY)
     """Rows in each half; None takes all there are."""
@@ -113,6 +117,8 @@ class Training:
     """bf16 keeps fp32 weights and optimizer states and runs the backbone under bf16 autocast; the head stays fp32."""
     evals_per_epoch: int = field(metadata=IDENTITY)
     """Points of the learning curve in each epoch."""
+    tune: Literal["all", "head"] = field(metadata=IDENTITY)
+    """All weights, or a new head alone on the frozen model's features (a linear probe)."""
 
     @cached_property
     def identity(self) -> dict[str, Any]:

@@ -182,6 +182,7 @@ def _training(grid: Grid, compute: Compute, family: Family, size: str) -> Traini
         max_grad_norm=wanted.max_grad_norm,
         precision=auto_precision if compute.precision == "auto" else compute.precision,
         evals_per_epoch=wanted.evals_per_epoch,
+        tune=wanted.tune,
     )
 
 

@@ -15,7 +15,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import polars as pl
 
 from w2s_ray import store as stores
@@ -54,6 +53,8 @@ SCHEMA = {
 }
 """`status`: done, failed, blocked (by a failed Fit), damaged (in the store) or missing (not run yet)."""
 
+METRICS = {"classification": "accuracy", "generation": "exact_match", "comparison": "pairwise_accuracy"}
+
 PREDICTIONS = {
     "key": pl.Categorical,
     "role": pl.Categorical,
@@ -63,7 +64,11 @@ PREDICTIONS = {
     "id": pl.String,
     "probability": pl.Float32,
     "label": pl.Int8,
+    "completion": pl.String,
+    "correct": pl.Boolean,
 }
+"""`probability` is of label 1, and in a comparison of the first completion's being better; in a generation, of the
+`completion` that was written, and `label` is null."""
 
 
 def write_results(cells: Iterable[Cell], *, study: str, store: Store, out: Path) -> pl.DataFrame:
@@ -127,23 +132,38 @@ def _unusable(folder: str, name: str, problem: str) -> StoreError:
     return StoreError(f"fits/{folder}/{name} {problem}; remove this folder from the store to run the Fit again")
 
 
+JUDGED = ("probability", "label", "completion", "correct")
+
+
 def _test(fit: Fit, folder: str, *, store: Store, truths: dict[str, pl.DataFrame]) -> pl.DataFrame:
-    """A Fit's test predictions with the truth: id, probability, label."""
-    name = stores.truth_name(fit)
+    """A Fit's test predictions, judged by the truth: id and JUDGED, by id."""
+    name, generates = stores.truth_name(fit), fit.data.setting == "generation"
     if name not in truths:
         table = pl.from_arrow(stores.read_truth(store, name))
         assert isinstance(table, pl.DataFrame)
-        truths[name] = table.filter(pl.col("half") == "test").select("id", pl.col("label").cast(pl.Int8))
+        right = pl.col("completion").alias("right") if generates else pl.col("label").cast(pl.Int8)
+        truths[name] = table.filter(pl.col("half") == "test").select("id", right)
     truth, predicted = truths[name], _read(store, folder, "test.parquet")
-    if missing := {"id", "probability"} - set(predicted.columns):
+    columns = ["id", "probability", *(["completion"] if generates else [])]
+    if missing := set(columns) - set(predicted.columns):
         raise _unusable(folder, "test.parquet", f"has no column {' or '.join(sorted(missing))}")
-    joined = predicted.select("id", "probability").unique("id").join(truth, on="id", how="inner")
+    joined = predicted.select(columns).unique("id").join(truth, on="id", how="inner")
     if not 0 < joined.height == predicted.height == truth.height:
         counts = f"has {predicted.height} predictions, the truth {truth.height} test rows, and {joined.height} ids are in both"
         raise _unusable(folder, "test.parquet", counts)
     if not joined["probability"].is_between(0, 1).fill_null(False).all():
         raise _unusable(folder, "test.parquet", "has predictions that are no probabilities")
-    return joined.sort("id").cast({"probability": pl.Float32})
+    if generates:
+        single_blanks = pl.col("right").str.strip_chars().str.replace_all(r"\s+", " ")
+        judged = joined.with_columns(
+            (pl.col("completion") == single_blanks).alias("correct"), pl.lit(None, pl.Int8).alias("label")
+        )
+    else:
+        judged = joined.with_columns(
+            ((pl.col("probability") > 0.5) == (pl.col("label") == 1)).alias("correct"),
+            pl.lit(None, pl.String).alias("completion"),
+        )
+    return judged.sort("id").select("id", *(pl.col(name).cast(PREDICTIONS[name]) for name in JUDGED))
 
 
 def _named(fit: Fit, test: pl.DataFrame) -> pl.DataFrame:
@@ -169,7 +189,7 @@ def _row(
         "strong_flops": _pretraining_flops(student),
         "method": cell.method,
         "seed": cell.seed,
-        "metric": "accuracy",
+        "metric": METRICS[student.data.setting],
         "weak_key": weak.key,
         "student_key": student.key,
         "ceiling_key": ceiling.key,
@@ -198,18 +218,17 @@ def _pretraining_flops(fit: Fit) -> float | None:
     return 6.0 * fit.model.num_params * tokens if tokens else None
 
 
-def _right(test: pl.DataFrame) -> np.ndarray:
-    return (test["probability"].to_numpy() > 0.5) == (test["label"].to_numpy() == 1)
-
-
 def _accuracy(test: pl.DataFrame) -> float:
-    return float(_right(test).mean())
+    return float(test["correct"].to_numpy().mean())
 
 
 def _agreement(weak: pl.DataFrame, student: pl.DataFrame) -> dict[str, float | None]:
     """How often the student says what its supervisor says, overall and where the supervisor is right or wrong."""
-    same = (weak["probability"].to_numpy() > 0.5) == (student["probability"].to_numpy() > 0.5)
-    right = _right(weak)
+    if weak["label"].is_null().all():
+        same = (weak["completion"] == student["completion"]).to_numpy()
+    else:
+        same = ((weak["probability"] > 0.5) == (student["probability"] > 0.5)).to_numpy()
+    right = weak["correct"].to_numpy()
     return {
         "agreement": float(same.mean()),
         "agreement_when_weak_right": float(same[right].mean()) if right.any() else None,

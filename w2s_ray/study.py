@@ -45,6 +45,9 @@ class Training(Section):
     max_grad_norm: float = _identity(0.0, "clip gradients to this global norm; 0: no clipping", ge=0)
     max_tokens: int = _identity(512, "rows longer than this for any model are dropped for all", ge=1, le=1_048_576)
     evals_per_epoch: int = _identity(2, "points of the learning curve in an epoch", ge=1, le=1000)
+    tune: Literal["all", "head"] = _identity(
+        "all", "all weights, or only a new head on the frozen model's features (a linear probe)"
+    )
 
 
 class Split(Section):
@@ -62,6 +65,7 @@ class ModelEntry(Section):
     path: str | None = _identity(None, "folder with config.json, safetensors and tokenizer, relative to the study file")
     hub: str | None = _identity(None, "hub id, such as EleutherAI/pythia-70m")
     revision: str | None = _identity(None, "branch, tag or commit of the hub id")
+    depth: int | None = _identity(None, "layers to keep, from the first; default all", ge=0)
     params: int | None = _identity(None, "non-embedding parameters; needed for a hub id", ge=1)
     pretraining_tokens: int | None = _identity(None, "for the compute axis", ge=1)
     learning_rate: float | None = _identity(None, "default: by size", gt=0)

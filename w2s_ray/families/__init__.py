@@ -7,6 +7,7 @@ folder, and what they are called (id and revision) for the hub. A folder that la
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import re
 import struct
@@ -50,6 +51,8 @@ ENCODERS = {
 """Bidirectional model types, which are read out by the mean over tokens; all others by the last token."""
 NOT_BODY = re.compile(r"embed|wte|wpe|lm_head|shared\.weight|cls\.|pooler")
 """Parameters that don't count as size: embeddings, positions and the language-model head."""
+LAYER = re.compile(r"\.(\d+)\.")
+"""The layer that a parameter is of, by its name."""
 SAMPLED_ABOVE_BYTES = 256 * 2**20
 
 STARTING_RATES = ((1e6, 1e-3), (7e7, 1e-4), (5e8, 5e-5), (2e9, 1e-5), (1.5e10, 5e-6))
@@ -64,8 +67,11 @@ class Size(BaseModel):
 
     size: str = Field(pattern=f"^{NAME}$")
     source: str
-    """Hub id, or a folder relative to the family's YAML when it starts with `./`."""
+    """Hub id; a folder relative to the family's YAML when it starts with `./`; or, as `package:name/folder`, a folder of an
+    installed Python package."""
     revision: str | None = None
+    depth: int | None = Field(default=None, ge=0)
+    """Layers to keep, from the first; default all."""
     params: int = Field(ge=1)
     pretraining_tokens: int | None = Field(default=None, ge=1)
     context_tokens: int = Field(default=2048, ge=1)
@@ -89,6 +95,10 @@ class Family(BaseModel):
     tokenizer: str | None = None
     """Hub id of the tokenizer that all sizes share; none: each model has its own."""
     pooling: Literal["last", "mean"] = "last"
+    weights_sha256: str | None = None
+    """Pins the weights of a local source: SHA-256 of its model.safetensors."""
+    install: str | None = None
+    """What to install where a package is missing."""
     sizes: tuple[Size, ...] = Field(min_length=1)
     path: Path
 
@@ -145,7 +155,7 @@ def from_models(entries: Sequence[Any], *, base: Path) -> Family:
             folder = (base / entry.path).resolve()
             config = _config(folder)
             poolings.add("mean" if config.get("model_type") in ENCODERS else "last")
-            params = params or count_params(folder)
+            params = params or count_params(folder, depth=entry.depth)
             source = str(folder)
         else:
             source = entry.hub
@@ -156,6 +166,7 @@ def from_models(entries: Sequence[Any], *, base: Path) -> Family:
                 size=entry.name,
                 source=source,
                 revision=entry.revision,
+                depth=entry.depth,
                 params=params,
                 pretraining_tokens=entry.pretraining_tokens,
                 learning_rate=entry.learning_rate or starting_rate(params),
@@ -174,11 +185,15 @@ def starting_rate(num_params: int) -> float:
 def model(family: Family, size: str, *, trust_remote_code: bool = False) -> Model:
     """A rung as something that can be loaded and told apart."""
     entry = family.size(size)
-    folder = family.path.parent / entry.source
-    is_local = entry.source.startswith(("./", "/"))
-    if is_local:
-        source = str(folder.resolve())
-        fingerprint, tokenizer = fingerprint_weights(folder.resolve()), fingerprint_tokenizer(folder.resolve())
+    folder = local_folder(family, size)
+    if folder is not None:
+        source = str(folder)
+        fingerprint, tokenizer = fingerprint_weights(folder), fingerprint_tokenizer(folder)
+        if family.weights_sha256 and sha256_of(folder / "model.safetensors") != family.weights_sha256:
+            raise InputError(
+                f"family {family.name}: {folder}/model.safetensors is not the file that {family.path.name} names "
+                f"(weights_sha256 {family.weights_sha256[:12]}...)"
+            )
     else:
         source = entry.source
         fingerprint = f"hub:{entry.source}@{entry.revision or 'main'}"
@@ -187,6 +202,7 @@ def model(family: Family, size: str, *, trust_remote_code: bool = False) -> Mode
         fingerprint=fingerprint,
         tokenizer=tokenizer,
         pooling=family.pooling,
+        depth=entry.depth,
         family=family.name,
         size=size,
         source=source,
@@ -195,6 +211,21 @@ def model(family: Family, size: str, *, trust_remote_code: bool = False) -> Mode
         pretraining_tokens=entry.pretraining_tokens,
         trust_remote_code=trust_remote_code,
     )
+
+
+def local_folder(family: Family, size: str) -> Path | None:
+    """Where a size's files are on this machine; None for a hub id."""
+    source = family.size(size).source
+    if source.startswith("package:"):
+        package, _, inside = source.removeprefix("package:").partition("/")
+        found = importlib.util.find_spec(package)
+        if found is None or not found.submodule_search_locations:
+            way = f": {family.install}" if family.install else ""
+            raise InputError(f"family {family.name}: the package '{package}' is not installed; install it{way}")
+        return Path(found.submodule_search_locations[0]) / inside
+    if source.startswith(("./", "/")):
+        return (family.path.parent / source).resolve()
+    return None
 
 
 # --- local folders ------------------------------------------------------------------------------------------------
@@ -251,9 +282,19 @@ def fingerprint_tokenizer(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def count_params(folder: Path) -> int:
-    """Non-embedding parameters, from the safetensors headers alone."""
-    return sum(prod(shape) for name, shape in _tensors(_weights(folder)) if not NOT_BODY.search(name))
+@lru_cache(maxsize=256)
+def sha256_of(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def count_params(folder: Path, *, depth: int | None = None) -> int:
+    """Non-embedding parameters of the first `depth` layers (None: all), from the safetensors headers alone."""
+
+    def kept(name: str) -> bool:
+        layer = LAYER.search(name)
+        return not NOT_BODY.search(name) and (depth is None or layer is None or int(layer[1]) < depth)
+
+    return sum(prod(shape) for name, shape in _tensors(_weights(folder)) if kept(name))
 
 
 def _tensors(files: Iterable[Path]) -> Iterable[tuple[str, list[int]]]:

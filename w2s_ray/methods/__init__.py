@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from w2s_ray.fit import Method
+from w2s_ray.fit import Method, Setting
 
 if TYPE_CHECKING:
     import torch
@@ -50,7 +50,7 @@ class GlobalBatch:
 
 
 Loss = Callable[["torch.Tensor", "torch.Tensor"], "torch.Tensor"]
-"""(logits [rows, 2], targets [rows]) -> loss [rows]."""
+"""(logits [rows, 2], targets [rows]) -> loss [rows]; of a completion, (logits [rows, tokens, vocabulary], tokens)."""
 
 
 @dataclass(frozen=True)
@@ -63,14 +63,19 @@ class Objective:
     """The loss at a point of training (0 at its start, 1 at its end)."""
 
 
-def objective(method: Method) -> Objective:
-    """The objective of a method by its name and parameters."""
+def objective(method: Method, *, setting: Setting) -> Objective:
+    """The objective of a method by its name and parameters. A comparison's logits and labels are of the same form as a
+    classification's (the second against the first), so they share their losses."""
     from w2s_ray.methods import confidence, naive
 
     params: dict[str, Any] = dict(method.params)
-    match method.name:
-        case "naive":
+    match method.name, setting:
+        case "naive", "generation":
+            return Objective(needs_batch=False, at=lambda progress, batch: naive.token_loss)
+        case "naive", _:
             return Objective(needs_batch=False, at=lambda progress, batch: naive.loss)
-        case "confidence":
+        case "confidence", "generation":
+            return Objective(needs_batch=False, at=lambda progress, batch: confidence.token_loss(progress, **params))
+        case "confidence", _:
             return Objective(needs_batch=True, at=lambda progress, batch: confidence.loss(progress, batch, **params))
     raise ValueError(f"unknown method '{method.name}'")

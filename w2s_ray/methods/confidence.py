@@ -6,6 +6,9 @@ The student's own hardened predictions are held fixed. Paper: a rises linearly f
 of training, and t is such that exactly half of the global batch lies above it. Reference (the code published with the
 paper): a is maximum x progress until a tenth of training and then jumps to the maximum, and t is such that the share of
 predicted ones equals the mean of the weak labels.
+
+For completions the hardened prediction is the likeliest token at each position after the weak label's ones before it;
+with many words to choose from there is no threshold to set, so the variants differ by their warm-up alone.
 """
 
 from __future__ import annotations
@@ -40,5 +43,15 @@ def loss(
     def rows(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         own = (torch.softmax(logits.detach(), dim=-1)[:, 1] > t).to(logits.dtype)
         return (1 - a) * naive.loss(logits, targets) + a * naive.loss(logits, own)
+
+    return rows
+
+
+def token_loss(progress: float, *, max_weight: float, warmup_fraction: float, variant: str) -> Loss:
+    a = weight(progress, max_weight=max_weight, warmup_fraction=warmup_fraction, variant=variant)
+
+    def rows(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        own = torch.where(targets >= 0, logits.detach().argmax(dim=-1), targets)
+        return (1 - a) * naive.token_loss(logits, targets) + a * naive.token_loss(logits, own)
 
     return rows

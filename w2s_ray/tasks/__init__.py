@@ -1,9 +1,14 @@
 """Tasks as data: where rows come from, how a row becomes text and label, how rows are dealt out.
 
-A task is one YAML entry beside its files (parquet, csv or jsonl). Promises: what is wrong is an `InputError` that
-names the file, the column and the row; the text of a row never depends on other rows; rows that share a group stay in
-one part; both classes are equally frequent in every part; and the dealing depends on the rows' ids alone, not on their
-order in the file, nor on the process.
+A task is one YAML entry beside its files (parquet, csv or jsonl), of one of three settings:
+
+    classification    a text and a label, 0 or 1
+    generation        a prompt and its right completion
+    comparison        a prompt (which may be empty) and two completions, one of them better
+
+Promises: what is wrong is an `InputError` that names the file, the column and the row; the text of a row never depends
+on other rows; rows that share a group or a text stay in one part; both labels are equally frequent in every part; and the
+dealing depends on the rows' ids alone, not on their order in the file, nor on the process.
 """
 
 from __future__ import annotations
@@ -14,19 +19,32 @@ import string
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pyarrow as pa
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from w2s_ray.errors import InputError, nearest
-from w2s_ray.fit import canonical_json
+from w2s_ray.fit import Setting, canonical_json
 
 SHIPPED = Path(__file__).parent
 NAME = r"[a-z0-9][a-z0-9._-]{0,63}"
 SUFFIXES = (".parquet", ".csv", ".jsonl")
 MEAN_OVER_NUM_ROWS = 1000
+NUM_COMPLETIONS: dict[Setting, int] = {"classification": 0, "generation": 1, "comparison": 2}
+ROWS = pa.schema(
+    {
+        "id": pa.string(),
+        "text": pa.string(),
+        "completions": pa.list_(pa.string()),
+        "group": pa.string(),
+        "label": pa.int8(),
+        "part": pa.string(),
+    }
+)
+"""`text` is the prompt where there are completions. `label`: 0 or 1; in a comparison, 1 where the first completion is the
+better one; null in a generation, whose one completion is the right one. `part`: `train` or `test`."""
 
 
 class Task(BaseModel):
@@ -35,7 +53,7 @@ class Task(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str = Field(pattern=f"^{NAME}$")
-    setting: Literal["classification"]
+    setting: Setting
     description: str = ""
     licence: str = "unknown"
     standin: bool = False
@@ -45,14 +63,30 @@ class Task(BaseModel):
     test: str | None = None
     """File of test rows; without it the test set is taken from the rows of `train`."""
     template: str = "{text}"
-    """The text of a row, from its columns in braces."""
-    label: str = "label"
-    """Column with 0 or 1 (or false and true)."""
+    """The text of a row, from its columns in braces; the prompt where there are completions, and then it may be empty."""
+    completions: tuple[str, ...] = ()
+    """Templates: the right completion (generation), or the two that are compared (comparison)."""
+    label: str | None = None
+    """Column with 0 or 1 (or false and true), default `label`. In a comparison 1 says that the first completion is the
+    better one; without it, it always is, and the two are shown in an order that the row's id decides."""
     group: str | None = None
     """Column whose equal values stay in one part (a question, a premise); none: each row by itself."""
     id: str | None = None
-    """Column with unique ids; none: the hash of the text."""
+    """Column with unique ids; none: the hash of the text (and of the compared completions)."""
     path: Path
+
+    @model_validator(mode="after")
+    def _of_one_setting(self) -> Task:
+        wanted = NUM_COMPLETIONS[self.setting]
+        if len(self.completions) != wanted:
+            raise ValueError(f"{self.setting} takes {wanted} completions, given {len(self.completions)}")
+        if self.setting == "generation" and self.label:
+            raise ValueError("generation takes no label: its completion is the right one")
+        return self
+
+    @property
+    def label_column(self) -> str | None:
+        return self.label or ("label" if self.setting == "classification" else None)
 
     @property
     def files(self) -> dict[str, Path]:
@@ -62,8 +96,9 @@ class Task(BaseModel):
     @property
     def columns(self) -> list[str]:
         """The columns that this task reads."""
-        used = [name for _, name, _, _ in string.Formatter().parse(self.template) if name]
-        return list(dict.fromkeys([*used, self.label, *(c for c in (self.group, self.id) if c)]))
+        templates = "".join((self.template, *self.completions))
+        used = [name for _, name, _, _ in string.Formatter().parse(templates) if name]
+        return list(dict.fromkeys([*used, *(c for c in (self.label_column, self.group, self.id) if c)]))
 
 
 @dataclass(frozen=True)
@@ -74,6 +109,7 @@ class Shape:
     num_test: int | None
     """Rows of its own test file, if it has one."""
     mean_characters: float
+    """Of all that a model reads for one row."""
 
 
 def task_names() -> list[str]:
@@ -153,8 +189,12 @@ def _num_rows(path: Path) -> int:
 
 @lru_cache(maxsize=256)
 def shape(task: Task) -> Shape:
-    texts = _texts(task, _read(task, task.files["train"]).slice(0, MEAN_OVER_NUM_ROWS))
-    mean = sum(map(len, texts)) / max(1, len(texts))
+    table = _read(task, task.files["train"]).slice(0, MEAN_OVER_NUM_ROWS)
+    texts, completions = _filled(task, table, task.template), _completions(task, table)
+    read = [
+        sum(len(text) + len(each) for each in row) or len(text) for text, row in zip(texts, completions, strict=True)
+    ]
+    mean = sum(read) / max(1, len(read))
     num_test = _num_rows(task.files["test"]) if task.test else None
     return Shape(num_rows=_num_rows(task.files["train"]), num_test=num_test, mean_characters=mean)
 
@@ -190,20 +230,28 @@ def _read(task: Task, path: Path) -> pa.Table:
     return table.select(task.columns)
 
 
-def _texts(task: Task, table: pa.Table) -> list[str]:
+def _filled(task: Task, table: pa.Table, template: str) -> list[str]:
     try:
-        return [task.template.format(**row).strip() for row in table.to_pylist()]
+        return [template.format(**row).strip() for row in table.to_pylist()]
     except (KeyError, IndexError, ValueError, AttributeError) as error:
-        raise InputError(
-            f"{task.path}: template: {task.template!r} can't be filled from the columns ({error})"
-        ) from error
+        raise InputError(f"{task.path}: template: {template!r} can't be filled from the columns ({error})") from error
 
 
-def _labels(task: Task, path: Path, table: pa.Table) -> list[int]:
-    labels = table.column(task.label).to_pylist()
+def _completions(task: Task, table: pa.Table) -> list[tuple[str, ...]]:
+    columns = [_filled(task, table, template) for template in task.completions]
+    return list(zip(*columns, strict=True)) if columns else [()] * table.num_rows
+
+
+def _labels(task: Task, path: Path, table: pa.Table) -> list[int | None]:
+    """The label column, or what stands for it: 1 (the first is better) in a comparison, none in a generation."""
+    if task.label_column is None:
+        return [1 if task.setting == "comparison" else None] * table.num_rows
+    labels = table.column(task.label_column).to_pylist()
     for row, label in enumerate(labels):
         if isinstance(label, str) or label not in (0, 1):
-            raise InputError(f"{path}: row {row + 1}, column '{task.label}': given {label!r}, allowed are 0 and 1")
+            raise InputError(
+                f"{path}: row {row + 1}, column '{task.label_column}': given {label!r}, allowed are 0 and 1"
+            )
     return [int(label) for label in labels]
 
 
@@ -215,36 +263,53 @@ def check(task: Task) -> None:
         if table.num_rows == 0:
             raise InputError(f"{path}: has no rows")
         _labels(task, path, table)
-        for row, text in enumerate(_texts(task, table)):
-            if not text:
-                raise InputError(f"{path}: row {row + 1}: the text is empty (template {task.template!r})")
+        for template in (task.template, *task.completions):
+            if not template and task.setting == "comparison":
+                continue
+            for row, text in enumerate(_filled(task, table, template)):
+                if not text:
+                    raise InputError(f"{path}: row {row + 1}: the text is empty (template {template!r})")
 
 
 def read_rows(task: Task) -> pa.Table:
-    """All rows: id, text, group, label, part (`train` or `test`). Of rows with one id the first stays; where
-    their labels disagree, none does. A row of `train` whose id is also in `test` is dropped."""
+    """All rows, as ROWS says. Of rows with one id the first stays; where they disagree about what is right, none does,
+    nor does a comparison of a text with itself. A row of `train` whose id is also in `test` is dropped."""
     check(task)
     rows: dict[str, dict[str, Any]] = {}
+    answers: dict[str, Any] = {}
     contradictory = set()
     for part, path in reversed(task.files.items()):
         table = _read(task, path)
-        texts, labels = _texts(task, table), _labels(task, path, table)
-        groups = [str(g) for g in table.column(task.group).to_pylist()] if task.group else texts
-        ids = table.column(task.id).to_pylist() if task.id else [_hash(text)[:16] for text in texts]
-        for id_, text, group, label in zip(map(str, ids), texts, groups, labels, strict=True):
-            before = rows.setdefault(id_, {"id": id_, "text": text, "group": group, "label": label, "part": part})
-            if before["label"] != label:
+        texts, completions = _filled(task, table, task.template), _completions(task, table)
+        labels = _labels(task, path, table)
+        ids = (
+            table.column(task.id).to_pylist()
+            if task.id
+            else [
+                _hash("\0".join([text, *sorted(shown)]) if task.setting == "comparison" else text)[:16]
+                for text, shown in zip(texts, completions, strict=True)
+            ]
+        )
+        groups = (
+            table.column(task.group).to_pylist() if task.group else [t or i for t, i in zip(texts, ids, strict=True)]
+        )
+        for id_, text, shown, group, label in zip(map(str, ids), texts, completions, groups, labels, strict=True):
+            answer = shown[1 - (label or 0)] if task.setting == "comparison" else (label, *shown)
+            if answers.setdefault(id_, answer) != answer or (len(shown) == 2 and shown[0] == shown[1]):
                 contradictory.add(id_)
-    kept = [row for row in rows.values() if row["id"] not in contradictory]
-    types = {"id": pa.string(), "text": pa.string(), "group": pa.string(), "label": pa.int8(), "part": pa.string()}
-    return pa.Table.from_pylist(kept, schema=pa.schema(types))
+            if task.setting == "comparison" and task.label_column is None and int(_hash(f"order:{id_}"), 16) % 2:
+                shown, label = shown[::-1], 0
+            found = {"id": id_, "text": text, "completions": shown, "group": str(group), "label": label, "part": part}
+            rows.setdefault(id_, found)
+    return pa.Table.from_pylist([row for row in rows.values() if row["id"] not in contradictory], schema=ROWS)
 
 
 # --- dealing ------------------------------------------------------------------------------------------------------
 
 
 def deal(rows: pa.Table, *, split_seed: int, num_train: int | None, num_test: int | None) -> dict[str, pa.Table]:
-    """Halves A and B and the test set: disjoint in groups and texts, each with as many rows of label 1 as of label 0.
+    """Halves A and B and the test set: disjoint in groups and texts, each with as many rows of label 1 as of label 0
+    (a generation has no labels to balance).
 
     The test set is taken first, so it stays the same when the halves grow. Groups come in the order of their hash.
     """
@@ -269,7 +334,7 @@ def deal(rows: pa.Table, *, split_seed: int, num_train: int | None, num_test: in
     for name, part in parts.items():
         if len(part) < (wanted[name] or 2) // 2 * 2:
             raise InputError(
-                f"split: {wanted[name] or 2} rows with balanced classes are wanted in {name}, but only {len(part)} are "
+                f"split: {wanted[name] or 2} rows with balanced labels are wanted in {name}, but only {len(part)} are "
                 f"left of {rows.num_rows}; lower split.num_train or split.num_test"
             )
     return {name: pa.Table.from_pylist(part, schema=rows.schema) for name, part in parts.items()}
@@ -286,8 +351,9 @@ def _by_group(rows: list[dict[str, Any]], *, split_seed: int) -> list[list[dict[
         return name
 
     for row in rows:
-        a, b = find(f"group:{row['group']}"), find(f"text:{row['text']}")
-        leader[max(a, b)] = min(a, b)
+        for shown in row["completions"] if len(row["completions"]) == 2 else [""]:
+            a, b = find(f"group:{row['group']}"), find(f"text:{row['text']}\0{shown}")
+            leader[max(a, b)] = min(a, b)
     groups: dict[str, list[dict[str, Any]]] = {}
     for row in sorted(rows, key=lambda row: _hash(f"{split_seed}:{row['id']}")):
         groups.setdefault(find(f"group:{row['group']}"), []).append(row)
@@ -297,20 +363,23 @@ def _by_group(rows: list[dict[str, Any]], *, split_seed: int) -> list[list[dict[
 def _take(
     groups: list[list[dict[str, Any]]], num_rows: int | None
 ) -> tuple[list[dict[str, Any]], list[list[dict[str, Any]]]]:
-    """Rows from the front until each class has half of `num_rows` (None: as many as the rarer class has), and the
+    """Rows from the front until each label has its share of `num_rows` (None: as many as the rarest label has), and the
     groups that were not touched."""
-    per_class = (
-        num_rows // 2 if num_rows is not None else min(sum(r["label"] == c for g in groups for r in g) for c in (0, 1))
-    )
-    taken: dict[int, list[dict[str, Any]]] = {0: [], 1: []}
+    labels = {row["label"] for group in groups for row in group} or {None}
+    labels |= {0, 1} if labels != {None} else set()
+    if num_rows is None:
+        per_label = min(sum(r["label"] == label for g in groups for r in g) for label in labels)
+    else:
+        per_label = num_rows // len(labels)
+    taken: dict[int | None, list[dict[str, Any]]] = {label: [] for label in sorted(labels, key=str)}
     for index, group in enumerate(groups):
-        if min(len(taken[0]), len(taken[1])) >= per_class:
-            return taken[0] + taken[1], groups[index:]
+        if min(map(len, taken.values())) >= per_label:
+            return [row for rows in taken.values() for row in rows], groups[index:]
         for row in group:
-            if len(taken[row["label"]]) < per_class:
+            if len(taken[row["label"]]) < per_label:
                 taken[row["label"]].append(row)
-    size = min(len(taken[0]), len(taken[1]))
-    return taken[0][:size] + taken[1][:size], []
+    size = min(map(len, taken.values()))
+    return [row for rows in taken.values() for row in rows[:size]], []
 
 
 def _hash(text: str) -> str:

@@ -27,11 +27,12 @@ import torch
 import torch.distributed as dist
 
 from w2s_ray import methods, store
-from w2s_ray.fit import Execution, Fit, describe
+from w2s_ray.fit import Execution, Fit, Setting, describe
+from w2s_ray.methods.naive import token_loss
 from w2s_ray.store import Store
-from w2s_ray.training import checkpoint, data
+from w2s_ray.training import checkpoint, data, features
 from w2s_ray.training import engine as engines
-from w2s_ray.training.data import Prepared, Rows
+from w2s_ray.training.data import Prepared, Rows, prepare
 from w2s_ray.training.model import build
 
 REPORT_EVERY_S = 2.0
@@ -67,9 +68,18 @@ def train_fit(fit: Fit, *, store_: Store, execution: Execution, report: Report, 
     clock = Clock()
     with clock.phase("load"):
         prepared = data.prepare(fit)
+        if fit.training.tune == "head":
+            prepared = features.for_probe(fit, prepared, store_=store_, execution=execution)
         rows = prepared.parts[fit.half]
-        targets = data.targets(fit, rows, store_=store_)
-        model, head_start = build(fit.model, execution=execution, bf16=fit.training.precision == "bf16", seed=fit.seed)
+        targets = data.targets(fit, rows, prepared=prepared, store_=store_)
+        model, head_start = build(
+            fit.model,
+            setting=fit.data.setting,
+            tune=fit.training.tune,
+            execution=execution,
+            bf16=fit.training.precision == "bf16",
+            seed=fit.seed,
+        )
         (scratch / "checkpoint").mkdir()
         progress = checkpoint.find(fit, execution=execution, store_=store_, scratch=scratch / "checkpoint")
         if progress:
@@ -85,20 +95,19 @@ def train_fit(fit: Fit, *, store_: Store, execution: Execution, report: Report, 
             report=report, scratch=scratch / "checkpoint",
         )  # fmt: skip
         with clock.phase("eval"):
-            test = predict(engine, prepared.parts["test"], pad_id=prepared.pad_id)
-            other = prepared.parts["B"]
-            labels = predict(engine, other, pad_id=prepared.pad_id) if fit.half == "A" else None
+            test = say(engine, fit, prepared, part="test")
+            labels = say(engine, fit, prepared, part="B") if fit.half == "A" else None
     finally:
         engines.stop(engine)
-    if not np.isfinite(test).all():
+    if not np.isfinite(test["probability"]).all():
         raise TrainingFailed("nan", "predictions on the test set are not finite")
     with clock.phase("commit"):
         if engines.rank() == 0:
             files = scratch / "files"
             files.mkdir()
-            write_predictions(files / "test.parquet", prepared.parts["test"], test)
+            write_predictions(files / "test.parquet", test)
             if labels is not None:
-                write_predictions(files / "labels.parquet", other, labels)
+                write_predictions(files / "labels.parquet", labels)
             pq.write_table(pa.Table.from_pylist(progress.curve, schema=CURVE), files / "curve.parquet")
             facts = provenance(
                 fit, prepared, execution=execution, clock=clock, head_start=head_start, resumed_from=resumed_from
@@ -129,7 +138,7 @@ def _train(
     engine: Any,
     fit: Fit,
     rows: Rows,
-    targets: np.ndarray,
+    targets: np.ndarray | list[list[int]],
     prepared: Prepared,
     *,
     progress: checkpoint.Progress,
@@ -139,7 +148,8 @@ def _train(
     report: Report,
     scratch: Path,
 ) -> None:
-    training, objective = fit.training, methods.objective(fit.method)
+    training, setting = fit.training, fit.data.setting
+    objective = methods.objective(fit.method, setting=setting)
     steps_per_epoch = math.ceil(len(rows) / training.batch_size)
     num_steps = steps_per_epoch * training.epochs
     evaluate_at = {
@@ -157,8 +167,9 @@ def _train(
             engines.set_rate(engine, engines.rate_at(progress.step, num_steps, training=training))
             loss, hits = step(
                 engine,
-                [rows.tokens[i] for i in chosen],
-                torch.from_numpy(targets[chosen]),
+                [rows.sequences[i] for i in chosen],
+                _chosen(targets, chosen),
+                setting=setting,
                 objective=objective,
                 progress=progress.step / num_steps,
                 batch_size=training.batch_size,
@@ -172,7 +183,7 @@ def _train(
         progress.num_rows += len(chosen)
         if progress.step in evaluate_at:
             with clock.phase("eval"):
-                progress.curve.append(_curve_point(engine, prepared, progress, steps_per_epoch=steps_per_epoch))
+                progress.curve.append(_curve_point(engine, fit, prepared, progress, steps_per_epoch=steps_per_epoch))
             progress.loss_sum, progress.hits, progress.num_rows = 0.0, 0.0, 0
         done = progress.step - first_step
         elapsed_s = time.perf_counter() - began_s
@@ -205,11 +216,16 @@ def _agreed(value: int) -> int:
     return values[0]
 
 
+def _chosen(targets: np.ndarray | list[list[int]], rows: Any) -> np.ndarray | list[list[int]]:
+    return targets[rows] if isinstance(targets, np.ndarray) else [targets[i] for i in rows]
+
+
 def step(
     engine: Any,
-    tokens: list[list[int]],
-    targets: torch.Tensor,
+    sequences: list[tuple[Any, ...]],
+    targets: np.ndarray | list[list[int]],
     *,
+    setting: Setting,
     objective: methods.Objective,
     progress: float,
     batch_size: int,
@@ -218,40 +234,54 @@ def step(
     """One optimizer step on a global batch, of which this worker takes its slices. Mean loss and hits over the batch."""
     device = engines.device()
     micro, accumulation = engine.train_micro_batch_size_per_gpu(), engine.gradient_accumulation_steps()
-    num_rows, world = len(tokens), engines.world_size()
+    num_rows, world = len(sequences), engines.world_size()
     share = math.ceil(batch_size / world)
     mine = range(engines.rank() * share, min((engines.rank() + 1) * share, num_rows))
     slices = [list(mine[i * micro : (i + 1) * micro]) for i in range(accumulation)]
-    inputs = [data.pad([tokens[i] for i in each] or [[]], pad_id=pad_id, device=device) for each in slices]
-    wanted = [targets[each].to(device) for each in slices]
+    batches = []
+    for each in slices:  # a slice without rows still passes one through, for under ZeRO-3 all workers must take part
+        some = each or [0]
+        read, wanted = data.inputs(
+            [sequences[i] for i in some], _chosen(targets, some), setting=setting, pad_id=pad_id, device=device
+        )
+        batches.append((read, wanted[: len(each)]))
 
     logits: list[torch.Tensor] | None = None
     batch = None
     if objective.needs_batch:
         if world == 1 and accumulation == 1:
-            logits = [engine(*inputs[0])]
+            logits = [engine(*batches[0][0])]
             own = [logits[0].detach()]
         else:
             with torch.no_grad():
-                own = [engine(*each)[: len(rows)] for each, rows in zip(inputs, slices, strict=True)]
+                own = [engine(*read)[: len(rows)] for (read, _), rows in zip(batches, slices, strict=True)]
         probabilities = torch.softmax(torch.cat(own), dim=-1)[:, 1]
-        batch = methods.GlobalBatch(_gathered(probabilities, share=share)[:num_rows], targets.to(device))
+        assert isinstance(targets, np.ndarray)
+        batch = methods.GlobalBatch(
+            _gathered(probabilities, share=share)[:num_rows], torch.from_numpy(targets).to(device)
+        )
     loss_of = objective.at(progress, batch)
 
     totals = torch.zeros(2, dtype=torch.float64)
-    for i, rows in enumerate(slices):
-        output = logits[i] if logits else engine(*inputs[i])
-        output = output[: len(rows)]
-        losses = loss_of(output, wanted[i])
+    for i, ((read, wanted), rows) in enumerate(zip(batches, slices, strict=True)):
+        output = logits[i] if logits else engine(*read)
+        losses = loss_of(output[: len(rows)], wanted)
         # DeepSpeed divides by the accumulation and averages over workers; what is wanted is the batch's mean
         engine.backward(losses.sum() * (accumulation * world / num_rows) + 0.0 * output.sum())
         engine.step()
         totals[0] += float(losses.detach().sum())
-        totals[1] += float(((output[:, 1] > output[:, 0]) == (wanted[i] > 0.5)).sum())
+        totals[1] += float(_hits(output[: len(rows)].detach(), wanted).sum())
     if world > 1:
         totals = totals.to(device)
         dist.all_reduce(totals)
     return float(totals[0]) / num_rows, float(totals[1])
+
+
+def _hits(output: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    """Whether each row is what it should be: the likelier of two, or every token of a completion."""
+    if output.ndim == 2:
+        return (output[:, 1] > output[:, 0]) == (wanted > 0.5)
+    return ((output.argmax(-1) == wanted) | (wanted == data.NOT_LEARNED)).all(dim=1)
 
 
 def _gathered(mine: torch.Tensor, *, share: int) -> torch.Tensor:
@@ -268,48 +298,116 @@ def _gathered(mine: torch.Tensor, *, share: int) -> torch.Tensor:
 # --- predictions --------------------------------------------------------------------------------------------------
 
 
-@torch.no_grad()
-def predict(engine: Any, rows: Rows, *, pad_id: int) -> np.ndarray:
-    """Probability of class 1 for every row, the same on every worker. Whole batches go to workers in turn."""
+def say(engine: Any, fit: Fit, prepared: Prepared, *, part: str) -> pa.Table:
+    """What the model says of every row: id and probability (of label 1, or of the first completion's being better); or
+    id, completion and the completion's probability."""
+    rows = prepared.parts[part]
+    columns: dict[str, Any] = {"id": pa.array(rows.ids, pa.string())}
+    if fit.data.setting == "generation":
+        probabilities, answers = write(engine, rows, prepared)
+        written = [data.written(prepared.tokenizer, answer) for answer in answers.tolist()]
+        columns["completion"] = pa.array(written, pa.string())
+    else:
+        probabilities = predict(engine, rows, setting=fit.data.setting, pad_id=prepared.pad_id)
+    return pa.table(columns | {"probability": pa.array(probabilities, pa.float32())})
+
+
+def _over_batches(
+    engine: Any, rows: Rows, *, width: int, dtype: torch.dtype, of: Callable[[list[int]], torch.Tensor]
+) -> np.ndarray:
+    """[row, width], the same on every worker, of a function of row numbers. Whole batches go to workers in turn."""
     engine.eval()
-    world, device = engines.world_size(), engines.device()
-    found = torch.zeros(len(rows), dtype=torch.float32, device=device)
+    world = engines.world_size()
+    found = torch.zeros((len(rows), width), dtype=dtype, device=engines.device())
     batches = data.eval_batches(rows)
-    for first in range(0, len(batches), world):
-        index = first + engines.rank()
-        real = index < len(batches)  # under ZeRO-3 all workers must take part in every pass
-        chosen = batches[index if real else first]
-        probabilities = torch.softmax(
-            engine(*data.pad([rows.tokens[i] for i in chosen], pad_id=pad_id, device=device)), -1
-        )
-        if real:
-            found[chosen] = probabilities[:, 1]
+    with torch.no_grad():
+        for first in range(0, len(batches), world):
+            index = first + engines.rank()
+            real = index < len(batches)  # under ZeRO-3 all workers must take part in every pass
+            chosen = batches[index if real else first]
+            values = of(chosen)
+            if real:
+                found[chosen] = values.to(dtype)
     if world > 1:
         dist.all_reduce(found)
     engine.train()
     return found.cpu().numpy()
 
 
+def predict(engine: Any, rows: Rows, *, setting: Setting, pad_id: int) -> np.ndarray:
+    """Probability of class 1, or of the first completion's being better, for every row."""
+
+    def of(chosen: list[int]) -> torch.Tensor:
+        read, _ = data.inputs(
+            [rows.sequences[i] for i in chosen],
+            np.zeros(len(chosen), dtype=np.float32),
+            setting=setting,
+            pad_id=pad_id,
+            device=engines.device(),
+        )
+        return torch.softmax(engine(*read), dim=-1)[:, 1:]
+
+    return _over_batches(engine, rows, width=1, dtype=torch.float32, of=of)[:, 0]
+
+
+def write(engine: Any, rows: Rows, prepared: Prepared) -> tuple[np.ndarray, np.ndarray]:
+    """(probability of what was written, its tokens) for every row, greedily."""
+
+    def of(chosen: list[int]) -> torch.Tensor:
+        prompts = data.pad(
+            [rows.sequences[i][0] for i in chosen], pad_id=prepared.pad_id, device=engines.device(), left=True
+        )
+        said, log_probability = engine.module.greedy(
+            *prompts, num_tokens=prepared.num_answer_tokens, eos_id=prepared.tokenizer.eos_token_id
+        )
+        return torch.cat((log_probability.double().exp()[:, None], said.double()), dim=1)
+
+    found = _over_batches(engine, rows, width=1 + prepared.num_answer_tokens, dtype=torch.float64, of=of)
+    return found[:, 0].astype(np.float32), found[:, 1:].astype(np.int64)
+
+
+def _judged(engine: Any, rows: Rows, prepared: Prepared) -> np.ndarray:
+    """[row, (log-likelihood of the right completion, whether each of its tokens is the likeliest)]. The second is exact
+    match under greedy writing, at the price of one pass."""
+
+    def of(chosen: list[int]) -> torch.Tensor:
+        read, wanted = data.inputs(
+            [rows.sequences[i] for i in chosen],
+            _chosen(rows.labels, chosen),
+            setting="generation",
+            pad_id=prepared.pad_id,
+            device=engines.device(),
+        )
+        output = engine(*read)
+        return torch.stack((-token_loss(output, wanted), _hits(output, wanted).to(output.dtype)), dim=1)
+
+    return _over_batches(engine, rows, width=2, dtype=torch.float32, of=of).astype(np.float64)
+
+
 def _curve_point(
-    engine: Any, prepared: Prepared, progress: checkpoint.Progress, *, steps_per_epoch: int
+    engine: Any, fit: Fit, prepared: Prepared, progress: checkpoint.Progress, *, steps_per_epoch: int
 ) -> dict[str, float]:
     test = prepared.parts["test"]
-    predicted = np.clip(predict(engine, test, pad_id=prepared.pad_id).astype(np.float64), 1e-7, 1 - 1e-7)
-    truth = test.labels
+    if fit.data.setting == "generation":
+        log_likelihood, right = _judged(engine, test, prepared).T
+    else:
+        assert isinstance(test.labels, np.ndarray)
+        said = predict(engine, test, setting=fit.data.setting, pad_id=prepared.pad_id).astype(np.float64)
+        right = (said > 0.5) == (test.labels > 0.5)
+        log_likelihood = np.log(np.clip(np.where(test.labels > 0.5, said, 1 - said), 1e-7, 1))
     return {
         "step": progress.step,
         "epoch": progress.step / steps_per_epoch,
         "train_loss": progress.loss_sum / max(1, progress.num_rows),
         "train_accuracy": progress.hits / max(1, progress.num_rows),
-        "test_loss": float(-(truth * np.log(predicted) + (1 - truth) * np.log(1 - predicted)).mean()),
-        "test_accuracy": float(((predicted > 0.5) == (truth > 0.5)).mean()),
+        "test_loss": float(-log_likelihood.mean()),
+        "test_accuracy": float(right.mean()),
     }
 
 
-def write_predictions(path: Path, rows: Rows, probabilities: np.ndarray) -> None:
-    """id and probability, by id; the bytes depend on nothing else."""
-    table = pa.table({"id": pa.array(rows.ids, pa.string()), "probability": pa.array(probabilities, pa.float32())})
-    pq.write_table(table.sort_by("id"), path)
+def write_predictions(path: Path, said: pa.Table) -> None:
+    """By id; the bytes depend on nothing else."""
+    pq.write_table(said.sort_by("id"), path)
 
 
 # --- provenance ---------------------------------------------------------------------------------------------------
@@ -320,7 +418,9 @@ def provenance(
 ) -> dict[str, Any]:
     """Where, when and with what a Fit came to be; nothing of it is identity."""
     rows = prepared.parts[fit.half]
-    training_tokens = sum(map(len, rows.tokens)) * fit.training.epochs
+    read = (len(each) for sequence in prepare(fit).parts[fit.half].sequences for each in sequence)
+    written = sum(map(len, rows.labels)) if isinstance(rows.labels, list) else 0
+    training_tokens = (sum(read) + written) * fit.training.epochs
     total_s = sum(clock.seconds.values())
     busy_s = clock.seconds["train"] + clock.seconds["eval"]
     return {
@@ -335,7 +435,12 @@ def provenance(
         "seconds": {name: round(seconds, 4) for name, seconds in clock.seconds.items()},
         "busy": round(busy_s / total_s, 4) if total_s else None,
         "tokens": training_tokens,
-        "flops": 6 * fit.model.num_params * training_tokens,
+        # a probe's backbone reads each row once, and only forwards
+        "flops": (
+            2 * fit.model.num_params * training_tokens // fit.training.epochs
+            if fit.training.tune == "head"
+            else 6 * fit.model.num_params * training_tokens
+        ),
         "head_start": head_start,
         "num_rows": {name: len(part) for name, part in prepared.parts.items()},
         "num_too_long": prepared.num_dropped,

@@ -1,14 +1,15 @@
-"""A pretrained backbone of any transformers model with a two-way head on the read-out of its last hidden states.
+"""A pretrained transformers model, ready for a setting: two scores for a text, a reward for each of two, or words.
 
 Promises: weights are fp32 whatever the checkpoint's type; safetensors only; no dropout, so that a model trains and
 predicts the same way; the read-out goes by the attention mask and never by a token id, so padding may stand on either
-side; the head is computed in fp32.
+side; heads are computed in fp32.
 """
 
 from __future__ import annotations
 
 import copy
 import inspect
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,18 +17,30 @@ from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from w2s_ray.errors import InputError
-from w2s_ray.fit import Execution, Model
+from w2s_ray.fit import Execution, Model, Setting
 
 NUM_KEPT_BASES = 2
 """Pristine base models that a worker keeps in memory, so that neighbouring Fits don't load again."""
 
-_bases: dict[tuple[Model, str], tuple[nn.Module, torch.Tensor | None]] = {}
+
+@dataclass(frozen=True)
+class Base:
+    """A pretrained model as it was loaded."""
+
+    causal: nn.Module | None
+    """With its language-model head, where it has one."""
+    backbone: nn.Module
+    label_rows: torch.Tensor | None
+    """Output embeddings of the tokens "0" and "1"."""
 
 
-class Classifier(nn.Module):
-    """Backbone, read-out, head."""
+_bases: dict[tuple[Model, str], Base] = {}
 
-    def __init__(self, backbone: nn.Module, head: nn.Linear, *, pooling: str, bf16: bool) -> None:
+
+class Scorer(nn.Module):
+    """Backbone, read-out, head: two scores for a text, or one for each of two completions."""
+
+    def __init__(self, backbone: nn.Module, head: nn.Module, *, pooling: str, bf16: bool) -> None:
         super().__init__()
         self.backbone = backbone
         self.head = head
@@ -36,11 +49,69 @@ class Classifier(nn.Module):
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """Logits [rows, 2]."""
-        device_type = input_ids.device.type
-        with torch.autocast(device_type, dtype=torch.bfloat16, enabled=self.bf16):
+        return two_way(self.head(self.features(input_ids, attention_mask)))
+
+    def features(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """Read-outs [sequences, width]."""
+        with torch.autocast(input_ids.device.type, dtype=torch.bfloat16, enabled=self.bf16):
             hidden = self.backbone(**_inputs(self.backbone, input_ids, attention_mask)).last_hidden_state
-        with torch.autocast(device_type, enabled=False):
-            return self.head(read_out(hidden.float(), attention_mask, pooling=self.pooling))
+        return read_out(hidden.float(), attention_mask, pooling=self.pooling)
+
+
+class Probe(nn.Module):
+    """A head alone, on features that were extracted before."""
+
+    def __init__(self, head: nn.Module) -> None:
+        super().__init__()
+        self.head = head
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """Logits [rows, 2]."""
+        return two_way(self.head(features))
+
+
+def two_way(scores: torch.Tensor) -> torch.Tensor:
+    """[rows, 2] as they are; rewards [2 rows, 1], all firsts before all seconds, as (second, first): the softmax's
+    second entry is then sigmoid(r1 - r2), the probability that the first is better (Burns et al. 2023, appendix A)."""
+    if scores.shape[1] == 2:
+        return scores
+    first, second = scores.view(2, -1)
+    return torch.stack((second, first), dim=1)
+
+
+class Writer(nn.Module):
+    """A language model, of which the last few positions are wanted. Rows are padded on the left."""
+
+    def __init__(self, causal: nn.Module, *, bf16: bool) -> None:
+        super().__init__()
+        self.causal = causal
+        self.bf16 = bf16
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, num_kept: int) -> torch.Tensor:
+        """Logits [rows, num_kept, vocabulary] for the last `num_kept` tokens, each from those before it."""
+        with torch.autocast(input_ids.device.type, dtype=torch.bfloat16, enabled=self.bf16):
+            inputs = _inputs(self.causal, input_ids, attention_mask)
+            if self.causal.keeps_logits:
+                inputs["logits_to_keep"] = num_kept + 1
+            logits = self.causal(**inputs).logits
+        return logits[:, -num_kept - 1 : -1].float()
+
+    def greedy(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, *, num_tokens: int, eos_id: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The likeliest token, `num_tokens` times over (every worker takes as many steps), and the log-probability of
+        all of them up to the first end."""
+        said = torch.empty((len(input_ids), 0), dtype=torch.long, device=input_ids.device)
+        log_probability = torch.zeros(len(input_ids), device=input_ids.device)
+        ended = torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+        for _ in range(num_tokens):
+            ids = torch.cat((input_ids, said, said.new_zeros(len(said), 1)), dim=1)
+            mask = torch.cat((attention_mask, attention_mask.new_ones(len(said), said.shape[1] + 1)), dim=1)
+            found, token = torch.log_softmax(self(ids, mask, 1)[:, 0], dim=-1).max(dim=-1)
+            said = torch.cat((said, token[:, None]), dim=1)
+            log_probability += torch.where(ended, 0.0, found)
+            ended |= token == eos_id
+        return said, log_probability
 
 
 def _inputs(backbone: nn.Module, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> dict[str, Any]:
@@ -64,27 +135,55 @@ def read_out(hidden: torch.Tensor, attention_mask: torch.Tensor, *, pooling: str
     return hidden[torch.arange(len(hidden), device=hidden.device), last]
 
 
-def build(model: Model, *, execution: Execution, bf16: bool, seed: int) -> tuple[Classifier, str]:
-    """A fresh classifier, and where its head starts from.
+def build(
+    model: Model, *, setting: Setting, tune: str, execution: Execution, bf16: bool, seed: int
+) -> tuple[nn.Module, str]:
+    """A fresh model for a setting, and where its head starts from.
 
-    The head starts from the output embeddings of the tokens "0" and "1" (Burns et al. 2023, appendix A), or from zero
-    where a model has no such rows. `seed` is for backbones that initialise something of their own.
+    A classifier's head starts from the output embeddings of the tokens "0" and "1" (Burns et al. 2023, appendix A), or
+    from zero where a model has no such rows; a reward starts from zero. A probe has no backbone: it takes features.
+    `seed` is for backbones that initialise something of their own.
     """
     torch.manual_seed(seed)
-    base, rows = _base(model, attention=execution.attention)
-    backbone = copy.deepcopy(base)
-    if execution.activation_checkpointing:
-        backbone.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
-    width = rows.shape[1] if rows is not None else _width(backbone)
-    head = nn.Linear(width, 2, bias=False, dtype=torch.float32)
+    base = _base(model, attention=execution.attention)
+    if setting == "generation":
+        if base.causal is None:
+            raise InputError(f"model {model.name}: is no decoder, so it can't write; generation needs one")
+        if tune == "head":
+            raise InputError("training.tune: head reads features off a frozen model and writes nothing; use all")
+        writer = Writer(copy.deepcopy(base.causal), bf16=bf16)
+        _save_memory(writer.causal, execution)
+        return writer, "its language-model head"
+    rows = base.label_rows if setting == "classification" else None
+    width = rows.shape[1] if rows is not None else _width(base.backbone)
+    head = nn.Linear(width, 2 if setting == "classification" else 1, bias=tune == "head", dtype=torch.float32)
     with torch.no_grad():
-        head.weight.copy_(rows) if rows is not None else head.weight.zero_()
+        for parameter in head.parameters():
+            parameter.zero_()
+    if tune == "head":
+        return Probe(head), "zero"
+    with torch.no_grad():
+        if rows is not None:
+            head.weight.copy_(rows)
+    backbone = copy.deepcopy(base.backbone)
+    _save_memory(backbone, execution)
     start = "output embeddings of 0 and 1" if rows is not None else "zero"
-    return Classifier(backbone, head, pooling=model.pooling, bf16=bf16), start
+    return Scorer(backbone, head, pooling=model.pooling, bf16=bf16), start
 
 
-def _base(model: Model, *, attention: str) -> tuple[nn.Module, torch.Tensor | None]:
-    """The pristine backbone, loaded once, and the head's first rows."""
+def frozen(model: Model, *, execution: Execution, bf16: bool) -> Scorer:
+    """The pretrained model as it is, for its features."""
+    base = _base(model, attention=execution.attention)
+    return Scorer(base.backbone, nn.Identity(), pooling=model.pooling, bf16=bf16)
+
+
+def _save_memory(part: nn.Module, execution: Execution) -> None:
+    if execution.activation_checkpointing:
+        part.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+
+
+def _base(model: Model, *, attention: str) -> Base:
+    """The pristine model, loaded once."""
     kind = (model, attention)
     if kind not in _bases:
         while len(_bases) >= NUM_KEPT_BASES:
@@ -93,14 +192,15 @@ def _base(model: Model, *, attention: str) -> tuple[nn.Module, torch.Tensor | No
     return _bases[kind]
 
 
-def _load(model: Model, *, attention: str) -> tuple[nn.Module, torch.Tensor | None]:
+def _load(model: Model, *, attention: str) -> Base:
     options: dict[str, Any] = {"revision": model.revision or "main", "trust_remote_code": model.trust_remote_code}
     weights = options | {"dtype": torch.float32, "use_safetensors": True}
     if attention != "auto":
         weights["attn_implementation"] = attention
+    causal, rows = None, None
     try:
         if model.pooling == "mean":
-            backbone, rows = AutoModel.from_pretrained(model.source, **weights), None
+            backbone = AutoModel.from_pretrained(model.source, **weights)
         else:
             causal = AutoModelForCausalLM.from_pretrained(model.source, **weights)
             rows = _label_rows(causal, tokenizer(model))
@@ -109,17 +209,43 @@ def _load(model: Model, *, attention: str) -> tuple[nn.Module, torch.Tensor | No
                 rows = None
     except (OSError, ValueError) as error:
         raise InputError(f"model {model.source}: can't be loaded: {str(error).splitlines()[0]}") from error
-    for module in backbone.modules():
+    if model.depth is not None:
+        _cut(backbone, model)
+    for module in (causal or backbone).modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
     for name in ("attention_dropout", "attn_pdrop", "attention_probs_dropout_prob", "dropout"):
         for part in backbone.modules():
             if isinstance(getattr(part, name, None), float):
                 setattr(part, name, 0.0)
-    names = inspect.signature(type(backbone).forward).parameters
-    backbone.takes_positions = "position_ids" in names
-    backbone.keeps_cache = "use_cache" in names
-    return backbone, rows
+    for part in (backbone, causal):
+        if part is not None:
+            names = inspect.signature(type(part).forward).parameters
+            part.takes_positions = "position_ids" in names
+            part.keeps_cache = "use_cache" in names
+            part.keeps_logits = "logits_to_keep" in names
+    return Base(causal=causal, backbone=backbone, label_rows=rows)
+
+
+def _cut(backbone: Any, model: Model) -> None:
+    """Keep the first `depth` layers, and what follows the last."""
+    num_layers, depth = backbone.config.num_hidden_layers, model.depth
+    stacks = [
+        (parent, name)
+        for parent in backbone.modules()
+        for name, child in parent.named_children()
+        if isinstance(child, nn.ModuleList) and len(child) == num_layers
+    ]
+    if len(stacks) != 1 or depth > num_layers:
+        raise InputError(
+            f"model {model.name}: depth: given {depth}, allowed are 0 to {num_layers if len(stacks) == 1 else 'none'} "
+            "(layers of one stack)"
+        )
+    [(parent, name)] = stacks
+    setattr(parent, name, getattr(parent, name)[:depth])
+    backbone.config.num_hidden_layers = depth
+    if getattr(backbone.config, "layer_types", None):
+        backbone.config.layer_types = backbone.config.layer_types[:depth]
 
 
 def _width(backbone: nn.Module) -> int:
