@@ -44,10 +44,12 @@ def save_model(folder: Path, kind: str, *, pad: bool = True, seed: int = 0) -> P
     config = CONFIGS[kind]()
     model = (AutoModel if kind == "bert" else AutoModelForCausalLM).from_config(config)
     model.save_pretrained(folder)
-    vocabulary = {word: i for i, word in enumerate(["!", "<unk>", "0", "1", *WORDS, *(["<pad>"] if pad else [])])}
+    vocabulary = {
+        word: i for i, word in enumerate(["!", "<unk>", "0", "1", "</s>", *WORDS, *(["<pad>"] if pad else [])])
+    }
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    special = {"pad_token": "<pad>"} if pad else {}
+    special = {"eos_token": "</s>"} | ({"pad_token": "<pad>"} if pad else {})
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", **special).save_pretrained(folder)
     return folder
 
@@ -66,6 +68,31 @@ def save_task(folder: Path, *, num_rows: int = 400, name: str = "toy", num_words
     path = folder / f"{name}.yaml"
     path.write_text(yaml.safe_dump({"name": name, "setting": "classification", "train": f"{name}.parquet"}))
     return path
+
+
+def save_rewriting(folder: Path, *, num_rows: int = 400) -> None:
+    """Two tasks over the same prompts, of which the first word matters: write the words that follow it (generation), or
+    tell them from those that follow another (comparison)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    draw = random.Random(0)
+
+    def after(word: int) -> str:
+        return " ".join(WORDS[word + 1 : word + (3 if word % 3 else 2)])
+
+    rows = []
+    for number in draw.sample(range(8 * 40 * 40), num_rows):
+        first, rest = divmod(number, 40 * 40)
+        other = (first + draw.randrange(1, 8)) % 8
+        prompt = " ".join(WORDS[i] for i in (first, *divmod(rest, 40)))
+        rows.append({"prompt": prompt, "right": after(first), "wrong": after(other)})
+    pq.write_table(pa.Table.from_pylist(rows), folder / "rows.parquet")
+    common = {"train": "rows.parquet", "template": "{prompt}"}
+    tasks = {
+        "writing": {"setting": "generation", "completions": ["{right}"]},
+        "choosing": {"setting": "comparison", "completions": ["{right}", "{wrong}"]},
+    }
+    for name, task in tasks.items():
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump({"name": name} | task | common))
 
 
 def save_study(folder: Path, *, grid: dict[str, Any] | None = None, **changes: Any) -> Path:

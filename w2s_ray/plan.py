@@ -105,7 +105,16 @@ def expand(study: Study, *, path: Path, trust_remote_code: bool = False) -> Plan
             executions[model] = _execution(study.compute, family, size)
         trainings = {size: _training(grid, study.compute, family, size) for size in sizes}
         for task_index, name in enumerate(grid.tasks):
-            data = _data(name, grid, models, base=base, where=f"{path}: grids[{i}].tasks[{task_index}]")
+            where = f"{path}: grids[{i}].tasks[{task_index}]"
+            data = _data(name, grid, models, base=base, where=where)
+            if data.setting == "generation" and family.pooling == "mean":
+                raise InputError(
+                    f"{where}: '{data.task}' wants moves written, and {family.name} are encoders; use decoders"
+                )
+            if data.setting == "generation" and grid.training.tune == "head":
+                raise InputError(
+                    f"{where}: '{data.task}' is a generation, which a probe can't learn; use training.tune: all"
+                )
             for cell in _cells(grid, grid_pairs, data, models=models, trainings=trainings, family=family.name):
                 cells.setdefault((cell.student.key, cell.ceiling.key), cell)
     return Plan(study=study, path=path, cells=tuple(cells.values()), executions=executions)
