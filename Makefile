@@ -26,7 +26,7 @@ format: $(READY)
 
 $(READY): pyproject.toml
 	test -d .venv || $(PYTHON) -m venv .venv || python3 -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev,embedded]'
 	touch $(READY)
 
 clean:

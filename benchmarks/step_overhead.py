@@ -18,22 +18,23 @@ from w2s_ray.fit import Execution, Method, Training
 from w2s_ray.methods import objective
 from w2s_ray.training import engine as engines
 from w2s_ray.training import loop
-from w2s_ray.training.model import Classifier
+from w2s_ray.training.model import Scorer
 
 TRAINING = Training(
     epochs=1, batch_size=32, learning_rate=1e-3, optimizer="adam", weight_decay=0.0, warmup_fraction=0.0,
     schedule="constant", max_grad_norm=0.0, precision="fp32", evals_per_epoch=1,
+    tune="all",
 )  # fmt: skip
 
 
-def classifier() -> Classifier:
+def classifier() -> Scorer:
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=512, hidden_size=128, intermediate_size=512, num_hidden_layers=3, num_attention_heads=4
     )
     backbone = LlamaModel(config)
     backbone.takes_positions, backbone.keeps_cache = True, True
-    return Classifier(backbone, torch.nn.Linear(128, 2, bias=False), pooling="last", bf16=False)
+    return Scorer(backbone, torch.nn.Linear(128, 2, bias=False), pooling="last", bf16=False)
 
 
 def timed(step: Callable[[], object]) -> float:
@@ -51,7 +52,7 @@ def main() -> None:
     engines.join_processes()
     tokens = torch.randint(4, 512, (32, 64), generator=torch.Generator().manual_seed(0))
     targets = torch.rand(32, generator=torch.Generator().manual_seed(1))
-    naive = objective(Method("naive"))
+    naive = objective(Method("naive"), setting="classification")
 
     bare = classifier()
     optimizer = torch.optim.Adam(bare.parameters(), lr=1e-3)
@@ -64,10 +65,19 @@ def main() -> None:
 
     engine = engines.start(classifier(), training=TRAINING, execution=Execution(zero_stage=options.zero_stage))
     engines.set_rate(engine, 1e-3)
-    rows = tokens.tolist()
+    rows = [(row,) for row in tokens.tolist()]
 
     def engine_step() -> None:
-        loop.step(engine, rows, targets, objective=naive, progress=0.0, batch_size=32, pad_id=0)
+        loop.step(
+            engine,
+            rows,
+            targets.numpy(),
+            setting="classification",
+            objective=naive,
+            progress=0.0,
+            batch_size=32,
+            pad_id=0,
+        )
 
     for _ in range(3):
         bare_step()

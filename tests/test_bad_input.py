@@ -95,10 +95,10 @@ def test_the_process_exits_with_2_and_no_traceback(folder: Path) -> None:
         ("name: x\ngrids: [{family: gpt2, sizes: [smal], tasks: [t]}]", "did you mean 'small'?"),
         ("name: x\ngrids: [{family: gpt2, sizes: [large, small], tasks: [t]}]", "weak to strong: [small, large]"),
         ("name: x\ngrids: [{family: gpt2, pairs: [[xl, small]], tasks: [t]}]", "has its strong model weaker"),
-        ("name: x\ngrids: [{family: gpt2, tasks: [traits-lik]}]", "did you mean 'traits-likes'?"),
+        ("name: x\ngrids: [{family: gpt2, tasks: [chess-mat]}]", "did you mean 'chess-mate'?"),
         ("name: x\ngrids: [{family: gpt2, tasks: ['../t.yaml']}]", "leads out of"),
         ("name: x\ngrids: [{family: gpt2, tasks: [nosuch.yaml]}]", "no such task file"),
-        ("name: x\ngrids: [{family: gpt2, tasks: [traits-likes], seeds: 1000000}]", "10,000,000 cells"),
+        ("name: x\ngrids: [{family: gpt2, tasks: [chess-moves], seeds: 1000000}]", "10,000,000 cells"),
         ("name: x\ncompute: {zero_stage: 4}\ngrids: [{family: gpt2, tasks: [t]}]", "compute.zero_stage: given 4"),
         ("name: x\ncompute: {worker: 4}\ngrids: [{family: gpt2, tasks: [t]}]", "did you mean 'workers'?"),
     ],
@@ -201,7 +201,7 @@ def test_more_rows_than_there_are_is_a_reason(folder: Path) -> None:
     from w2s_ray import tasks
 
     rows = tasks.read_rows(tasks.load_task("toy.yaml", base=folder))
-    with pytest.raises(InputError, match="1000 rows with balanced classes are wanted"):
+    with pytest.raises(InputError, match="1000 rows with balanced labels are wanted"):
         tasks.deal(rows, split_seed=0, num_train=1000, num_test=20)
 
 

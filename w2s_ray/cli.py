@@ -345,7 +345,7 @@ def verify(
 def tasks_(name: Annotated[str | None, typer.Argument(help="A task's name, or a path to a task YAML.")] = None) -> None:
     """List the tasks, or show one: its source, shape, rows and first examples.
 
-    Example: w2s tasks traits-likes
+    Example: w2s tasks chess-mate
     """
     from w2s_ray import tasks
 

@@ -90,8 +90,6 @@ class Family(BaseModel):
     name: str = Field(pattern=f"^{NAME}$")
     description: str = ""
     licence: str = "unknown"
-    standin: bool = False
-    """Made for trying the instrument out; not a result about the world."""
     tokenizer: str | None = None
     """Hub id of the tokenizer that all sizes share; none: each model has its own."""
     pooling: Literal["last", "mean"] = "last"

@@ -56,8 +56,6 @@ class Task(BaseModel):
     setting: Setting
     description: str = ""
     licence: str = "unknown"
-    standin: bool = False
-    """Made for trying the instrument out; not a result about the world."""
     train: str
     """File of rows, relative to the YAML."""
     test: str | None = None
@@ -168,7 +166,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 @lru_cache(maxsize=256)
 def fingerprint(task: Task) -> str:
     """SHA-256 over what the task says (not what it is called) and over its files' content."""
-    said = task.model_dump(exclude={"path", "name", "description", "licence", "standin", "train", "test"})
+    said = task.model_dump(exclude={"path", "name", "description", "licence", "train", "test"})
     content = {part: hashlib.sha256(path.read_bytes()).hexdigest() for part, path in task.files.items()}
     return hashlib.sha256(canonical_json({"task": said, "files": content}).encode()).hexdigest()
 

@@ -1,0 +1,135 @@
+"""The chess ladder and its tasks: true by the rules, apart from pretraining, made by a recipe that still runs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import chess
+import numpy as np
+import polars as pl
+import pytest
+
+from w2s_ray import families, tasks
+from w2s_ray.families import chess as recipe
+from w2s_ray.families import composed
+
+SHIPPED = tasks.SHIPPED
+
+
+def board_of(position: str) -> chess.Board:
+    board = chess.Board(None)
+    *pieces, side = position.split()
+    assert side == "w"
+    for word in pieces:
+        board.set_piece_at(chess.parse_square(word[1:]), chess.Piece.from_symbol(word[0]))
+    return board
+
+
+def move_of(words: str) -> chess.Move:
+    return chess.Move.from_uci(words.replace(" ", ""))
+
+
+def test_the_tasks_are_true_by_the_rules() -> None:
+    for row in pl.read_parquet(SHIPPED / "chess.parquet").sample(200, seed=0).iter_rows(named=True):
+        board = board_of(row["position"])
+        assert board.is_valid() and composed.mating_moves(board, enough=9) == [move_of(row["move"])]
+        assert board.is_legal(move_of(row["other"])) and row["other"] != row["move"]
+    for row in pl.read_parquet(SHIPPED / "chess-threat.parquet").sample(200, seed=0).iter_rows(named=True):
+        board = board_of(row["position"])
+        assert len(composed.mating_moves(board, enough=9)) == row["mate"] and board.is_valid()
+
+
+def test_the_tasks_are_what_the_recipe_composes(tmp_path: Path) -> None:
+    composed.write_chunk(tmp_path, 0, num_tries=2000)
+    rows = composed.read_chunks(tmp_path)
+    shipped = pl.read_parquet(SHIPPED / "chess.parquet").head(len(rows))
+    assert len(rows) > 20
+    for (fen, move, _), row in zip(rows, shipped.iter_rows(named=True), strict=True):
+        assert row["position"].split() == recipe.position_words(fen)
+        assert row["move"].split() == recipe.move_words(move)
+
+
+def test_no_position_of_a_task_nor_its_mirror_image_is_in_pretraining(tmp_path: Path) -> None:
+    composed.write_chunk(tmp_path, 0, num_tries=3000)
+    rows = composed.read_chunks(tmp_path)
+    mirrored = [
+        tuple("/".join(r[::-1] for r in each.split("/")) if "/" in each else each for each in row) for row in rows
+    ]
+    as_twin = [(row[2], row[1], row[0]) for row in rows[:5]]
+    pretraining, chosen = recipe.split([*rows, *mirrored, *as_twin], num_task_positions=30)
+    taken = {composed.canonical(fen) for row in chosen for fen in (row[0], row[2])}
+    seen = {composed.canonical(fen) for row in pretraining for fen in (row[0], row[2])}
+    assert len(chosen) == 30 and pretraining and not taken & seen
+
+
+def test_a_mirror_image_is_the_same_position_seen_from_the_other_side() -> None:
+    for word in recipe.WORDS:
+        assert recipe.mirrored(recipe.mirrored(word)) == word
+    fen = "6k1/5ppp/8/8/8/8/8/R5K1"
+    mirrored = "1k6/ppp5/8/8/8/8/8/1K5R"
+    assert composed.canonical(fen) == composed.canonical(mirrored)
+    assert {recipe.mirrored(word) for word in recipe.position_words(fen)} == set(recipe.position_words(mirrored))
+    [mate] = composed.mating_moves(chess.Board(f"{fen} w - - 0 1"), enough=9)
+    assert [recipe.mirrored(word) for word in recipe.move_words(mate.uci())] == ["h1", "h8"]
+
+
+@pytest.fixture(scope="module")
+def ids(tmp_path_factory: pytest.TempPathFactory) -> np.ndarray:
+    folder = tmp_path_factory.mktemp("positions")
+    composed.write_chunk(folder, 1, num_tries=4000)
+    return recipe.sequences(composed.read_chunks(folder), [0])
+
+
+def test_pretraining_is_deterministic_and_goes_on_where_it_stopped(
+    ids: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recipe, "NUM_VALIDATION", 10)
+    monkeypatch.setattr(recipe, "CHECKPOINT_EVERY_STEPS", 3)
+    num = 5 * recipe.BATCH_SIZE
+    found = recipe.write_rung(tmp_path / "one", "xs", ids, num_sequences=num, num_positions=len(ids))
+    batch = recipe.batch
+
+    def stopping(*arguments: object, step: int) -> object:
+        if step == 4:
+            raise KeyboardInterrupt
+        return batch(*arguments, step=step)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(recipe, "batch", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        recipe.write_rung(tmp_path / "two", "xs", ids, num_sequences=num, num_positions=len(ids))
+    assert (tmp_path / "two" / "partial.safetensors").exists()
+    monkeypatch.setattr(recipe, "batch", batch)
+    recipe.write_rung(tmp_path / "two", "xs", ids, num_sequences=num, num_positions=len(ids))
+    names = {path.name for path in (tmp_path / "one").iterdir()}
+    assert names == {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "recipe.json"}
+    for name in names:
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes(), name
+    assert found["sequences"] == num and 3 < found["final_loss"] < 12
+
+
+def test_only_what_follows_the_position_is_learned(ids: np.ndarray) -> None:
+    mirror = np.arange(len(recipe.WORDS), dtype=np.int16)
+    tokens, targets = recipe.batch(ids, mirror, step=0)
+    for row, wanted in zip(tokens.tolist(), targets.tolist(), strict=True):
+        start = row.index(recipe.IDS["w"]) + 1
+        assert wanted[start : start + 4] == row[start : start + 4] and recipe.WORDS[row[start + 3]] == "</s>"
+        assert set(wanted[:start]) == {-100} and set(wanted[start + 4 :]) <= {-100}
+
+
+def test_the_shipped_weights_are_their_recipes() -> None:
+    family = families.load_family("chess")
+    assert [size.size for size in family.sizes] == list(recipe.WIDTHS_AND_LAYERS)
+    assert family.sizes[-1].params > 100 * family.sizes[0].params
+    total = 0
+    for size in family.sizes:
+        folder = families.local_folder(family, size.size)
+        assert folder
+        written = json.loads((folder / "recipe.json").read_text())
+        weights = (folder / "model.safetensors").read_bytes()
+        total += len(weights)
+        assert hashlib.sha256(weights).hexdigest() == written["sha256"]
+        assert written["non_embedding_params"] == size.params == families.count_params(folder)
+        assert written["tokens"] == size.pretraining_tokens
+    assert total < 30e6
