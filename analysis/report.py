@@ -1,4 +1,4 @@
-"""The report of a study: `python -m analysis.report OUT`. Reads results.parquet and predictions.parquet in OUT.
+"""The report of a study: `python -m analysis.report OUT [--axis compute]`. Reads the tables of `w2s_ray.results` in OUT.
 
 Writes pgr.parquet, fits.parquet, tables/*.csv, figures/*.svg and *.png, and report.html: one file that needs no network,
 reads on a phone, in light and dark, and says plainly what is missing and why.
@@ -18,51 +18,56 @@ from typing import Any
 import polars as pl
 import vl_convert as vlc
 
-from analysis import charts, tables
+from analysis import agreement, charts, tables
+from analysis.bootstrap import resample
 from analysis.pgr import pgr_table
 from analysis.scaling import fit_scaling
 
 PNG_SCALE = 2.0
+EMBEDDED_BYTES = 2_000_000
+"""A table whose CSV is larger than this lies beside the page rather than in it."""
 
 
-def write_report(out: Path, *, facts: dict[str, Any] | None = None) -> Path:
+def write_report(out: Path, *, facts: dict[str, Any] | None = None, axis: str = "params") -> Path:
     """All of it; returns the path of report.html."""
     results, predictions = tables.read_both(out)
-    pgr = pgr_table(results, predictions)
-    fits = fit_scaling(pgr)
-    tables.write(pgr, out / "pgr.parquet")
-    tables.write(fits, out / "fits.parquet")
+    curves, runs = (tables.read_if_there(out / f"{name}.parquet") for name in ("curves", "runs"))
+    samples = resample(results, predictions)
+    fits, fit_curves = fit_scaling(samples)
+    named = {
+        "results": results,
+        "pgr": pgr_table(samples),
+        "fits": fits,
+        "fit_curves": fit_curves,
+        "agreement": agreement.agreement_table(results),
+        "inverse_scaling": agreement.inverse_scaling(results),
+        "misfit": agreement.misfit_table(results),
+        "learning": agreement.learning_table(results, curves),
+        "calibration": agreement.calibration_table(results, predictions),
+        "runs": runs,
+    }
+    for name in ("pgr", "fits", "fit_curves"):
+        tables.write(named[name], out / f"{name}.parquet")
     (out / "tables").mkdir(exist_ok=True)
-    named = {"results": results, "pgr": pgr, "fits": fits}
     for name, table in named.items():
         table.write_csv(out / "tables" / f"{name}.csv")
-    specs = _figures(pgr, folder=out / "figures")
+    specs = draw(charts.figures(named, axis=axis), folder=out / "figures")
     path = out / "report.html"
-    temporary = path.with_name(".report.html.tmp")
-    temporary.write_text(_page(results, pgr, named=named, specs=specs, facts=facts or {}), encoding="utf-8")
-    temporary.replace(path)
+    name = results["study"][0] if results.height and "study" in results.columns else "study"
+    write_page(path, title=str(name), body=_body(str(name), named, specs=specs, facts=facts or {}), specs=specs)
     return path
 
 
-def _figures(pgr: pl.DataFrame, *, folder: Path) -> dict[str, dict[str, Any]]:
-    """Write each chart as SVG and PNG; name -> Vega-Lite specification."""
+def draw(figures: dict[str, charts.Figure], *, folder: Path) -> dict[str, dict[str, Any]]:
+    """Write each figure as SVG and PNG; name -> Vega-Lite specification."""
     folder.mkdir(exist_ok=True)
     specs = {}
-    for setting in pgr["setting"].unique(maintain_order=True):
-        stem = re.sub(r"[^A-Za-z0-9_-]+", "_", setting)  # a foreign table's name must not lead out of the folder
-        for kind, draw, column in (("score", charts.score_chart, "student_score"), ("pgr", charts.pgr_chart, "pgr")):
-            rows = pgr.filter(
-                (pl.col("setting") == setting)
-                & pl.col("task").is_null()
-                & pl.col(column).is_not_null()
-                & ((pl.col("weak") != pl.col("strong")) if kind == "pgr" else True)
-            )
-            if rows.is_empty():
-                continue
-            spec = draw(pgr, setting=setting).to_dict()
-            (folder / f"{stem}-{kind}.svg").write_text(vlc.vegalite_to_svg(spec), encoding="utf-8")
-            (folder / f"{stem}-{kind}.png").write_bytes(vlc.vegalite_to_png(spec, scale=PNG_SCALE))
-            specs[f"{stem}-{kind}"] = spec
+    for name, figure in figures.items():
+        stem = re.sub(r"[^A-Za-z0-9_-]+", "_", name)  # a foreign table's name must not lead out of the folder
+        spec = figure.to_dict()
+        (folder / f"{stem}.svg").write_text(vlc.vegalite_to_svg(spec), encoding="utf-8")
+        (folder / f"{stem}.png").write_bytes(vlc.vegalite_to_png(spec, scale=PNG_SCALE))
+        specs[stem] = spec
     return specs
 
 
@@ -70,9 +75,9 @@ def _figures(pgr: pl.DataFrame, *, folder: Path) -> dict[str, dict[str, Any]]:
 
 STYLE = """
 :root { color-scheme: light dark; --line: #8884; --soft: #8882; }
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 0 auto; padding: 1rem; }
-h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin-top: 2rem; }
-.wide { overflow-x: auto; } .figure { background: #fff; border-radius: 6px; padding: .5rem; overflow-x: auto; }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 66rem; margin: 0 auto; padding: 1rem; }
+h1 { font-size: 1.6rem; } h2 { font-size: 1.25rem; margin-top: 2rem; } summary { cursor: pointer; font-weight: 600; }
+.wide { overflow-x: auto; max-height: 32rem; } .figure { background: #fff; border-radius: 6px; padding: .5rem; margin: .7rem 0; overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .2rem .7rem; border-bottom: 1px solid var(--line); text-align: left; white-space: nowrap; }
 td.n, th.n { text-align: right; } .note { background: var(--soft); padding: .6rem 1rem; border-radius: 6px; }
@@ -85,18 +90,29 @@ for (const [name, spec] of Object.entries(JSON.parse(document.getElementById("sp
 """
 
 
-def _page(
-    results: pl.DataFrame,
-    pgr: pl.DataFrame,
-    *,
-    named: dict[str, pl.DataFrame],
-    specs: dict[str, dict[str, Any]],
-    facts: dict[str, Any],
-) -> str:
-    name = results["study"][0] if results.height and "study" in results.columns else "study"
+def write_page(path: Path, *, title: str, body: str, specs: dict[str, dict[str, Any]]) -> None:
+    """One HTML file, whole or not at all."""
+    script = ""
+    if specs:
+        bundle = re.sub("</(?=script)|<(?=!--)", _break_tag, vlc.javascript_bundle(DRAW), flags=re.IGNORECASE)
+        script = (
+            f'<script type="application/json" id="specs">{_json(specs)}</script><script type="module">{bundle}</script>'
+        )
+    page = (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{html.escape(title)}</title><style>{STYLE}</style></head><body>{body}{script}</body></html>"
+    )
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(page, encoding="utf-8")
+    temporary.replace(path)
+
+
+def _body(name: str, named: dict[str, pl.DataFrame], *, specs: dict[str, dict[str, Any]], facts: dict[str, Any]) -> str:
+    results, pgr = named["results"], named["pgr"]
     done = results.filter(pl.col("status") == "done")
     parts = [
-        f"<h1>{html.escape(str(name))}</h1>",
+        f"<h1>{html.escape(name)}</h1>",
         f"<p>{done.height} of {results.height} cells have a result.</p>",
         _facts(facts),
     ]
@@ -109,20 +125,19 @@ def _page(
             "<p class=note>No PGR curve: there is no pair of different sizes whose ceiling is clearly above its "
             "supervisor.</p>"
         )
+    setting = None
     for key in specs:
-        parts.append(f'<h2>{html.escape(key)}</h2><div class=figure id="fig-{html.escape(key)}"></div>')
-    parts += [_ladder(done), _pgr(pgr), _fits(named["fits"]), _troubles(results), _downloads(named)]
-    script = ""
-    if specs:
-        bundle = re.sub("</(?=script)|<(?=!--)", _break_tag, vlc.javascript_bundle(DRAW), flags=re.IGNORECASE)
-        script = (
-            f'<script type="application/json" id="specs">{_json(specs)}</script><script type="module">{bundle}</script>'
-        )
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{html.escape(str(name))}</title><style>{STYLE}</style></head><body>{''.join(parts)}{script}</body></html>"
-    )
+        if key.split("-")[0] != setting:
+            setting = key.split("-")[0]
+            parts.append(f"<h2>{html.escape(setting.capitalize())}</h2>")
+        parts.append(figure(key))
+    parts += [_ladder(done), _pgr(pgr), _fits(named["fits"]), _inverse(named["inverse_scaling"])]
+    parts += [_runs(named["runs"]), _troubles(results), downloads(named)]
+    return "".join(parts)
+
+
+def figure(key: str) -> str:
+    return f'<div class=figure id="fig-{html.escape(key)}"></div>'
 
 
 def _break_tag(found: re.Match[str]) -> str:
@@ -135,17 +150,25 @@ def _json(value: Any) -> str:
     return json.dumps(value).replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def _table(table: pl.DataFrame) -> str:
+def section(title: str, table: pl.DataFrame, *, note: str = "", is_open: bool = False) -> str:
     def cell(value: Any) -> str:
         if value is None:
             return "<td>–</td>"
         if isinstance(value, float):
-            return f"<td class=n>{value:.3f}</td>"
+            return (
+                f"<td class=n>{value:.3f}</td>"
+                if 1e-3 <= abs(value) < 1e5 or value == 0
+                else f"<td class=n>{value:.2g}</td>"
+            )
         return f"<td{' class=n' if isinstance(value, int) else ''}>{html.escape(str(value))}</td>"
 
     head = "".join(f"<th>{html.escape(name)}</th>" for name in table.columns)
     body = "".join(f"<tr>{''.join(map(cell, row))}</tr>" for row in table.iter_rows())
-    return f"<div class=wide><table><tr>{head}</tr>{body}</table></div>"
+    says = f"<p>{html.escape(note)}</p>" if note else ""
+    return (
+        f"<details{' open' if is_open else ''}><summary>{html.escape(title)}</summary>{says}"
+        f"<div class=wide><table><tr>{head}</tr>{body}</table></div></details>"
+    )
 
 
 def _facts(facts: dict[str, Any]) -> str:
@@ -166,7 +189,7 @@ def _ladder(done: pl.DataFrame) -> str:
     ladder = weak.join(strong, on=["task", "family", "size", "params"], how="full", coalesce=True).sort(
         "task", "family", "params"
     )
-    return f"<h2>Ground truth</h2>{_table(ladder)}"
+    return f"<h2>Tables</h2>{section('Ground truth', ladder, is_open=True)}"
 
 
 def _pgr(pgr: pl.DataFrame) -> str:
@@ -193,16 +216,46 @@ def _pgr(pgr: pl.DataFrame) -> str:
     note = "PGR is a ratio of sums over seeds and tasks; intervals by a paired bootstrap over test items and seeds."
     if pgr.filter(pl.col("num_cells") > 0)["num_seeds"].max() == 1:
         note += " There is one seed only, so the intervals hold test noise and no noise between seeds."
-    return f"<h2>PGR</h2><p>{note}</p>{_table(shown)}"
+    return section("PGR", shown, note=note, is_open=True)
 
 
 def _fits(fits: pl.DataFrame) -> str:
     if fits.is_empty():
         return ""
-    shown = fits.select(
-        "family", "method", "parameter", "value", "low", "high", "num_points", pl.col("reason").fill_null("")
+    shown = fits.drop("num_points").with_columns(pl.col("reason").fill_null(""))
+    note = (
+        "Forms as in analysis/scaling.py, intervals by refitting the bootstrap; the chosen form is the one that predicts "
+        "the largest students best when it is fitted without them (held_out_rmse)."
     )
-    return f"<h2>Scaling fits</h2><p>{html.escape(fits['form'][0])}; intervals of 95 %.</p>{_table(shown)}"
+    return section("Scaling fits", shown, note=note)
+
+
+def _inverse(steps: pl.DataFrame) -> str:
+    if steps.is_empty():
+        return ""
+    note = "Of the steps to the next larger student, how many lower its agreement with the supervisor; sign test."
+    return section("Inverse scaling of agreement", steps, note=note)
+
+
+def _runs(runs: pl.DataFrame) -> str:
+    """What ran where, and what it cost."""
+    if runs.is_empty():
+        return ""
+    seconds = [name for name in runs.columns if name.endswith("_s")]
+    shown = (
+        runs.group_by("machine", "host", "workers", "zero_stage")
+        .agg(
+            pl.len().alias("fits"),
+            (pl.sum_horizontal(*seconds) * pl.col("workers") / 3600).sum().alias("worker hours"),
+            *(pl.col(name).sum().round(1) for name in seconds),
+            pl.col("tokens").sum(),
+            pl.col("flops").sum().cast(pl.Float64),
+        )
+        .sort("fits", descending=True)
+    )
+    return section(
+        "What ran where", shown, note="Of the Fits that this study stands on; those of other studies included."
+    )
 
 
 def _troubles(results: pl.DataFrame) -> str:
@@ -210,24 +263,26 @@ def _troubles(results: pl.DataFrame) -> str:
     if bad.is_empty():
         return ""
     counts = bad.group_by("status", "reason").len("cells").sort("cells", descending=True)
-    return f"<h2>Cells without a result</h2>{_table(counts)}"
+    return section("Cells without a result", counts, is_open=True)
 
 
-def _downloads(named: dict[str, pl.DataFrame]) -> str:
-    links = " · ".join(
-        f'<a download="{name}.csv" href="data:text/csv;base64,'
-        f'{base64.b64encode(table.write_csv().encode()).decode()}">{name}.csv</a>'
-        for name, table in named.items()
-    )
-    return f"<h2>Tables</h2><p>{links}</p>"
+def downloads(named: dict[str, pl.DataFrame]) -> str:
+    links = []
+    for name, table in named.items():
+        content = table.write_csv().encode()
+        inside = f"data:text/csv;base64,{base64.b64encode(content).decode()}"
+        target = inside if len(content) <= EMBEDDED_BYTES else f"tables/{name}.csv"
+        links.append(f'<a download="{name}.csv" href="{target}">{name}.csv</a>')
+    return f"<h2>Downloads</h2><p>{' · '.join(links)}</p>"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Tables, figures and report.html from a study's results.")
     parser.add_argument("out", type=Path, metavar="OUT", help="folder with results.parquet and predictions.parquet")
+    parser.add_argument("--axis", choices=charts.AXES, default="params", help="what the size axis shows")
     options = parser.parse_args()
     try:
-        print(write_report(options.out))
+        print(write_report(options.out, axis=options.axis))
     except (tables.TableError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

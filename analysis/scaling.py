@@ -1,66 +1,304 @@
-"""How PGR moves with the scale of both models: `PGR ~ a + b log10(strong) + c log10(weak)`, for each setting, family
-and method.
+"""How scores and PGR move with the scale of both models, in several forms, and which of them predicts best.
 
-Least squares over the pairs' PGR with weak < strong; intervals from t and the residuals. One form for now; where there is
-too little to fit, the row is null with its reason.
+With s and w the log10 of the student's and the supervisor's parameters:
+
+    log-linear       y = a + b s + c w
+    power law        y = 1 - floor - 10^(a - b s - c w)       (Kaplan et al. 2020, section 1.2, with an irreducible floor)
+    saturating       y = top / (1 + exp(-(a + b s + c w)))
+    broken line      y = a + c w + b min(s, knee) + d max(s - knee, 0)
+
+Each is fitted to the pairs' values by robust least squares (soft L1 on residuals in units of their standard errors) from
+many starts; intervals of 95 % are those of refits to the bootstrap's scores. A form is chosen by how well, fitted without
+the largest student, it predicts that student (of forms that do so nearly as well, the simplest). What lies beyond the largest student is marked `extrapolated`.
 """
 
 from __future__ import annotations
 
+import argparse
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
-from scipy import stats
+from scipy.optimize import least_squares
 
-FORM = "pgr = a + b log10(strong_params) + c log10(weak_params)"
-SCHEMA = {
+from analysis import tables
+from analysis.bootstrap import NUM_RESAMPLES, SEED, Sample, interval, resample
+
+NUM_STARTS = 24
+NUM_REFITS = 100
+MIN_SPARE_POINTS = 2
+BEYOND = 16.0
+"""Curves are drawn up to so many times the largest student."""
+CURVE_POINTS = 25
+SMALLEST_ERROR = 1e-3
+NEARLY = 1.4
+"""A simpler form is preferred while its held-out error is no more than so many times the best (twice the squared error
+of half a dozen pairs is within their noise)."""
+
+FITS = {
     "setting": pl.String,
     "family": pl.String,
     "method": pl.String,
+    "target": pl.String,
     "form": pl.String,
     "parameter": pl.String,
     "value": pl.Float64,
     "low": pl.Float64,
     "high": pl.Float64,
+    "at_bound": pl.Boolean,
     "num_points": pl.Int64,
+    "rmse": pl.Float64,
+    "held_out_rmse": pl.Float64,
+    "chosen": pl.Boolean,
     "reason": pl.String,
 }
-MIN_SPARE_POINTS = 2
+"""`target`: pgr or score (the student's). `held_out_rmse`: on the largest student, fitted without it. `at_bound`: the
+parameter lies where its search ended, so the value says little."""
+CURVES = {
+    "setting": pl.String,
+    "family": pl.String,
+    "method": pl.String,
+    "target": pl.String,
+    "form": pl.String,
+    "weak": pl.String,
+    "weak_params": pl.Float64,
+    "strong_params": pl.Float64,
+    "value": pl.Float64,
+    "low": pl.Float64,
+    "high": pl.Float64,
+    "extrapolated": pl.Boolean,
+}
+
+Array = np.ndarray
 
 
-def fit_scaling(pgr: pl.DataFrame) -> pl.DataFrame:
-    """One row for each parameter of each (setting, family, method)."""
-    rows: list[dict[str, Any]] = []
-    over_tasks = pgr.filter(pl.col("task").is_null())
-    for key, group in over_tasks.group_by(["setting", "family", "method"], maintain_order=True):
-        points = group.filter(pl.col("pgr").is_not_null() & (pl.col("weak") != pl.col("strong")))
-        head = {
-            **dict(zip(("setting", "family", "method"), key, strict=True)),
-            "form": FORM,
-            "num_points": points.height,
-        }
-        rows += [head | found for found in _fit(points)]
-    return pl.DataFrame(rows, schema=SCHEMA)
+@dataclass(frozen=True)
+class Form:
+    name: str
+    parameters: tuple[str, ...]
+    predict: Callable[[Array, Array, Array], Array]
+    """(parameters, s, w) -> y."""
+    lower: tuple[float, ...]
+    upper: tuple[float, ...]
 
 
-def _fit(points: pl.DataFrame) -> list[dict[str, Any]]:
-    names = ["a", "b", "c"]
-    design = np.column_stack(
-        [np.ones(points.height), *(np.log10(points[side].to_numpy()) for side in ("strong_params", "weak_params"))]
-    )
-    spare = points.height - len(names)
-    if spare < MIN_SPARE_POINTS or np.linalg.matrix_rank(design) < len(names):
-        reason = (
-            f"{points.height} pairs with a PGR; at least {len(names) + MIN_SPARE_POINTS} of different sizes are needed"
-        )
-        return [{"parameter": name, "value": None, "low": None, "high": None, "reason": reason} for name in names]
-    wanted = points["pgr"].to_numpy()
-    values, *_ = np.linalg.lstsq(design, wanted, rcond=None)
-    residuals = wanted - design @ values
-    errors = np.sqrt(residuals @ residuals / spare * np.diag(np.linalg.inv(design.T @ design)))
-    width = stats.t.ppf(0.975, spare) * errors
-    return [
-        {"parameter": n, "value": float(v), "low": float(v - w), "high": float(v + w), "reason": None}
-        for n, v, w in zip(names, values, width, strict=True)
+def _log_linear(p: Array, s: Array, w: Array) -> Array:
+    return p[0] + p[1] * s + p[2] * w
+
+
+def _power_law(p: Array, s: Array, w: Array) -> Array:
+    return 1 - p[3] - 10 ** np.clip(p[0] - p[1] * s - p[2] * w, -12, 6)
+
+
+def _saturating(p: Array, s: Array, w: Array) -> Array:
+    return p[3] / (1 + np.exp(-np.clip(p[0] + p[1] * s + p[2] * w, -50, 50)))
+
+
+def _broken_line(p: Array, s: Array, w: Array) -> Array:
+    return p[0] + p[2] * w + p[1] * np.minimum(s, p[4]) + p[3] * np.maximum(s - p[4], 0)
+
+
+FORMS = (
+    Form("log-linear", ("a", "b", "c"), _log_linear, (-20, -5, -5), (20, 5, 5)),
+    Form("power law", ("a", "b", "c", "floor"), _power_law, (-20, -3, -3, -1), (20, 3, 3, 1)),
+    Form("saturating", ("a", "b", "c", "top"), _saturating, (-60, -10, -10, 0.01), (60, 10, 10, 2)),
+    Form("broken line", ("a", "b", "c", "d", "knee"), _broken_line, (-20, -5, -5, -5, 2), (20, 5, 5, 5, 13)),
+)
+
+
+@dataclass(frozen=True)
+class Points:
+    """What one fit sees: a value for each pair, its standard error, and its resamples."""
+
+    s: Array
+    w: Array
+    y: Array
+    error: Array
+    resampled: Array
+    """[resample, pair]."""
+
+    def where(self, kept: Array) -> Points:
+        return Points(self.s[kept], self.w[kept], self.y[kept], self.error[kept], self.resampled[:, kept])
+
+
+def fit_scaling(samples: list[Sample]) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """(fits, curves) for each setting, family, method and target, over tasks."""
+    fits: list[dict[str, Any]] = []
+    curves: list[dict[str, Any]] = []
+    groups: dict[tuple[str, ...], list[Sample]] = {}
+    for sample in samples:
+        if sample.task is None:
+            first = sample.cells.row(0, named=True)
+            groups.setdefault((first["setting"], first["family"], first["method"]), []).append(sample)
+    for key, group in groups.items():
+        for target in ("pgr", "score"):
+            head = dict(zip(("setting", "family", "method"), key, strict=True)) | {"target": target}
+            points, ladder = _points(group, target)
+            found = [(form, *_fit_form(form, points)) for form in FORMS]
+            chosen = _choice([(form, summary) for form, _, _, summary in found])
+            for form, rows, refits, summary in found:
+                is_chosen = form is chosen
+                fits += [head | {"form": form.name, "chosen": is_chosen} | summary | row for row in rows]
+                if is_chosen and refits is not None:
+                    curves += [head | {"form": form.name} | row for row in _curves(form, refits, points, ladder)]
+    return pl.DataFrame(fits, schema=FITS), pl.DataFrame(curves, schema=CURVES)
+
+
+def _points(group: list[Sample], target: str) -> tuple[Points, dict[str, float]]:
+    """The usable pairs, and the supervisors' parameters by name. PGR wants a gap that is clear."""
+    rows, resampled, ladder = [], [], {}
+    for sample in group:
+        if sample.scores is None:
+            continue
+        first = sample.cells.row(0, named=True)
+        is_self = first["weak"] == first["strong"]
+        if target == "pgr" and (is_self or interval(sample.gap)[1] <= 0):
+            continue
+        values = sample.pgr if target == "pgr" else sample.scores[1]
+        if not np.isfinite(values).all():
+            continue
+        _, low, high = interval(values)
+        # robust against resamples whose gap is all but 0
+        error = max((high - low) / (2 * 1.96), SMALLEST_ERROR)
+        rows.append((np.log10(first["strong_params"]), np.log10(first["weak_params"]), values[0], error))
+        resampled.append(values[1:])
+        ladder[first["weak"]] = float(first["weak_params"])
+    s, w, y, errors = np.array(rows, dtype=float).reshape(-1, 4).T
+    return Points(s, w, y, errors, np.array(resampled, dtype=float).T if rows else np.empty((0, 0))), ladder
+
+
+def _fit_form(form: Form, points: Points) -> tuple[list[dict[str, Any]], Array | None, dict[str, Any]]:
+    """(a row for each parameter, [1 + refit, parameter], what all rows share)."""
+    num_points, wanted = len(points.y), len(form.parameters) + MIN_SPARE_POINTS
+    summary: dict[str, Any] = {"num_points": num_points, "rmse": None, "held_out_rmse": None, "reason": None}
+    if num_points < wanted or len(np.unique(points.s)) < 2 or len(np.unique(points.w)) < 2:
+        summary["reason"] = f"{num_points} pairs with a value; at least {wanted} of different sizes are needed"
+        return [{"parameter": name} for name in form.parameters], None, summary
+    values = _best(form, points)
+    num_refits = min(NUM_REFITS, len(points.resampled))
+    refits = [_solve(form, points, y, values) for y in points.resampled[:num_refits]]
+    summary["rmse"] = _rmse(form, values, points)
+    summary["held_out_rmse"], summary["reason"] = _held_out(form, points)
+    low, high = np.percentile(refits, [2.5, 97.5], axis=0)
+    span = np.array(form.upper) - np.array(form.lower)
+    at_bound = (values - form.lower < 1e-3 * span) | (form.upper - values < 1e-3 * span)
+    rows = [
+        {"parameter": name, "value": float(v), "low": float(lo), "high": float(hi), "at_bound": bool(bound)}
+        for name, v, lo, hi, bound in zip(form.parameters, values, low, high, at_bound, strict=True)
     ]
+    return rows, np.stack([values, *refits]), summary
+
+
+def _best(form: Form, points: Points) -> Array:
+    """The best of many starts, from a fixed seed."""
+    rng = np.random.default_rng(SEED)
+    lower, upper = np.array(form.lower), np.array(form.upper)
+    linear, *_ = np.linalg.lstsq(np.column_stack([np.ones_like(points.s), points.s, points.w]), points.y, rcond=None)
+    starts = []
+    for i in range(1 if form.name == "log-linear" else NUM_STARTS):
+        start = lower + (upper - lower) * rng.beta(4, 4, len(lower))
+        if form.name in ("log-linear", "broken line"):
+            start[:3] = linear * (1 if i == 0 else rng.uniform(0.5, 1.5))
+        if form.name == "broken line":
+            start[3], start[4] = start[1], rng.uniform(points.s.min(), points.s.max())
+        else:  # slopes of a sensible order, and a level that puts the middle of the data near its value
+            start[1:3] = rng.normal(0, 0.3, 2) if form.name != "log-linear" else start[1:3]
+            if form.name == "power law":
+                start[0] = (
+                    np.log10(max(1e-3, 1 - points.y.mean())) + start[1] * points.s.mean() + start[2] * points.w.mean()
+                )
+                start[3] = rng.uniform(-0.1, 0.3)
+            if form.name == "saturating":
+                start[3] = rng.uniform(max(0.1, points.y.max()), 1.5)
+                share = np.clip(points.y.mean() / start[3], 0.02, 0.98)
+                start[0] = np.log(share / (1 - share)) - start[1] * points.s.mean() - start[2] * points.w.mean()
+        starts.append(np.clip(start, lower + 1e-9, upper - 1e-9))
+    fitted = [_solve(form, points, points.y, start) for start in starts]
+    return min(fitted, key=lambda values: _cost(form, values, points))
+
+
+def _solve(form: Form, points: Points, y: Array, start: Array) -> Array:
+    lower, upper = np.array(form.lower, float), np.array(form.upper, float)
+    found = least_squares(
+        lambda p: (form.predict(p, points.s, points.w) - y) / points.error,
+        np.clip(start, lower + 1e-9, upper - 1e-9),
+        bounds=(lower, upper),
+        loss="soft_l1",
+        x_scale=np.maximum(np.abs(start), 0.1),
+        max_nfev=200,
+    )
+    return np.asarray(found.x)
+
+
+def _cost(form: Form, values: Array, points: Points) -> float:
+    z = ((form.predict(values, points.s, points.w) - points.y) / points.error) ** 2
+    return float((2 * (np.sqrt(1 + z) - 1)).sum())
+
+
+def _rmse(form: Form, values: Array, points: Points) -> float:
+    return float(np.sqrt(np.mean((form.predict(values, points.s, points.w) - points.y) ** 2)))
+
+
+def _held_out(form: Form, points: Points) -> tuple[float | None, str | None]:
+    largest = points.s == points.s.max()
+    rest = points.where(~largest)
+    wanted = len(form.parameters) + 1
+    if len(rest.y) < wanted or len(np.unique(rest.s)) < 2 or len(np.unique(rest.w)) < 2:
+        return None, f"{len(rest.y)} pairs without the largest student; {wanted} are needed to predict it"
+    return _rmse(form, _best(form, rest), points.where(largest)), None
+
+
+def _choice(found: list[tuple[Form, dict[str, Any]]]) -> Form | None:
+    """The form that predicts the held-out largest students best, or a simpler one that does nearly as well; the simplest
+    one that fits at all where none can be tested."""
+    usable = [(form, summary) for form, summary in found if summary["rmse"] is not None]
+    tested = [(form, summary) for form, summary in usable if summary["held_out_rmse"] is not None]
+    if tested:
+        bar = NEARLY * min(summary["held_out_rmse"] for _, summary in tested)
+        near = [(form, summary) for form, summary in tested if summary["held_out_rmse"] <= bar]
+        return min(near, key=lambda each: (len(each[0].parameters), each[1]["held_out_rmse"]))[0]
+    return usable[0][0] if usable else None
+
+
+def _curves(form: Form, refits: Array, points: Points, ladder: dict[str, float]) -> list[dict[str, Any]]:
+    largest = points.s.max()
+    rows = []
+    for weak, params in ladder.items():
+        w = np.log10(params)
+        grid = np.unique(
+            np.append(np.linspace(max(w, points.s.min()), largest + np.log10(BEYOND), CURVE_POINTS), largest)
+        )
+        predicted = np.stack([form.predict(values, grid, np.full_like(grid, w)) for values in refits])
+        low, high = np.percentile(predicted[1:], [2.5, 97.5], axis=0)
+        rows += [
+            {"weak": weak, "weak_params": params, "strong_params": float(10**s), "value": float(v), "low": float(lo),
+             "high": float(hi), "extrapolated": bool(s > largest + 1e-9)}
+            for s, v, lo, hi in zip(grid, predicted[0], low, high, strict=True)
+        ]  # fmt: skip
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Scaling fits from a study's tables; writes fits.parquet.")
+    parser.add_argument("results", type=Path, metavar="OUT", help="folder of results.parquet, or that file itself")
+    parser.add_argument("--out", type=Path, help="folder for the tables; default beside the results")
+    parser.add_argument("--resamples", type=int, default=NUM_RESAMPLES, help=f"default {NUM_RESAMPLES}")
+    options = parser.parse_args()
+    beside = options.results.parent if options.results.suffix == ".parquet" else options.results
+    try:
+        fits, curves = fit_scaling(resample(*tables.read_both(options.results), num_resamples=options.resamples))
+        tables.write(fits, (options.out or beside) / "fits.parquet")
+        tables.write(curves, (options.out or beside) / "fit_curves.parquet")
+    except (tables.TableError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    with pl.Config(tbl_rows=-1, tbl_cols=-1, tbl_width_chars=160):
+        print(fits.drop("num_points", "rmse"))
+
+
+if __name__ == "__main__":
+    main()

@@ -59,6 +59,11 @@ def read_both(out: Path) -> tuple[pl.DataFrame, pl.DataFrame]:
     return read(results, RESULTS), read(results.with_name("predictions.parquet"), PREDICTIONS)
 
 
+def read_if_there(path: Path) -> pl.DataFrame:
+    """A table that a report can do without."""
+    return read(path, {}) if path.exists() else pl.DataFrame()
+
+
 def write(table: pl.DataFrame, path: Path) -> None:
     """Whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
 """The results table: one row a cell, from committed predictions and the truth that lies beside them.
 
 Writes `<out>/results.parquet` (SCHEMA), `<out>/predictions.parquet` (every test prediction of the study once, for
-intervals) and `<out>/curves.parquet` (learning curves). Promises: a cell without a result has a status and a reason, and
+intervals), `<out>/curves.parquet` (learning curves) and `<out>/runs.parquet` (what each Fit cost, and where). Promises: a cell without a result has a status and a reason, and
 nulls, never a zero; every prediction is joined to the truth by id, and what does not match the truth one to one, or is
 no probability, is a damage, not a smaller test set or a lower score.
 
@@ -11,6 +11,7 @@ no probability, is a damage, not a smaller test set or a lower score.
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,23 @@ SCHEMA = {
     "reason": pl.String,
 }
 """`status`: done, failed, blocked (by a failed Fit), damaged (in the store) or missing (not run yet)."""
+
+PHASES = ("load", "train", "eval", "checkpoint", "commit")
+
+RUNS = {
+    "key": pl.String,
+    "role": pl.String,
+    "task": pl.String,
+    "model": pl.String,
+    "seed": pl.Int32,
+    "machine": pl.String,
+    "host": pl.String,
+    "workers": pl.Int32,
+    "zero_stage": pl.Int32,
+    "tokens": pl.Int64,
+    "flops": pl.Int64,
+    **{f"{phase}_s": pl.Float64 for phase in PHASES},
+}
 
 METRICS = {"classification": "accuracy", "generation": "exact_match", "comparison": "pairwise_accuracy"}
 
@@ -99,6 +117,8 @@ def write_results(cells: Iterable[Cell], *, study: str, store: Store, out: Path)
     # diagonal: a store may hold Fits of several versions, whose curves need not have the same columns
     curve_table = pl.concat([pl.DataFrame(schema={"key": pl.String}), *curves], how="diagonal_relaxed")
     _write(curve_table, out / "curves.parquet")
+    runs = [_run(fits[key], folders[key], store=store) for key in sorted(tests)]
+    _write(pl.DataFrame(runs, schema=RUNS), out / "runs.parquet")
     _write(results, out / "results.parquet")
     return results
 
@@ -130,6 +150,25 @@ def _read(store: Store, folder: str, name: str) -> pl.DataFrame:
 def _unusable(folder: str, name: str, problem: str) -> StoreError:
     """For a file that is what was committed, so that `w2s verify` finds nothing, and yet can't be scored."""
     return StoreError(f"fits/{folder}/{name} {problem}; remove this folder from the store to run the Fit again")
+
+
+def _run(fit: Fit, folder: str, *, store: Store) -> dict[str, Any]:
+    """A Fit's row of runs.parquet, from what its own record says; nulls where the record is of another version."""
+    names = {"key": fit.key, "role": fit.role, "task": fit.data.task, "model": fit.model.name, "seed": fit.seed}
+    try:
+        facts = json.loads(stores.read_file(store, folder, "fit.json")).get("provenance", {})
+    except (StoreError, ValueError):
+        facts = {}
+    seconds = facts.get("seconds", {})
+    return names | {
+        "machine": facts.get("machine"),
+        "host": facts.get("host"),
+        "workers": facts.get("world_size"),
+        "zero_stage": facts.get("execution", {}).get("zero_stage"),
+        "tokens": facts.get("tokens"),
+        "flops": facts.get("flops"),
+        **{f"{phase}_s": seconds.get(phase) for phase in PHASES},
+    }
 
 
 JUDGED = ("probability", "label", "completion", "correct")

@@ -3,8 +3,8 @@
 POSITIONS is what `python -m w2s_ray.families.composed` wrote. A position is text, a piece a word, White to move:
 `kg8 pf7 Kg1 Qh5 w`. The ladder is pretrained on players of mixed strength: after such a position comes a move, often the
 one that mates and often another, and what came of it: `h5 h7 #` mate, `+` check, `.` neither. So each rung knows mates as
-well as its size allows, and fine-tuning has to elicit that: from a position to its mating move (chess-mate), to the
-better of two moves (chess-moves), to whether there is a mate at all (chess-threat).
+well as its size allows, and fine-tuning has to elicit that: from a position to its mating move (chess-mate), and to the better of
+two moves (chess-moves).
 
 Promises: no position of a task, nor its mirror image, is in pretraining; deterministic on one kind of machine; an
 interrupted rung goes on from its last checkpoint.
@@ -272,11 +272,11 @@ def write_rung(folder: Path, size: str, ids: np.ndarray, *, num_sequences: int, 
 
 
 def write_tasks(folder: Path, rows: list[tuple[str, str, str]]) -> None:
-    """chess-mate, chess-moves and chess-threat over the same positions."""
+    """chess-mate and chess-moves over the same positions."""
     rng = np.random.default_rng([SEED, 3])
     folder.mkdir(parents=True, exist_ok=True)
-    columns: dict[str, list[Any]] = {"position": [], "move": [], "other": [], "twin": [], "pieces": []}
-    for fen, mate, twin in rows:
+    columns: dict[str, list[Any]] = {"position": [], "move": [], "other": [], "pieces": []}
+    for fen, mate, _ in rows:
         found = other_move(fen, rng, besides=mate)
         if found is None:
             continue
@@ -284,16 +284,9 @@ def write_tasks(folder: Path, rows: list[tuple[str, str, str]]) -> None:
         columns["position"].append(" ".join(position))
         columns["move"].append(" ".join(move_words(mate)))
         columns["other"].append(" ".join(move_words(found[0])))
-        columns["twin"].append(" ".join(position_words(twin)))
         columns["pieces"].append(len(position) - 1)
     table = pa.table(columns | {"pieces": pa.array(columns["pieces"], pa.int8())})
-    pq.write_table(table.drop_columns("twin"), folder / "chess.parquet", compression="zstd")
-    both = {
-        "position": [*columns["position"], *columns["twin"]],
-        "mate": pa.array([1] * table.num_rows + [0] * table.num_rows, pa.int8()),
-        "pair": pa.array([*range(table.num_rows)] * 2, pa.int32()),
-    }
-    pq.write_table(pa.table(both), folder / "chess-threat.parquet", compression="zstd")
+    pq.write_table(table, folder / "chess.parquet", compression="zstd")
 
 
 def main() -> None:

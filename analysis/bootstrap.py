@@ -1,0 +1,145 @@
+"""Scores and their paired bootstrap: seeds are drawn, then test items, the same ones for every model of a task.
+
+Supervisor, student and ceiling, and pairs and methods among themselves, thus move together, and a difference or a ratio of
+two of them has the interval of that difference or ratio. Tasks are drawn independently of one another. With one seed an
+interval holds test noise only; with a few it still understates the noise between seeds; the noise of the split into
+halves, which all cells of a grid share, it never holds.
+"""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from analysis import tables
+
+NUM_RESAMPLES = 1000
+SEED = 20231214
+SIDES = ("weak", "student", "ceiling")
+PAIR = ["setting", "family", "weak", "strong", "method"]  # two families may share the names of their sizes
+ITEMS_AT_ONCE = 2**26
+"""Drawn items that are held in memory at a time."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One pair under one method, on one task or over tasks."""
+
+    cells: pl.DataFrame
+    """Rows of results.parquet, with and without a result."""
+    task: str | None
+    """None: over all tasks, each with the same weight."""
+    scores: np.ndarray | None
+    """[side, 1 + resamples], the score itself first; None where no cell has a result or the cells can't be pooled."""
+    reason: str | None
+
+    @property
+    def done(self) -> pl.DataFrame:
+        return self.cells.filter(pl.col("status") == "done")
+
+    @property
+    def pgr(self) -> np.ndarray:
+        """[1 + resamples] of PGR = (student - supervisor) / (ceiling - supervisor)."""
+        assert self.scores is not None
+        weak, student, ceiling = self.scores
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return (student - weak) / (ceiling - weak)
+
+    @property
+    def gap(self) -> np.ndarray:
+        assert self.scores is not None
+        return self.scores[2] - self.scores[0]
+
+
+def interval(values: np.ndarray) -> tuple[float, float, float]:
+    """The estimate and its 95 % percentile interval."""
+    low, high = np.nanpercentile(values[1:], [2.5, 97.5])
+    return float(values[0]), float(low), float(high)
+
+
+def resample(results: pl.DataFrame, predictions: pl.DataFrame, *, num_resamples: int = NUM_RESAMPLES) -> list[Sample]:
+    """Every pair on every task, each followed at its end by the pair over its tasks, in the order of the results."""
+    by_pair: dict[tuple[Any, ...], np.ndarray] = {}
+    done = results.filter(pl.col("status") == "done")
+    for (task,), cells in done.group_by("task", maintain_order=True):
+        scores = _resample_items(cells, predictions, task=str(task), num_resamples=num_resamples)
+        for pair, seeds in cells.group_by(PAIR, maintain_order=True):
+            by_pair[*pair, task] = _resample_seeds(seeds, scores, task=str(task))
+    found = []
+    for pair, cells in results.group_by(PAIR, maintain_order=True):
+        of_tasks = []
+        for (task,), seeds in cells.group_by("task", maintain_order=True):
+            sample = _sample(seeds, str(task), [by_pair[*pair, task]] if (*pair, task) in by_pair else [])
+            found.append(sample)
+            of_tasks += [sample.scores] if sample.scores is not None else []
+        found.append(_sample(cells, None, of_tasks))
+    return found
+
+
+def _sample(cells: pl.DataFrame, task: str | None, scores: list[np.ndarray]) -> Sample:
+    done = cells.filter(pl.col("status") == "done")
+    if done.select("task", "seed").is_duplicated().any():
+        reason = "several cells of one seed: grids that differ in split or training only can't be pooled"
+        return Sample(cells, task, None, reason)
+    if not scores:
+        return Sample(cells, task, None, "no cell has a result")
+    return Sample(cells, task, np.mean(scores, axis=0), None)
+
+
+def _resample_items(
+    cells: pl.DataFrame, predictions: pl.DataFrame, *, task: str, num_resamples: int
+) -> dict[str, np.ndarray]:
+    """Key -> [1 + resamples] scores of a task's Fits, the score itself first. All Fits see the same drawn items."""
+    keys = pl.concat([cells[f"{side}_key"].alias("key") for side in SIDES]).unique(maintain_order=True)
+    scores: dict[str, np.ndarray] = {}
+    for names, right in _right(predictions, keys):
+        num_items = right.shape[1]
+        shares, rng = np.full(num_items, 1 / num_items), _rng(task, "items")
+        parts = [right.mean(axis=1, dtype=np.float64)[None]]
+        left = num_resamples
+        while left:  # in slices, since draws are as many as resamples x items
+            size = min(left, max(1, ITEMS_AT_ONCE // num_items))
+            draws = rng.multinomial(num_items, shares, size).astype(np.float32)
+            parts.append((draws @ right.T).astype(np.float64) / num_items)
+            left -= size
+        scores |= dict(zip(names, np.concatenate(parts).T, strict=True))
+    for key in keys:
+        if key not in scores:
+            raise tables.TableError(f"no predictions of Fit {key}: results and predictions are not of one `w2s report`")
+    return scores
+
+
+def _right(predictions: pl.DataFrame, keys: pl.Series) -> list[tuple[list[str], np.ndarray]]:
+    """(keys, [key, item] 0/1) for each size of test set that there is; items in the order of their ids."""
+    chosen = predictions.filter(pl.col("key").cast(pl.String).is_in(keys.implode()))
+    counts = chosen.group_by("key", maintain_order=True).len()
+    found = []
+    for (num_items,), group in counts.group_by("len", maintain_order=True):
+        names = group["key"].cast(pl.String).to_list()
+        rows = chosen.filter(pl.col("key").cast(pl.String).is_in(names)) if len(names) < counts.height else chosen
+        rows = rows.sort("key", maintain_order=True) if not rows["key"].cast(pl.String).is_sorted() else rows
+        ids = rows["id"].hash().to_numpy().reshape(len(names), num_items)
+        if not (ids == ids[0]).all() or not rows["id"][:num_items].is_sorted():
+            rows = rows.sort(pl.col("key").cast(pl.String), "id")
+        right = rows["correct"].to_numpy().reshape(len(names), num_items).astype(np.float32)
+        order = rows["key"].cast(pl.String).gather_every(num_items).to_list()
+        found.append((order, right))
+    return found
+
+
+def _resample_seeds(cells: pl.DataFrame, scores: dict[str, np.ndarray], *, task: str) -> np.ndarray:
+    """[side, 1 + resamples] scores of one pair on one task over its seeds, the score itself first."""
+    by_seed = np.stack([np.stack([scores[key] for key in cells[f"{side}_key"]]) for side in SIDES])
+    num_seeds, num_resamples = by_seed.shape[1], by_seed.shape[2] - 1
+    weights = np.full((1 + num_resamples, num_seeds), 1 / num_seeds)
+    weights[1:] = _rng(task, "seeds").multinomial(num_seeds, weights[0], num_resamples) / num_seeds
+    return np.einsum("skr,rk->sr", by_seed, weights)
+
+
+def _rng(task: str, purpose: str) -> np.random.Generator:
+    """The same draws for all pairs of a task, other ones for every task."""
+    return np.random.default_rng([SEED, zlib.crc32(f"{purpose} {task}".encode())])

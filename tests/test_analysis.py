@@ -1,0 +1,236 @@
+"""PGR and its intervals, scaling fits, agreement, figures and the report: from tables made by hand or planted."""
+
+from __future__ import annotations
+
+import io
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+from scipy.stats import norm
+
+from analysis import agreement, scaling
+from analysis.bootstrap import Sample, resample
+from analysis.pgr import pgr_table
+from analysis.report import write_report
+from w2s_ray import store
+from w2s_ray.results import write_results
+from w2s_ray.store import Store
+
+from fits import cell, commit, write_truth
+
+TRUTH = [1, 1, 1, 1, 0, 0, 0, 0]
+
+
+@pytest.fixture
+def opened(tmp_path: Path) -> Store:
+    opened = store.open_store(tmp_path / "store")
+    write_truth(opened, TRUTH)
+    return opened
+
+
+# --- intervals ----------------------------------------------------------------------------------------------------
+
+
+def simulated(
+    rng: np.random.Generator, *, num_items: int, scores: tuple[float, float, float]
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """One cell whose three models are right at the given rates, correlated over items."""
+    common = rng.normal(size=num_items)
+    results, predictions = [], []
+    for side, score in zip(("weak", "student", "ceiling"), scores, strict=True):
+        latent = np.sqrt(0.6) * common + np.sqrt(0.4) * rng.normal(size=num_items)
+        right = latent < norm.ppf(score)
+        ids = [f"{i:05d}" for i in range(num_items)]
+        predictions.append(pl.DataFrame({"key": side, "id": ids, "correct": right}))
+    row = {
+        "setting": "classification",
+        "task": "t",
+        "family": "toy",
+        "weak": "s",
+        "strong": "m",
+        "weak_params": 10,
+        "strong_params": 100,
+    }
+    keys = {f"{side}_key": side for side in ("weak", "student", "ceiling")}
+    results = [row | keys | {"method": "naive", "seed": 0, "status": "done", "pgr": 0.5}]
+    return pl.DataFrame(results), pl.concat(predictions)
+
+
+@pytest.mark.parametrize("gap", [0.08, 0.2])
+def test_intervals_cover_the_truth(gap: float) -> None:
+    """True PGR 0.5, 2,000 items, 200 simulations: 95 % intervals cover it about 95 times in a hundred."""
+    rng = np.random.default_rng(0)
+    covered = flagged = 0
+    for _ in range(200):
+        table = pgr_table(
+            resample(*simulated(rng, num_items=2000, scores=(0.7, 0.7 + gap / 2, 0.7 + gap)), num_resamples=300)
+        )
+        row = table.row(0, named=True)
+        flagged += row["gap_too_small"]
+        covered += not row["gap_too_small"] and row["pgr_low"] <= 0.5 <= row["pgr_high"]
+    assert flagged == 0 and 0.91 <= covered / 200 <= 0.985
+
+
+def test_a_gap_that_is_not_clear_gives_no_pgr() -> None:
+    rng = np.random.default_rng(0)
+    row = pgr_table(resample(*simulated(rng, num_items=200, scores=(0.7, 0.7, 0.7)))).row(0, named=True)
+    assert row["gap_too_small"] and row["pgr"] is None and "gap_too_small" in row["reason"]
+
+
+# --- scaling ------------------------------------------------------------------------------------------------------
+
+PLANTED: dict[str, tuple[Any, dict[str, float]]] = {
+    "log-linear": (lambda s, w: 0.5 + 0.03 * s + 0.01 * w, {"a": 0.5, "b": 0.03, "c": 0.01}),
+    "power law": (lambda s, w: 0.95 - 10 ** (1 - 0.2 * s - 0.1 * w), {"a": 1, "b": 0.2, "c": 0.1, "floor": 0.05}),
+    "saturating": (lambda s, w: 0.95 / (1 + np.exp(2 - 0.4 * s - 0.15 * w)), {"b": 0.4, "c": 0.15, "top": 0.95}),
+    "broken line": (
+        lambda s, w: 0.4 + 0.01 * w + 0.05 * np.minimum(s, 6.5) + 0.01 * np.maximum(s - 6.5, 0),
+        {"b": 0.05, "c": 0.01, "d": 0.01, "knee": 6.5},
+    ),
+}
+
+
+def planted(form: Any, sizes: list[float], *, noise: float = 0.003, num_resamples: int = 100) -> list[Sample]:
+    """Students' scores by a law, with noise that the resamples tell truly."""
+    rng = np.random.default_rng(0)
+    samples = []
+    for i, w in enumerate(sizes):
+        for s in sizes[i:]:
+            score = form(np.log10(s), np.log10(w)) + rng.normal(0, noise)
+            student = score + np.append(0, rng.normal(0, noise, num_resamples))
+            level = np.ones_like(student)
+            row = {"setting": "classification", "family": "f", "method": "naive", "weak": f"{w:g}", "strong": f"{s:g}"}
+            cells = pl.DataFrame([row | {"weak_params": int(w), "strong_params": int(s), "status": "done"}])
+            samples.append(Sample(cells, None, np.stack([0.5 * level, student, 0.97 * level]), None))
+    return samples
+
+
+@pytest.mark.parametrize("name", PLANTED)
+def test_a_planted_law_is_chosen_and_its_parameters_found(name: str) -> None:
+    form, expected = PLANTED[name]
+    fits, curves = scaling.fit_scaling(planted(form, [1e4, 1e5, 1e6, 1e7, 1e8, 1e9]))
+    chosen = fits.filter((pl.col("target") == "score") & pl.col("chosen"))
+    assert chosen["form"].unique().to_list() == [name] and not chosen["at_bound"].any()
+    assert chosen["held_out_rmse"][0] < 0.01
+    for row in chosen.iter_rows(named=True):
+        if row["parameter"] in expected:
+            slack = (row["high"] - row["low"]) / 2  # the estimate's own noise is as large as the resamples'
+            assert row["low"] - slack <= expected[row["parameter"]] <= row["high"] + slack, row
+    drawn = curves.filter(pl.col("target") == "score")
+    beyond = drawn.filter(pl.col("extrapolated"))
+    assert (
+        beyond["strong_params"].min() > 1e9 and drawn.filter(~pl.col("extrapolated"))["strong_params"].max() <= 1.001e9
+    )
+    assert (beyond["high"] - beyond["low"]).max() > (drawn["high"] - drawn["low"]).min()
+
+
+def test_too_few_sizes_give_a_reason_and_nulls() -> None:
+    fits, curves = scaling.fit_scaling(planted(PLANTED["log-linear"][0], [1e4, 1e6]))
+    assert fits["value"].is_null().all() and "at least 5" in fits["reason"][0] and curves.is_empty()
+    assert not fits["chosen"].any()
+    four, _ = scaling.fit_scaling(planted(PLANTED["log-linear"][0], [1e4, 1e5, 1e6, 1e7]))
+    of_pgr = four.filter((pl.col("target") == "pgr") & (pl.col("form") == "log-linear"))
+    assert of_pgr["value"].is_not_null().all() and of_pgr["held_out_rmse"].is_null().all()
+    assert "without the largest student" in of_pgr["reason"][0] and of_pgr["chosen"].all()
+
+
+def test_a_value_at_the_end_of_its_search_says_so() -> None:
+    fits, _ = scaling.fit_scaling(planted(lambda s, w: 0.1 * s, [1e4, 1e5, 1e6, 1e7, 1e8, 1e9], noise=1e-4))
+    assert fits.filter((pl.col("form") == "power law") & (pl.col("target") == "score"))["at_bound"].any()
+
+
+# --- agreement ----------------------------------------------------------------------------------------------------
+
+
+def table_of(rows: list[dict[str, Any]]) -> pl.DataFrame:
+    common = {
+        "setting": "classification",
+        "family": "f",
+        "method": "naive",
+        "task": "t",
+        "weak": "s",
+        "weak_params": 10,
+    }
+    return pl.DataFrame(
+        [common | {"status": "done", "agreement": 0.8, "agreement_when_weak_right": 0.9} | r for r in rows]
+    )
+
+
+def test_the_sign_test_of_inverse_scaling_by_hand() -> None:
+    """Nine steps down and one up: the two-sided p is 2 (1 + 10) / 2^10."""
+    rows = []
+    for seed in range(10):
+        for params, wrong in ((100, 0.6), (1000, 0.5 if seed else 0.7)):
+            rows.append(
+                {"seed": seed, "strong": str(params), "strong_params": params, "agreement_when_weak_wrong": wrong}
+            )
+    steps = agreement.inverse_scaling(table_of(rows)).filter(pl.col("when") == "wrong").row(0, named=True)
+    assert (steps["steps_down"], steps["steps_up"]) == (9, 1)
+    assert steps["p_value"] == pytest.approx(2 * 11 / 2**10)
+    level = agreement.inverse_scaling(table_of(rows)).filter(pl.col("when") == "right").row(0, named=True)
+    assert (level["steps_down"], level["steps_up"], level["p_value"]) == (0, 0, None)
+
+
+def test_calibration_by_hand() -> None:
+    keys = {"weak_key": "a", "student_key": "b", "ceiling_key": "c"}
+    results = table_of([keys | {"seed": 0, "strong": "m", "strong_params": 100}])
+    predictions = pl.DataFrame(
+        {
+            "key": ["a"] * 4,
+            "probability": [0.92, 0.98, 0.1, 1.0],
+            "label": [1, 0, 0, 1],
+            "correct": [True, False, True, True],
+        },
+        schema_overrides={"probability": pl.Float32, "label": pl.Int8},
+    )
+    table = agreement.calibration_table(results, predictions)
+    assert table["bin"].to_list() == [1, 9] and table["num_items"].to_list() == [1, 3]
+    assert table["said"].to_list() == pytest.approx([0.1, (0.92 + 0.98 + 1) / 3]) and table["was"][1] == pytest.approx(
+        2 / 3
+    )
+
+
+# --- the report ---------------------------------------------------------------------------------------------------
+
+
+def test_the_report_stands_alone_and_escapes_names(opened: Store, tmp_path: Path) -> None:
+    one = cell()
+    commit(opened, one.supervisor, [0.9, 0.1, 0.1, 0.1, 0.9, 0.9, 0.1, 0.9], tmp_path)
+    commit(opened, one.student, [0.9, 0.9, 0.9, 0.1, 0.1, 0.1, 0.1, 0.9], tmp_path)
+    commit(opened, one.ceiling, [0.9, 0.9, 0.9, 0.9, 0.1, 0.1, 0.1, 0.1], tmp_path)
+    evil = "<script>alert(1)</SCRIPT>"
+    write_results([one], study=evil, store=opened, out=tmp_path / "out")
+    page = write_report(tmp_path / "out", facts={"store": evil}).read_text()
+    assert evil not in page and "&lt;script&gt;alert(1)" in page
+    assert "src=" not in page.split("<script")[0] and 'rel="stylesheet"' not in page
+    assert len(re.findall("<script", page, re.I)) == 2 and len(re.findall("</script>", page, re.I)) == 2
+    for name in ("score.svg", "score.png", "pgr.svg", "pgr.png", "agreement.svg", "misfit.svg", "calibration.svg"):
+        assert (tmp_path / "out" / "figures" / f"classification-{name}").stat().st_size > 1000
+    assert pl.read_csv(io.BytesIO((tmp_path / "out/tables/results.csv").read_bytes())).height == 1
+
+
+def test_a_report_of_nothing_says_so(opened: Store, tmp_path: Path) -> None:
+    write_results([cell()], study="x", store=opened, out=tmp_path / "out")
+    page = write_report(tmp_path / "out").read_text()
+    assert "Nothing is done yet" in page and "not run yet" in page
+    write_results([], study="x", store=opened, out=tmp_path / "empty")
+    assert "0 of 0 cells" in write_report(tmp_path / "empty").read_text()
+
+
+@pytest.mark.parametrize("module", ["analysis.pgr", "analysis.report"])
+@pytest.mark.parametrize("content", [None, b"not parquet", "foreign", "typed"])
+def test_a_missing_or_foreign_table_is_one_message(tmp_path: Path, module: str, content: object) -> None:
+    path = tmp_path / "results.parquet"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif content:
+        columns = {"a": [1]} if content == "foreign" else {"setting": [1]}
+        pl.DataFrame(columns).write_parquet(path)
+    done = subprocess.run([sys.executable, "-m", module, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "results.parquet" in done.stderr and "Traceback" not in done.stderr
