@@ -6,6 +6,7 @@ import io
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import polars as pl
 import pytest
 from scipy.stats import norm
 
-from analysis import agreement, scaling
+from analysis import agreement, compare, scaling, tables
 from analysis.bootstrap import Sample, resample
 from analysis.pgr import pgr_table
 from analysis.report import write_report
@@ -194,6 +195,36 @@ def test_calibration_by_hand() -> None:
     assert table["said"].to_list() == pytest.approx([0.1, (0.92 + 0.98 + 1) / 3]) and table["was"][1] == pytest.approx(
         2 / 3
     )
+
+
+# --- two studies --------------------------------------------------------------------------------------------------
+
+
+def test_two_studies_side_by_side(opened: Store, tmp_path: Path) -> None:
+    one = cell()
+    commit(opened, one.supervisor, [0.9, 0.9, 0.1, 0.1, 0.1, 0.1, 0.9, 0.9], tmp_path)  # 4 of 8
+    commit(opened, one.student, [0.9, 0.9, 0.9, 0.1, 0.1, 0.1, 0.1, 0.9], tmp_path)  # 6 of 8
+    commit(opened, one.ceiling, [0.9] * 4 + [0.1] * 4, tmp_path)  # 8 of 8
+    better = replace(one, method="confidence", student=one.ceiling)
+    for name, each in (("a", one), ("b", better)):
+        write_results([each], study=name, store=opened, out=tmp_path / name)
+    page = compare.write_comparison(tmp_path / "a", tmp_path / "b", out=tmp_path / "both")
+    over_tasks = pl.read_parquet(tmp_path / "both/compare.parquet").filter(pl.col("task").is_null())
+    [row] = over_tasks.to_dicts()
+    assert (row["a"], row["b"]) == ("toy, naive", "toy, confidence")
+    assert (row["score_a"], row["score_b"], row["score_difference"]) == (0.75, 1.0, 0.25)
+    assert (row["pgr_a"], row["pgr_b"], row["pgr_difference"]) == (0.5, 1.0, 0.5)
+    assert 0 <= row["pgr_difference_low"] <= 0.5 <= row["pgr_difference_high"] <= 1
+    assert "b (B) against a (A)" in page.read_text() and (tmp_path / "both/figures/compare.svg").exists()
+    same = compare.compare(*[resample(*tables.read_both(tmp_path / "a"))] * 2)
+    assert same["pgr_difference"].to_list() == [0.0, 0.0] == same["pgr_difference_high"].to_list()
+
+
+def test_studies_with_nothing_in_common_say_so(opened: Store, tmp_path: Path) -> None:
+    for name, each in (("a", cell()), ("b", cell(weak="m", strong="l"))):
+        write_results([each], study=name, store=opened, out=tmp_path / name)
+    page = compare.write_comparison(tmp_path / "a", tmp_path / "b", out=tmp_path / "both")
+    assert "nothing to compare" in page.read_text()
 
 
 # --- the report ---------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import json
 import sys
 from collections import Counter
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -43,6 +43,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable outpu
 TrustOption = Annotated[
     bool, typer.Option("--trust-remote-code", help="Let models bring their own code. Only for code you have read.")
 ]
+Axis = Literal["params", "compute", "fraction"]
 DEFAULT_STORE = "./w2s-store"
 
 
@@ -236,27 +237,54 @@ def status(study: StudyFile, store: StoreOption = DEFAULT_STORE, as_json: JsonOp
 
 
 @app.command()
-def report(study: StudyFile, store: StoreOption = DEFAULT_STORE, out_dir: OutOption = None) -> None:
-    """Write results.parquet, PGR tables, figures and one self-contained report.html from what is done so far.
+def report(
+    study: StudyFile,
+    other: Annotated[
+        Path | None, typer.Argument(metavar="[OTHER]", help="A second study file, to put beside the first.")
+    ] = None,
+    store: StoreOption = DEFAULT_STORE,
+    other_store: Annotated[
+        str | None, typer.Option(help="The second study's store; default the same.", metavar="URI")
+    ] = None,
+    out_dir: OutOption = None,
+    axis: Annotated[Axis, typer.Option(help="What the size axis of the figures shows.")] = "params",
+) -> None:
+    """Write results.parquet, PGR tables, figures and one self-contained report.html from what is done so far. With a
+    second study also compare.html: both side by side, with the differences and their intervals.
 
-    Example: w2s report studies/quickstart.yaml --out paper
+    Example: w2s report studies/quickstart.yaml --out paper --axis compute
     """
     from w2s_ray import plan as plans
     from w2s_ray import store as stores
 
-    planned = plans.load_plan(study)
-    opened = stores.open_store(store)
-    done = len(plans.status(planned, store_=opened).done)
-    facts = {"fits_done": done, "store": store, "version": __version__}
-    _report(planned, opened, out_dir or Path("w2s-out") / planned.study.name, facts=facts)
+    folders: list[Path] = []
+    for path, uri in ((study, store), *([(other, other_store or store)] if other else [])):
+        planned = plans.load_plan(path)
+        opened = stores.open_store(uri)
+        done = len(plans.status(planned, store_=opened).done)
+        name = planned.study.name
+        if not other:
+            folder = out_dir or Path("w2s-out") / name
+        else:  # two studies may have one name
+            folder = (out_dir or Path("w2s-out")) / (f"{name}-b" if name in [each.name for each in folders] else name)
+        folders.append(folder)
+        _report(
+            planned, opened, folders[-1], facts={"fits_done": done, "store": uri, "version": __version__}, axis=axis
+        )
+    if other:
+        from analysis.compare import write_comparison
+
+        where = out_dir or Path("w2s-out") / "-against-".join(each.name for each in reversed(folders))
+        out.print(f"comparison: {write_comparison(*folders, out=where)}")
 
 
-def _report(planned: Any, opened: Any, folder: Path, *, facts: dict[str, Any]) -> None:
+def _report(planned: Any, opened: Any, folder: Path, *, facts: dict[str, Any], axis: Axis = "params") -> None:
     from analysis.report import write_report
     from w2s_ray.results import write_results
 
     write_results(planned.cells, study=planned.study.name, store=opened, out=folder)
-    path = write_report(folder, facts=facts | {"fits": len(planned.fits), "cells": len(planned.cells)})
+    facts |= {"fits": len(planned.fits), "cells": len(planned.cells)}
+    path = write_report(folder, facts=facts, axis=axis)
     out.print(f"report: {path}")
 
 
