@@ -55,10 +55,12 @@ class Sample:
         return self.scores[2] - self.scores[0]
 
 
-def interval(values: np.ndarray) -> tuple[float, float, float]:
-    """The estimate and its 95 % percentile interval."""
-    low, high = np.nanpercentile(values[1:], [2.5, 97.5])
-    return float(values[0]), float(low), float(high)
+def interval(values: np.ndarray) -> tuple[float, Any, Any]:
+    """The estimate and its 95 % percentile interval; an end that is not finite (a gap of 0 in the resamples) is null."""
+    with np.errstate(invalid="ignore"):
+        ends = np.nanpercentile(values[1:], [2.5, 97.5])
+    low, high = (float(end) if np.isfinite(end) else None for end in ends)
+    return float(values[0]), low, high
 
 
 def resample(results: pl.DataFrame, predictions: pl.DataFrame, *, num_resamples: int = NUM_RESAMPLES) -> list[Sample]:

@@ -83,9 +83,9 @@ def _row(one: Sample, other: Sample) -> dict[str, Any]:
             row["reason"] = f"{name}: gap_too_small, so no PGR"
             return row
     row["pgr_a"], row["pgr_b"] = float(one.pgr[0]), float(other.pgr[0])
-    difference = other.pgr - one.pgr
-    if np.isfinite(difference).all():
-        row["pgr_difference"], row["pgr_difference_low"], row["pgr_difference_high"] = interval(difference)
+    with np.errstate(invalid="ignore"):
+        difference = other.pgr - one.pgr
+    row["pgr_difference"], row["pgr_difference_low"], row["pgr_difference_high"] = interval(difference)
     return row
 
 
