@@ -115,6 +115,28 @@ def test_families_that_share_size_names_are_not_pooled(opened: Store, tmp_path: 
     assert table["num_seeds"].to_list() == [1] * 4
 
 
+def test_a_report_reads_a_fit_once(opened: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, other = cell(), cell(seed=1)
+    for each in (one.supervisor, one.ceiling, one.student):
+        commit(opened, each, [0.9, 0.9, 0.1, 0.1, 0.1, 0.1, 0.9, 0.9], tmp_path)
+    first = write_results([one], study="x", store=opened, out=tmp_path / "out")
+    files = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    read = []
+    read_file = store.read_file
+    monkeypatch.setattr(store, "read_file", lambda *a: read.append(a[1]) or read_file(*a))
+    again = write_results([one], study="x", store=opened, out=tmp_path / "out")
+    assert not read and again.equals(first)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == files
+    for each in (other.supervisor, other.ceiling, other.student):
+        commit(opened, each, [0.9] * 8, tmp_path)
+    write_results([one, other], study="x", store=opened, out=tmp_path / "out")
+    assert set(read) == {other.supervisor.folder, other.ceiling.folder, other.student.folder}
+    Path(opened.path("fits", one.student.folder, "done.json")).unlink()
+    (tmp_path / "out" / "runs.parquet").write_bytes(b"PAR1")
+    rows = write_results([one, other], study="x", store=opened, out=tmp_path / "out").to_dicts()
+    assert [row["status"] for row in rows] == ["missing", "done"]
+
+
 def test_a_truncated_file_is_damage(opened: Store, tmp_path: Path) -> None:
     one = cell()
     for each in (one.supervisor, one.ceiling, one.student):

@@ -13,6 +13,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,9 @@ RUNS = {
     **{f"{phase}_s": pl.Float64 for phase in PHASES},
 }
 
+TABLES = "1"
+"""Version of what the tables mean; tables of another are made anew."""
+
 METRICS = {"classification": "accuracy", "generation": "exact_match", "comparison": "pairwise_accuracy"}
 
 PREDICTIONS = {
@@ -95,30 +99,28 @@ def write_results(cells: Iterable[Cell], *, study: str, store: Store, out: Path)
     fits = {fit.key: fit for cell in cells for fit in (cell.supervisor, cell.ceiling, cell.student)}
     folders = stores.committed(store, fits.values())
     failures = stores.read_failures(store)
+    found = {key: kept for key, kept in _read_before(out).items() if key in folders}
     truths: dict[str, pl.DataFrame] = {}
-    tests: dict[str, pl.DataFrame] = {}
-    curves: list[pl.DataFrame] = []
     problems: dict[str, tuple[str, str]] = {}
     for key, fit in fits.items():
         if key not in folders:
             problems[key] = _why_not(fit, failures)
-            continue
-        try:
-            tests[key] = _test(fit, folders[key], store=store, truths=truths)
-            curves.append(_read(store, folders[key], "curve.parquet").select(pl.lit(key).alias("key"), pl.all()))
-        except StoreError as error:
-            tests.pop(key, None)
-            problems[key] = ("damaged", str(error))
-    rows = [_row(cell, study=study, tests=tests, problems=problems) for cell in cells]
+        elif key not in found:
+            try:
+                found[key] = _collect(fit, folders[key], store=store, truths=truths)
+            except StoreError as error:
+                problems[key] = ("damaged", str(error))
+    rows = [_row(cell, study=study, tests=found, problems=problems) for cell in cells]
     results = pl.DataFrame(rows, schema=SCHEMA)
     out.mkdir(parents=True, exist_ok=True)
-    predictions = [_named(fits[key], tests[key]) for key in sorted(tests)]
-    _write(pl.concat([pl.DataFrame(schema=PREDICTIONS), *predictions]), out / "predictions.parquet")
+    ordered = [found[key] for key in sorted(found)]
+    _write(pl.concat([pl.DataFrame(schema=PREDICTIONS), *(each.test for each in ordered)]), out / "predictions.parquet")
     # diagonal: a store may hold Fits of several versions, whose curves need not have the same columns
-    curve_table = pl.concat([pl.DataFrame(schema={"key": pl.String}), *curves], how="diagonal_relaxed")
-    _write(curve_table, out / "curves.parquet")
-    runs = [_run(fits[key], folders[key], store=store) for key in sorted(tests)]
-    _write(pl.DataFrame(runs, schema=RUNS), out / "runs.parquet")
+    curves = pl.concat(
+        [pl.DataFrame(schema={"key": pl.String}), *(each.curve for each in ordered)], how="diagonal_relaxed"
+    )
+    _write(curves, out / "curves.parquet")
+    _write(pl.DataFrame([each.run for each in ordered], schema=RUNS), out / "runs.parquet")
     _write(results, out / "results.parquet")
     return results
 
@@ -126,8 +128,42 @@ def write_results(cells: Iterable[Cell], *, study: str, store: Store, out: Path)
 def _write(table: pl.DataFrame, path: Path) -> None:
     """Whole or not at all."""
     temporary = path.with_name(f".{path.name}.tmp")
-    table.write_parquet(temporary)
+    table.write_parquet(temporary, metadata={"w2s_tables": TABLES})
     temporary.replace(path)
+
+
+# --- Fits ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Found:
+    """What the tables take from one committed Fit."""
+
+    test: pl.DataFrame
+    """Its rows of predictions.parquet, by id."""
+    curve: pl.DataFrame
+    run: dict[str, Any]
+
+
+def _collect(fit: Fit, folder: str, *, store: Store, truths: dict[str, pl.DataFrame]) -> Found:
+    test = _named(fit, _test(fit, folder, store=store, truths=truths))
+    curve = _read(store, folder, "curve.parquet").select(pl.lit(fit.key).alias("key"), pl.all())
+    return Found(test, curve, _run(fit, folder, store=store))
+
+
+def _read_before(out: Path) -> dict[str, Found]:
+    """Key -> what an earlier report collected: a Fit never changes, so its small files are read once for an `out`."""
+    paths = [out / f"{name}.parquet" for name in ("predictions", "curves", "runs")]
+    try:
+        if any(pl.read_parquet_metadata(path).get("w2s_tables") != TABLES for path in paths):
+            return {}
+        predictions, curves, runs = map(pl.read_parquet, paths)
+    except (OSError, pl.exceptions.PolarsError):
+        return {}
+    tests = {str(key): rows for (key,), rows in predictions.group_by("key", maintain_order=True)}
+    by_key = {str(key): rows for (key,), rows in curves.group_by("key", maintain_order=True)}
+    kept = {run["key"]: run for run in runs.to_dicts()}
+    return {key: Found(tests[key], by_key[key], kept[key]) for key in tests.keys() & by_key.keys() & kept.keys()}
 
 
 def _why_not(fit: Fit, failures: dict[str, dict[str, Any]]) -> tuple[str, str]:
@@ -211,9 +247,7 @@ def _named(fit: Fit, test: pl.DataFrame) -> pl.DataFrame:
     return test.select(*(pl.lit(value).cast(PREDICTIONS[name]).alias(name) for name, value in names.items()), pl.all())
 
 
-def _row(
-    cell: Cell, *, study: str, tests: dict[str, pl.DataFrame], problems: dict[str, tuple[str, str]]
-) -> dict[str, Any]:
+def _row(cell: Cell, *, study: str, tests: dict[str, Found], problems: dict[str, tuple[str, str]]) -> dict[str, Any]:
     weak, student, ceiling = cell.supervisor, cell.student, cell.ceiling
     row: dict[str, Any] = dict.fromkeys(SCHEMA) | {
         "study": study,
@@ -235,8 +269,8 @@ def _row(
     }
     for name, fit in (("weak_score", weak), ("student_score", student), ("ceiling_score", ceiling)):
         if fit.key in tests:
-            row[name] = _accuracy(tests[fit.key])
-            row["n_test"] = tests[fit.key].height
+            row[name] = _accuracy(tests[fit.key].test)
+            row["n_test"] = tests[fit.key].test.height
     troubled = [problems[fit.key] for fit in (weak, ceiling, student) if fit.key in problems]
     if troubled:
         order = ("failed", "damaged", "blocked", "missing")
@@ -248,7 +282,7 @@ def _row(
         row["pgr"] = (row["student_score"] - row["weak_score"]) / gap
     else:
         row["reason"] = "no PGR: the ceiling is not above the supervisor"
-    return row | _agreement(tests[weak.key], tests[student.key])
+    return row | _agreement(tests[weak.key].test, tests[student.key].test)
 
 
 def _pretraining_flops(fit: Fit) -> float | None:
