@@ -28,13 +28,15 @@ from scipy.optimize import least_squares
 from analysis import tables
 from analysis.bootstrap import NUM_RESAMPLES, SEED, Sample, interval, resample
 
-NUM_STARTS = 24
+NUM_STARTS = 12
 NUM_REFITS = 100
 MIN_SPARE_POINTS = 2
 BEYOND = 16.0
 """Curves are drawn up to so many times the largest student."""
 CURVE_POINTS = 25
 SMALLEST_ERROR = 1e-3
+BOUND = 0.01
+"""A parameter within this share of its range from an end of it is at its bound."""
 NEARLY = 1.4
 """A simpler form is preferred while its held-out error is no more than so many times the best (twice the squared error
 of half a dozen pairs is within their noise)."""
@@ -82,6 +84,8 @@ class Form:
     parameters: tuple[str, ...]
     predict: Callable[[Array, Array, Array], Array]
     """(parameters, s, w) -> y."""
+    slope: Callable[[Array, Array, Array], Array]
+    """(parameters, s, w) -> dy / dparameters, [point, parameter]."""
     lower: tuple[float, ...]
     upper: tuple[float, ...]
 
@@ -102,11 +106,38 @@ def _broken_line(p: Array, s: Array, w: Array) -> Array:
     return p[0] + p[2] * w + p[1] * np.minimum(s, p[4]) + p[3] * np.maximum(s - p[4], 0)
 
 
+def _log_linear_slope(p: Array, s: Array, w: Array) -> Array:
+    return np.column_stack([np.ones_like(s), s, w])
+
+
+def _power_law_slope(p: Array, s: Array, w: Array) -> Array:
+    q = np.log(10) * 10 ** np.clip(p[0] - p[1] * s - p[2] * w, -12, 6)
+    return np.column_stack([-q, q * s, q * w, -np.ones_like(s)])
+
+
+def _saturating_slope(p: Array, s: Array, w: Array) -> Array:
+    share = _saturating(p, s, w) / p[3]
+    q = p[3] * share * (1 - share)
+    return np.column_stack([q, q * s, q * w, share])
+
+
+def _broken_line_slope(p: Array, s: Array, w: Array) -> Array:
+    beyond = np.maximum(s - p[4], 0)
+    return np.column_stack([np.ones_like(s), np.minimum(s, p[4]), w, beyond, np.where(s > p[4], p[1] - p[3], 0)])
+
+
 FORMS = (
-    Form("log-linear", ("a", "b", "c"), _log_linear, (-20, -5, -5), (20, 5, 5)),
-    Form("power law", ("a", "b", "c", "floor"), _power_law, (-20, -3, -3, -1), (20, 3, 3, 1)),
-    Form("saturating", ("a", "b", "c", "top"), _saturating, (-60, -10, -10, 0.01), (60, 10, 10, 2)),
-    Form("broken line", ("a", "b", "c", "d", "knee"), _broken_line, (-20, -5, -5, -5, 2), (20, 5, 5, 5, 13)),
+    Form("log-linear", ("a", "b", "c"), _log_linear, _log_linear_slope, (-20, -5, -5), (20, 5, 5)),
+    Form("power law", ("a", "b", "c", "floor"), _power_law, _power_law_slope, (-20, -3, -3, -1), (20, 3, 3, 1)),
+    Form("saturating", ("a", "b", "c", "top"), _saturating, _saturating_slope, (-60, -10, -10, 0.01), (60, 10, 10, 2)),
+    Form(
+        "broken line",
+        ("a", "b", "c", "d", "knee"),
+        _broken_line,
+        _broken_line_slope,
+        (-20, -5, -5, -5, 2),
+        (20, 5, 5, 5, 13),
+    ),
 )
 
 
@@ -185,7 +216,7 @@ def _fit_form(form: Form, points: Points) -> tuple[list[dict[str, Any]], Array |
     summary["held_out_rmse"], summary["reason"] = _held_out(form, points)
     low, high = np.percentile(refits, [2.5, 97.5], axis=0)
     span = np.array(form.upper) - np.array(form.lower)
-    at_bound = (values - form.lower < 1e-3 * span) | (form.upper - values < 1e-3 * span)
+    at_bound = (values - form.lower < BOUND * span) | (form.upper - values < BOUND * span)
     rows = [
         {"parameter": name, "value": float(v), "low": float(lo), "high": float(hi), "at_bound": bool(bound)}
         for name, v, lo, hi, bound in zip(form.parameters, values, low, high, at_bound, strict=True)
@@ -218,18 +249,20 @@ def _best(form: Form, points: Points) -> Array:
                 start[0] = np.log(share / (1 - share)) - start[1] * points.s.mean() - start[2] * points.w.mean()
         starts.append(np.clip(start, lower + 1e-9, upper - 1e-9))
     fitted = [_solve(form, points, points.y, start) for start in starts]
-    return min(fitted, key=lambda values: _cost(form, values, points))
+    best = min(fitted, key=lambda values: _cost(form, values, points))
+    return _solve(form, points, points.y, best, max_nfev=1000)
 
 
-def _solve(form: Form, points: Points, y: Array, start: Array) -> Array:
+def _solve(form: Form, points: Points, y: Array, start: Array, *, max_nfev: int = 50) -> Array:
     lower, upper = np.array(form.lower, float), np.array(form.upper, float)
     found = least_squares(
         lambda p: (form.predict(p, points.s, points.w) - y) / points.error,
         np.clip(start, lower + 1e-9, upper - 1e-9),
+        jac=lambda p: form.slope(p, points.s, points.w) / points.error[:, None],
         bounds=(lower, upper),
         loss="soft_l1",
         x_scale=np.maximum(np.abs(start), 0.1),
-        max_nfev=200,
+        max_nfev=max_nfev,
     )
     return np.asarray(found.x)
 

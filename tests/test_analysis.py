@@ -131,6 +131,16 @@ def test_a_planted_law_is_chosen_and_its_parameters_found(name: str) -> None:
     assert (beyond["high"] - beyond["low"]).max() > (drawn["high"] - drawn["low"]).min()
 
 
+@pytest.mark.parametrize("form", scaling.FORMS, ids=lambda form: form.name)
+def test_the_slopes_are_the_derivatives(form: scaling.Form) -> None:
+    s, w = np.array([4.0, 5.5, 7.2]), np.array([4.0, 4.5, 6.0])
+    p = np.array([1.0, 0.3, 0.2, 0.6, 6.0])[: len(form.parameters)]
+    for i, column in enumerate(form.slope(p, s, w).T):
+        step = np.eye(len(p))[i] * 1e-6
+        numeric = (form.predict(p + step, s, w) - form.predict(p - step, s, w)) / 2e-6
+        np.testing.assert_allclose(column, numeric, rtol=1e-5, atol=1e-8)
+
+
 def test_too_few_sizes_give_a_reason_and_nulls() -> None:
     fits, curves = scaling.fit_scaling(planted(PLANTED["log-linear"][0], [1e4, 1e6]))
     assert fits["value"].is_null().all() and "at least 5" in fits["reason"][0] and curves.is_empty()

@@ -1,0 +1,127 @@
+"""What a large report costs: `python benchmarks/report_size.py [--seeds 36] [--items 5000]`.
+
+Commits made-up predictions for every Fit of a study (4 sizes, 2 tasks, 2 methods; 36 seeds are 2,016 Fits, so 10 million
+predictions), then times `w2s report` twice, with its peak memory: the first reads every Fit's own files, the second what
+the first collected. Last, the aggregation of predictions to scores per Fit, in Polars and in pandas. Goals: under 2 minutes
+and 4 GB; four times as fast as pandas.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+from rich.progress import track
+
+from w2s_ray import store as stores
+from w2s_ray.plan import load_plan
+
+ROUNDS = 5
+
+
+def write_study(path: Path, *, num_seeds: int) -> Path:
+    grid = {
+        "family": "chess",
+        "tasks": ["chess-moves", "task.yaml"],
+        "methods": ["naive", "confidence"],
+        "seeds": num_seeds,
+    }
+    task = {"name": "other", "setting": "classification", "train": "rows.parquet"}
+    pq.write_table(
+        pa.table({"text": [f"{i}" for i in range(100)], "label": [0, 1] * 50}), path.with_name("rows.parquet")
+    )
+    path.with_name("task.yaml").write_text(yaml.safe_dump(task))
+    path.write_text(yaml.safe_dump({"name": "large", "grids": [grid]}))
+    return path
+
+
+def fill(study: Path, store: Path, *, num_items: int) -> int:
+    """Predictions that are right at a rate that grows with the model; returns how many Fits there are."""
+    plan, opened = load_plan(study), stores.open_store(store)
+    rng = np.random.default_rng(0)
+    ids = [f"{i:016x}" for i in range(num_items)]
+    labels = rng.integers(0, 2, num_items)
+    truth = pa.table({"id": ids, "half": ["test"] * num_items, "label": pa.array(labels, pa.int8())})
+    for fit in {fit.data: fit for fit in plan.fits}.values():
+        stores.write_truth(opened, stores.truth_name(fit), truth)
+    for fit in track(plan.fits, description="filling the store"):
+        rate = 0.5 + 0.06 * np.log10(fit.model.num_params / 1000) + (0.02 if fit.labels else 0.04)
+        right = rng.random(num_items) < rate
+        sure = 0.5 + rng.random(num_items) / 2
+        said = np.where(right == (labels == 1), sure, 1 - sure).astype(np.float32)
+        with tempfile.TemporaryDirectory() as folder:
+            pq.write_table(pa.table({"id": ids, "probability": said}), Path(folder, "test.parquet"))
+            curve = {
+                "epoch": [0.5, 1.0],
+                "test_accuracy": [0.5, rate],
+                "train_loss": [0.7, 0.6],
+                "train_accuracy": [0.5, rate],
+            }
+            pq.write_table(pa.table(curve), Path(folder, "curve.parquet"))
+            Path(folder, "fit.json").write_text(json.dumps({"provenance": {"machine": "none", "world_size": 1}}))
+            stores.commit(opened, fit, Path(folder))
+    return len(plan.fits)
+
+
+def report(study: Path, store: Path, out: Path) -> None:
+    began_s = time.perf_counter()
+    command = [sys.executable, "-m", "w2s_ray.cli", "report", str(study), "--store", str(store), "--out", str(out)]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    peak_gb = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024 / 1e9
+    print(f"w2s report: {time.perf_counter() - began_s:.1f} s, peak of this and earlier ones {peak_gb:.2f} GB")
+
+
+def best_of(run: Callable[[], object]) -> float:
+    times = []
+    for _ in range(ROUNDS):
+        began_s = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - began_s)
+    return min(times)
+
+
+def aggregation(path: Path) -> None:
+    """From the file to a score for each Fit, one way and the other."""
+    import pandas as pd
+
+    def in_polars() -> object:
+        return pl.scan_parquet(path).group_by("key").agg(pl.col("correct").mean()).collect(engine="streaming")
+
+    def in_pandas() -> object:
+        return pd.read_parquet(path, columns=["key", "correct"]).groupby("key", observed=True)["correct"].mean()
+
+    ours, theirs = best_of(in_polars), best_of(in_pandas)
+    print(f"scores per Fit: Polars {ours:.2f} s, pandas {theirs:.2f} s, ratio {theirs / ours:.1f} (best of {ROUNDS})")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=36)
+    parser.add_argument("--items", type=int, default=5000)
+    parser.add_argument("--folder", type=Path, help="keep the study here; default a temporary folder")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = options.folder or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        study = write_study(folder / "large.yaml", num_seeds=options.seeds)
+        num_fits = fill(study, folder / "store", num_items=options.items)
+        print(f"{num_fits:,} Fits, {num_fits * options.items:,} predictions")
+        for _ in range(2):
+            report(study, folder / "store", folder / "out")
+        aggregation(folder / "out" / "predictions.parquet")
+
+
+if __name__ == "__main__":
+    main()
