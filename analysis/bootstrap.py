@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import zlib
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ import polars as pl
 
 from analysis import tables
 
-NUM_RESAMPLES = 1000
+NUM_RESAMPLES = 2000
 SEED = 20231214
 SIDES = ("weak", "student", "ceiling")
 PAIR = ["setting", "family", "weak", "strong", "method"]  # two families may share the names of their sizes
@@ -100,19 +101,23 @@ def _resample_items(
     scores: dict[str, np.ndarray] = {}
     for names, right in _right(predictions, keys):
         num_items = right.shape[1]
-        shares, rng = np.full(num_items, 1 / num_items), _rng(task, "items")
         parts = [right.mean(axis=1, dtype=np.float64)[None]]
-        left = num_resamples
-        while left:  # in slices, since draws are as many as resamples x items
-            size = min(left, max(1, ITEMS_AT_ONCE // num_items))
-            draws = rng.multinomial(num_items, shares, size).astype(np.float32)
+        at_once = max(1, ITEMS_AT_ONCE // num_items)  # draws are as many as resamples x items
+        for first in range(0, num_resamples, at_once):
+            draws = _draws(task, first, num_items, min(at_once, num_resamples - first))
             parts.append((draws @ right.T).astype(np.float64) / num_items)
-            left -= size
         scores |= dict(zip(names, np.concatenate(parts).T, strict=True))
     for key in keys:
         if key not in scores:
             raise tables.TableError(f"no predictions of Fit {key}: results and predictions are not of one `w2s report`")
     return scores
+
+
+@lru_cache(maxsize=2)
+def _draws(task: str, first: int, num_items: int, num_draws: int) -> np.ndarray:
+    """[draw, item] how often each item is drawn."""
+    shares = np.full(num_items, 1 / num_items)
+    return _rng(task, f"items from {first}").multinomial(num_items, shares, num_draws).astype(np.float32)
 
 
 def _right(predictions: pl.DataFrame, keys: pl.Series) -> list[tuple[list[str], np.ndarray]]:

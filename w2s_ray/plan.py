@@ -295,17 +295,32 @@ def cost(fit: Fit, *, execution: Execution, shape: tasks.Shape) -> Cost:
     evaluations = fit.training.epochs * fit.training.evals_per_epoch + 1
     predicted = num_test * evaluations + (num_train if fit.half == "A" else 0)
     num_steps = fit.training.epochs * math.ceil(num_train / fit.training.batch_size)
+    overhead_s = STEP_OVERHEAD_S * (num_steps + predicted / 64)
+    if fit.training.tune == "head":  # its features are counted once for all probes, in `costs`
+        return Cost(flops=0.0, seconds=overhead_s)
     training_flops = 6.0 * fit.model.num_params * row_tokens * num_train * fit.training.epochs
     flops = training_flops + 2.0 * fit.model.num_params * row_tokens * predicted
-    speed = GPU_FLOPS_PER_S if execution.gpus_per_worker else CPU_FLOPS_PER_S * execution.cpus_per_worker
-    overhead_s = STEP_OVERHEAD_S * (num_steps + predicted / 64)
-    return Cost(flops=flops, seconds=overhead_s + flops / (speed * execution.workers))
+    return Cost(flops=flops, seconds=overhead_s + flops / _speed(execution))
+
+
+def _speed(execution: Execution) -> float:
+    """FLOPs a second, over all workers."""
+    each = GPU_FLOPS_PER_S if execution.gpus_per_worker else CPU_FLOPS_PER_S * execution.cpus_per_worker
+    return each * execution.workers
+
+
+def _extraction(fit: Fit, *, execution: Execution, shape: tasks.Shape) -> Cost:
+    """Reading the features of all rows off a frozen model: 2ND."""
+    row_tokens = min(fit.data.max_tokens, max(2.0, shape.mean_characters / CHARACTERS_PER_TOKEN))
+    flops = 2.0 * fit.model.num_params * row_tokens * (shape.num_rows + (shape.num_test or 0))
+    return Cost(flops=flops, seconds=flops / _speed(execution))
 
 
 def costs(plan: Plan) -> dict[str, Cost]:
     """Key -> cost of every Fit."""
     shapes: dict[str, tasks.Shape] = {}
     alike: dict[tuple[Any, ...], Cost] = {}
+    extracted: set[tuple[Model, Data]] = set()
     found = {}
     for fit in plan.fits:
         if fit.data.source not in shapes:
@@ -314,6 +329,10 @@ def costs(plan: Plan) -> dict[str, Cost]:
         if kind not in alike:
             alike[kind] = cost(fit, execution=plan.executions[fit.model], shape=shapes[fit.data.source])
         found[fit.key] = alike[kind]
+        if fit.training.tune == "head" and (fit.model, fit.data) not in extracted:
+            extracted.add((fit.model, fit.data))
+            more = _extraction(fit, execution=plan.executions[fit.model], shape=shapes[fit.data.source])
+            found[fit.key] = Cost(alike[kind].flops + more.flops, alike[kind].seconds + more.seconds)
     return found
 
 
