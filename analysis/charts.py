@@ -175,7 +175,7 @@ def misfit_chart(rows: pl.DataFrame) -> Figure | None:
         return None
     top = max(0.01, float(rows["misfit"].max()))  # type: ignore[arg-type]
     points = alt.Chart().mark_point(filled=True, size=70, opacity=0.8).encode(
-        x=alt.X("misfit:Q", title="misfit: share of test items on which the two differ"),
+        x=alt.X("misfit:Q", title="misfit: share of items that differ"),
         y=alt.Y("gain:Q", title="gain over the supervisor"),
         color=_supervisors(rows),
         tooltip=[alt.Tooltip("task:N"), *_tooltip("misfit", "gain")],
@@ -195,7 +195,7 @@ def learning_chart(rows: pl.DataFrame) -> Figure | None:
     points = rows.group_by("family", "task", "strong", "role", "weak", "method").agg(pl.col("epoch").n_unique())
     if rows.is_empty() or points["epoch"].max() < 2:  # type: ignore[operator]
         return None
-    rows = rows.with_columns(pl.format("{} {}", "task", "strong").alias("panel"))
+    rows = rows.sort("task", "strong_params").with_columns(pl.format("{} {}", "task", "strong").alias("panel"))
     order = [
         "ceiling",
         *rows.filter(pl.col("role") == "student").sort("weak_params")["line"].unique(maintain_order=True),
@@ -271,7 +271,12 @@ def _panelled(rows: pl.DataFrame) -> pl.DataFrame:
 
 
 def _size_axis(axis: str, *, field: str = "size") -> alt.X:
-    return alt.X(f"{field}:Q", title=AXES[axis], scale=alt.Scale(type="log"), axis=alt.Axis(format="~s"))
+    return alt.X(
+        f"{field}:Q",
+        title=AXES[axis],
+        scale=alt.Scale(type="log", nice=False, padding=14),
+        axis=alt.Axis(format="~s", tickCount=4),
+    )
 
 
 def _supervisors(rows: pl.DataFrame) -> alt.Color:
