@@ -86,14 +86,16 @@ def verdict(board: chess.Board, move: chess.Move) -> str:
     return "#" if is_mate else "+"
 
 
-def other_move(fen: str, rng: np.random.Generator, *, besides: str = "") -> tuple[str, str] | None:
+def other_move(
+    fen: str, rng: np.random.Generator, *, besides: str = "", checks_share: float = CHECKS_SHARE
+) -> tuple[str, str] | None:
     """A legal move that does not mate, often one that checks: (move, verdict)."""
     board = chess.Board(f"{fen} w - - 0 1")
     moves = sorted(move.uci() for move in board.generate_legal_moves() if move.uci() != besides)
     if not moves:
         return None
     checks = [uci for uci in moves if board.gives_check(chess.Move.from_uci(uci))]
-    among = checks if checks and rng.random() < CHECKS_SHARE else moves
+    among = checks if checks and rng.random() < checks_share else moves
     uci = among[int(rng.integers(len(among)))]
     return uci, verdict(board, chess.Move.from_uci(uci))
 
@@ -277,7 +279,7 @@ def write_tasks(folder: Path, rows: list[tuple[str, str, str]]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     columns: dict[str, list[Any]] = {"position": [], "move": [], "other": [], "pieces": []}
     for fen, mate, _ in rows:
-        found = other_move(fen, rng, besides=mate)
+        found = other_move(fen, rng, besides=mate, checks_share=1.0)
         if found is None:
             continue
         position = position_words(fen)
