@@ -34,6 +34,7 @@ from w2s_ray.errors import InputError
 from w2s_ray.fit import Fit
 
 DONE = "done.json"
+ADVICE = "micro_batch.json"
 LEASE_STALE_S = 60.0
 """A lease whose heartbeat is older than this belongs to a dead driver."""
 
@@ -317,7 +318,7 @@ def seal_partial(store: Store, fit: Fit, *, step: int, entries: list[dict[str, A
     marker = json.dumps({"step": step, "files": {entry["name"]: entry["sha256"] for entry in entries}})
     write_bytes(store, store.path("partial", fit.folder, _step_name(step), DONE), marker.encode())
     for name in _names(store, f"partial/{fit.folder}"):
-        if name < _step_name(step):
+        if name.startswith("step-") and name < _step_name(step):
             store.fs.delete_dir(store.path("partial", fit.folder, name))
 
 
@@ -328,6 +329,8 @@ def _step_name(step: int) -> str:
 def read_partial(store: Store, fit: Fit, *, folder: Path) -> int | None:
     """Fetch the newest whole checkpoint into a local folder; its step, or None. Damaged ones are passed over."""
     for name in sorted(_names(store, f"partial/{fit.folder}"), reverse=True):
+        if not name.startswith("step-"):
+            continue
         try:
             marker = json.loads(read_bytes(store, store.path("partial", fit.folder, name, DONE)))
             for file, expected in marker["files"].items():
@@ -339,6 +342,19 @@ def read_partial(store: Store, fit: Fit, *, folder: Path) -> int | None:
         except (OSError, ValueError, KeyError, TypeError, StoreError):
             continue
     return None
+
+
+def advise_micro_batch(store: Store, fit: Fit, rows: int) -> None:
+    """Remember with which micro-batch a Fit should be tried next; forgotten when it is committed."""
+    write_bytes(store, store.path("partial", fit.folder, ADVICE), json.dumps({"micro_batch_size": rows}).encode())
+
+
+def advised_micro_batch(store: Store, fit: Fit) -> int | None:
+    path = store.path("partial", fit.folder, ADVICE)
+    try:
+        return max(1, int(json.loads(read_bytes(store, path))["micro_batch_size"])) if exists(store, path) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def drop_partial(store: Store, fit: Fit) -> None:

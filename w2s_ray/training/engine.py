@@ -11,6 +11,8 @@ import logging
 import math
 import os
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import deepspeed
@@ -57,6 +59,29 @@ def join_processes() -> None:
         "MASTER_PORT": str(port),
     }
     dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", rank=0, world_size=1)
+
+
+class Agreed(Exception):
+    """A failure that every worker of the group knows of, at the same point."""
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """A part without collectives that all workers leave well or none does: a failure of one is raised on every one (as
+    `Agreed` in a group), so that nobody waits for it for ever."""
+    problem: Exception | None = None
+    try:
+        yield
+    except Exception as error:
+        problem = error
+    if world_size() == 1:
+        if problem is not None:
+            raise problem
+        return
+    said: list[str | None] = [None] * world_size()
+    dist.all_gather_object(said, f"{problem}" or type(problem).__name__ if problem else None)
+    if any(said):
+        raise Agreed("; ".join(dict.fromkeys(text for text in said if text))) from problem
 
 
 def micro_batch_size(training: Training, execution: Execution) -> int:

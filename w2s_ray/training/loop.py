@@ -67,19 +67,21 @@ def train_fit(fit: Fit, *, store_: Store, execution: Execution, report: Report, 
     """Train, predict, commit. Returns seconds by phase; raises TrainingFailed where training itself can't go on."""
     clock = Clock()
     with clock.phase("load"):
-        prepared = data.prepare(fit)
+        with engines.together():
+            prepared = data.prepare(fit)
         if fit.training.tune == "head":
             prepared = features.for_probe(fit, prepared, store_=store_, execution=execution)
-        rows = prepared.parts[fit.half]
-        targets = data.targets(fit, rows, prepared=prepared, store_=store_)
-        model, head_start = build(
-            fit.model,
-            setting=fit.data.setting,
-            tune=fit.training.tune,
-            execution=execution,
-            bf16=fit.training.precision == "bf16",
-            seed=fit.seed,
-        )
+        with engines.together():
+            rows = prepared.parts[fit.half]
+            targets = data.targets(fit, rows, prepared=prepared, store_=store_)
+            model, head_start = build(
+                fit.model,
+                setting=fit.data.setting,
+                tune=fit.training.tune,
+                execution=execution,
+                bf16=fit.training.precision == "bf16",
+                seed=fit.seed,
+            )
         (scratch / "checkpoint").mkdir()
         progress = checkpoint.find(fit, execution=execution, store_=store_, scratch=scratch / "checkpoint")
         if progress:
@@ -101,7 +103,7 @@ def train_fit(fit: Fit, *, store_: Store, execution: Execution, report: Report, 
         engines.stop(engine)
     if not np.isfinite(test["probability"]).all():
         raise TrainingFailed("nan", "predictions on the test set are not finite")
-    with clock.phase("commit"):
+    with clock.phase("commit"), engines.together():
         if engines.rank() == 0:
             files = scratch / "files"
             files.mkdir()
@@ -115,7 +117,6 @@ def train_fit(fit: Fit, *, store_: Store, execution: Execution, report: Report, 
             (files / "fit.json").write_text(json.dumps(describe(fit) | {"provenance": facts}, indent=1))
             store.write_truth(store_, store.truth_name(fit), prepared.truth)
             store.commit(store_, fit, files)
-        dist.barrier()
     return dict(clock.seconds)
 
 

@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 
 from w2s_ray import store
 from w2s_ray.errors import InputError
@@ -22,6 +23,8 @@ from w2s_ray.training import engine as engines
 from w2s_ray.training.loop import Report, TrainingFailed, train_fit
 
 log = logging.getLogger(__name__)
+
+FAILURES = (TrainingFailed, engines.Agreed, StoreError, InputError, OSError, RuntimeError, ValueError)
 
 
 def run_pack(fits: list[Fit], *, store_uri: str, execution: Execution, report: Report) -> None:
@@ -39,7 +42,11 @@ def run_pack(fits: list[Fit], *, store_uri: str, execution: Execution, report: R
             continue
         try:
             seconds = _with_less_memory(fit, store_=opened, execution=execution, report=report)
-        except (TrainingFailed, StoreError, InputError, OSError, RuntimeError, ValueError) as error:
+        except FAILURES as error:
+            if engines.world_size() > 1 and not isinstance(error, (TrainingFailed, engines.Agreed)):
+                # A fellow went away, or waits for this worker in the middle of a step: the whole group ends and starts
+                # again. A Fit in whose hand groups end again and again is recorded by the driver.
+                raise
             kind = error.kind if isinstance(error, TrainingFailed) else "error"
             reason = str(error) or type(error).__name__
             if engines.rank() == 0:
@@ -51,9 +58,11 @@ def run_pack(fits: list[Fit], *, store_uri: str, execution: Execution, report: R
 
 
 def _with_less_memory(fit: Fit, *, store_: Store, execution: Execution, report: Report) -> dict[str, float]:
-    """Train, with half the micro-batch each time that memory runs out."""
+    """Train, with half the micro-batch each time that memory runs out. In a group it may run out on one worker while the
+    others wait for it, so the group ends, and starts again with what the store was told."""
     while True:
-        micro = engines.micro_batch_size(fit.training, execution)
+        micro = min(engines.micro_batch_size(fit.training, execution), _advised(fit, store_=store_))
+        execution = replace(execution, micro_batch_size=micro)
         with tempfile.TemporaryDirectory(prefix="w2s-") as scratch:
             try:
                 return train_fit(fit, store_=store_, execution=execution, report=report, scratch=Path(scratch))
@@ -62,10 +71,25 @@ def _with_less_memory(fit: Fit, *, store_: Store, execution: Execution, report: 
                     raise
                 if micro == 1:
                     raise TrainingFailed("oom", f"out of memory with one row in a micro-batch ({error})") from error
+                if engines.world_size() > 1:
+                    store.advise_micro_batch(store_, fit, micro // 2)
+                    raise GroupOutOfMemory from error
         log.warning("%s: out of memory at micro-batch %d, trying %d", fit.folder, micro, micro // 2)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         execution = replace(execution, micro_batch_size=micro // 2)
+
+
+class GroupOutOfMemory(Exception):
+    """Ends a group of workers; nothing is wrong with the Fit, which is tried again with smaller micro-batches."""
+
+
+def _advised(fit: Fit, *, store_: Store) -> int:
+    """The micro-batch that an earlier group found to fit, the same on every worker."""
+    found = [store.advised_micro_batch(store_, fit) or fit.training.batch_size]
+    if engines.world_size() > 1:
+        dist.broadcast_object_list(found, src=0)
+    return found[0]
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:
