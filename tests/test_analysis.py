@@ -284,3 +284,34 @@ def test_a_missing_or_foreign_table_is_one_message(tmp_path: Path, module: str, 
         pl.DataFrame(columns).write_parquet(path)
     done = subprocess.run([sys.executable, "-m", module, str(tmp_path)], capture_output=True, text=True, check=False)
     assert done.returncode == 2 and "results.parquet" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("kind", ["failures", "one size", "ceiling below"])
+def test_a_report_says_why_there_is_no_curve(opened: Store, tmp_path: Path, kind: str) -> None:
+    one = cell(weak="m", strong="m") if kind == "one size" else cell()
+    wrong, half, right = [0.1] * 4 + [0.9] * 4, [0.9] * 8, [0.9] * 4 + [0.1] * 4
+    if kind == "failures":
+        store.write_failure(opened, one.supervisor, kind="nan", reason="the loss is nan at step 3", detail="")
+    else:
+        commit(opened, one.supervisor, right if kind == "ceiling below" else half, tmp_path)
+        commit(opened, one.student, half, tmp_path)
+        commit(opened, one.ceiling, wrong if kind == "ceiling below" else right, tmp_path)
+    write_results([one], study="x", store=opened, out=tmp_path / "out")
+    page = write_report(tmp_path / "out").read_text()
+    if kind == "failures":
+        assert "Nothing is done yet" in page and "the loss is nan at step 3" in page
+    else:
+        assert "no pair of different sizes whose ceiling is clearly above its supervisor" in page
+        assert (tmp_path / "out/figures/classification-score.svg").exists()
+        assert not (tmp_path / "out/figures/classification-pgr.svg").exists()
+    assert "There is one seed only" in page or kind == "failures"
+
+
+@pytest.mark.parametrize("axis", ["compute", "fraction"])
+def test_the_size_axis_can_be_another(opened: Store, tmp_path: Path, axis: str) -> None:
+    one = cell()
+    for each in (one.supervisor, one.student, one.ceiling):
+        commit(opened, each, [0.9] * 8, tmp_path)
+    write_results([one], study="x", store=opened, out=tmp_path / "out")
+    page = write_report(tmp_path / "out", axis=axis).read_text()
+    assert {"compute": "pretraining compute", "fraction": "fraction of the largest"}[axis] in page

@@ -7,7 +7,8 @@ well as its size allows, and fine-tuning has to elicit that: from a position to 
 two moves (chess-moves).
 
 Promises: no position of a task, nor its mirror image, is in pretraining; deterministic on one kind of machine; an
-interrupted rung goes on from its last checkpoint.
+interrupted rung goes on from its last checkpoint. Measured on two shared CPU cores: 26 minutes to compose 454,642 positions
+on both, then 7, 15, 30 and 59 minutes on one core for xs, s, m and l. All rungs read the same 1.6 million sequences.
 """
 
 from __future__ import annotations
