@@ -275,7 +275,7 @@ def _size_axis(axis: str, *, field: str = "size") -> alt.X:
         f"{field}:Q",
         title=AXES[axis],
         scale=alt.Scale(type="log", nice=False, padding=14),
-        axis=alt.Axis(format="~s", tickCount=4),
+        axis=alt.Axis(format=".2~s", tickCount=4),
     )
 
 
