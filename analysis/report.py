@@ -28,8 +28,8 @@ EMBEDDED_BYTES = 2_000_000
 """A table whose CSV is larger than this lies beside the page rather than in it."""
 
 
-def write_report(out: Path, *, facts: dict[str, Any] | None = None, axis: str = "params") -> Path:
-    """All of it; returns the path of report.html."""
+def write_report(out: Path, *, facts: dict[str, Any] | None = None, study_text: str = "", axis: str = "params") -> Path:
+    """All of it; returns the path of report.html. `study_text` is the study file's, to be shown."""
     results, predictions = tables.read_both(out)
     curves, runs = (tables.read_if_there(out / f"{name}.parquet") for name in ("curves", "runs"))
     samples = resample(results, predictions)
@@ -54,7 +54,12 @@ def write_report(out: Path, *, facts: dict[str, Any] | None = None, axis: str = 
     specs = draw(charts.figures(named, axis=axis), folder=out / "figures")
     path = out / "report.html"
     name = results["study"][0] if results.height and "study" in results.columns else "study"
-    write_page(path, title=str(name), body=_body(str(name), named, specs=specs, facts=facts or {}), specs=specs)
+    write_page(
+        path,
+        title=str(name),
+        body=_body(str(name), named, specs=specs, facts=facts or {}, study_text=study_text),
+        specs=specs,
+    )
     return path
 
 
@@ -77,7 +82,7 @@ STYLE = """
 :root { color-scheme: light dark; --line: #8884; --soft: #8882; }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 66rem; margin: 0 auto; padding: 1rem; }
 h1 { font-size: 1.6rem; } h2 { font-size: 1.25rem; margin-top: 2rem; } summary { cursor: pointer; font-weight: 600; }
-.wide { overflow-x: auto; max-height: 32rem; } .figure { background: #fff; border-radius: 6px; padding: .5rem; margin: .7rem 0; overflow-x: auto; }
+.wide, pre { overflow-x: auto; max-height: 32rem; } .figure { background: #fff; border-radius: 6px; padding: .5rem; margin: .7rem 0; overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .2rem .7rem; border-bottom: 1px solid var(--line); text-align: left; white-space: nowrap; }
 td.n, th.n { text-align: right; } .note { background: var(--soft); padding: .6rem 1rem; border-radius: 6px; }
@@ -108,13 +113,21 @@ def write_page(path: Path, *, title: str, body: str, specs: dict[str, dict[str, 
     temporary.replace(path)
 
 
-def _body(name: str, named: dict[str, pl.DataFrame], *, specs: dict[str, dict[str, Any]], facts: dict[str, Any]) -> str:
+def _body(
+    name: str,
+    named: dict[str, pl.DataFrame],
+    *,
+    specs: dict[str, dict[str, Any]],
+    facts: dict[str, Any],
+    study_text: str,
+) -> str:
     results, pgr = named["results"], named["pgr"]
     done = results.filter(pl.col("status") == "done")
     parts = [
         f"<h1>{html.escape(name)}</h1>",
         f"<p>{done.height} of {results.height} cells have a result.</p>",
         _facts(facts),
+        f"<details><summary>The study</summary><pre>{html.escape(study_text)}</pre></details>" if study_text else "",
     ]
     if done.is_empty():
         parts.append("<p class=note>Nothing is done yet, so there is no curve to draw.</p>")

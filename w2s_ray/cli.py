@@ -284,7 +284,7 @@ def _report(planned: Any, opened: Any, folder: Path, *, facts: dict[str, Any], a
 
     write_results(planned.cells, study=planned.study.name, store=opened, out=folder)
     facts |= {"fits": len(planned.fits), "cells": len(planned.cells)}
-    path = write_report(folder, facts=facts, axis=axis)
+    path = write_report(folder, facts=facts, study_text=planned.path.read_text(encoding="utf-8"), axis=axis)
     out.print(f"report: {path}")
 
 
