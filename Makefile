@@ -10,10 +10,10 @@ quickstart: $(READY)
 	$(BIN)/w2s run studies/quickstart.yaml
 
 test: check
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadfile
 
 test-all: check
-	$(BIN)/pytest -m ''
+	$(BIN)/pytest -n 2 --dist loadfile -m ''
 
 check: $(READY)
 	$(BIN)/ruff format --check .

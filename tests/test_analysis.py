@@ -20,6 +20,7 @@ from analysis.bootstrap import Sample, resample
 from analysis.pgr import pgr_table
 from analysis.report import write_report
 from w2s_ray import store
+from w2s_ray.plan import pgr_half_width
 from w2s_ray.results import write_results
 from w2s_ray.store import Store
 
@@ -315,3 +316,9 @@ def test_the_size_axis_can_be_another(opened: Store, tmp_path: Path, axis: str) 
     write_results([one], study="x", store=opened, out=tmp_path / "out")
     page = write_report(tmp_path / "out", axis=axis).read_text()
     assert {"compute": "pretraining compute", "fraction": "fraction of the largest"}[axis] in page
+
+
+def test_the_precision_to_expect_by_hand() -> None:
+    assert pgr_half_width(2000, gap=0.1, num_seeds=1) == pytest.approx(1.96 * (0.1125 / 2000) ** 0.5 / 0.1)
+    assert pgr_half_width(8000, gap=0.1, num_seeds=3) == pytest.approx(pgr_half_width(2000, gap=0.1, num_seeds=3) / 2)
+    assert 0.94 < pgr_half_width(2000, gap=0.1, num_seeds=5) / pgr_half_width(2000, gap=0.1, num_seeds=1) < 1

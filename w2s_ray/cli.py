@@ -71,11 +71,9 @@ def plan(
     seconds = sum(costs[fit.key].seconds for fit in missing)
     largest = max(planned.fits, key=lambda fit: plans.state_bytes(fit, planned.executions[fit.model]))
     execution = planned.executions[largest.model]
-    widths = {
-        name: plans.pgr_half_width(num_test, gap=gap, num_seeds=1)
-        for name, num_test in plans.num_tests(planned).items()
-    }
     num_seeds = len({cell.seed for cell in planned.cells})
+    num_tests = plans.num_tests(planned)
+    widths = {name: plans.pgr_half_width(num, gap=gap, num_seeds=num_seeds) for name, num in num_tests.items()}
     facts: dict[str, Any] = {
         "study": planned.study.name,
         "cells": len(planned.cells),
@@ -119,8 +117,8 @@ def plan(
     for task, width in widths.items():
         table.add_row(
             "PGR precision",
-            f"{task}: +-{width:.2f} a cell, +-{width / num_seeds**0.5:.2f} over {num_seeds} seed(s), if the gap is "
-            f"{gap:g}; four times the test items halve it",
+            f"{task}: +-{width:.2f} with {num_tests[task]:,} test items and {num_seeds} seed(s), if the gap is {gap:g}; "
+            f"{4 * num_tests[task]:,} items would halve it, more seeds hardly narrow it",
         )
     out.print(f"[bold]{planned.study.name}[/bold]  {escape(planned.study.description)}")
     out.print(table)
