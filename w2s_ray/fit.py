@@ -192,6 +192,10 @@ class Execution:
     """Seconds of training between two mid-fit checkpoints."""
 
 
+BUSY = ("features", "train", "eval")
+"""Phases of a Fit that are its work; all others (load, checkpoint, commit) surround it."""
+
+
 def canonical_json(value: Any) -> str:
     """One text for one value: sorted keys, no blanks, no NaN."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)

@@ -55,7 +55,7 @@ SCHEMA = {
 }
 """`status`: done, failed, blocked (by a failed Fit), damaged (in the store) or missing (not run yet)."""
 
-PHASES = ("load", "train", "eval", "checkpoint", "commit")
+PHASES = ("load", "features", "train", "eval", "checkpoint", "commit")
 
 RUNS = {
     "key": pl.String,
@@ -72,7 +72,7 @@ RUNS = {
     **{f"{phase}_s": pl.Float64 for phase in PHASES},
 }
 
-TABLES = "1"
+TABLES = "2"
 """Version of what the tables mean; tables of another are made anew."""
 
 METRICS = {"classification": "accuracy", "generation": "exact_match", "comparison": "pairwise_accuracy"}

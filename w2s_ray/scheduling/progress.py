@@ -1,7 +1,7 @@
 """What the user sees while a study runs: a live table on a terminal, plain lines elsewhere.
 
 Counts of Fits, what runs now with loss and speed, time left, and `busy`: the share of the slots' time that went into
-training and evaluation. Everything comes from the events that the workers report.
+extracting features, training and evaluation. Everything comes from the events that the workers report.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from w2s_ray.fit import BUSY
 from w2s_ray.plan import duration
 from w2s_ray.scheduling.packs import Walk
 
@@ -23,7 +24,7 @@ PLAIN_LINE_EVERY_S = 10.0
 
 
 class Progress(Callback):
-    """A Tune callback that draws. `busy_s` sums training and evaluation over all workers' packs."""
+    """A Tune callback that draws. `busy_s` sums BUSY over all workers' packs."""
 
     def __init__(self, walk: Walk, *, console: Console) -> None:
         self.walk = walk
@@ -60,7 +61,7 @@ class Progress(Callback):
             self.now.pop(trial.trial_id, None)
             for phase, seconds in (result.get("seconds") or {}).items():
                 self.phase_s[phase] = self.phase_s.get(phase, 0.0) + seconds
-            self.busy_s = self.phase_s.get("train", 0.0) + self.phase_s.get("eval", 0.0)
+            self.busy_s = sum(self.phase_s.get(phase, 0.0) for phase in BUSY)
             self.done_estimate_s += self.walk.seconds.get(key, 0.0)
             if event == "failed":
                 self.console.print(f"[red]failed[/red] {self.walk.fits[key].folder}: {result.get('reason', '')}")

@@ -27,7 +27,7 @@ import torch
 import torch.distributed as dist
 
 from w2s_ray import methods, store
-from w2s_ray.fit import Execution, Fit, Setting, describe
+from w2s_ray.fit import BUSY, Execution, Fit, Setting, describe
 from w2s_ray.methods.naive import token_loss
 from w2s_ray.store import Store
 from w2s_ray.training import checkpoint, data, features
@@ -50,7 +50,7 @@ class TrainingFailed(Exception):
 
 @dataclass
 class Clock:
-    """Seconds by phase: load, train, eval, checkpoint, commit."""
+    """Seconds by phase: load, features, train, eval, checkpoint, commit."""
 
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
 
@@ -66,11 +66,12 @@ class Clock:
 def train_fit(fit: Fit, *, store_: Store, execution: Execution, report: Report, scratch: Path) -> dict[str, float]:
     """Train, predict, commit. Returns seconds by phase; raises TrainingFailed where training itself can't go on."""
     clock = Clock()
-    with clock.phase("load"):
-        with engines.together():
-            prepared = data.prepare(fit)
-        if fit.training.tune == "head":
+    with clock.phase("load"), engines.together():
+        prepared = data.prepare(fit)
+    if fit.training.tune == "head":
+        with clock.phase("features"):
             prepared = features.for_probe(fit, prepared, store_=store_, execution=execution)
+    with clock.phase("load"):
         with engines.together():
             rows = prepared.parts[fit.half]
             targets = data.targets(fit, rows, prepared=prepared, store_=store_)
@@ -423,7 +424,7 @@ def provenance(
     written = sum(map(len, rows.labels)) if isinstance(rows.labels, list) else 0
     training_tokens = (sum(read) + written) * fit.training.epochs
     total_s = sum(clock.seconds.values())
-    busy_s = clock.seconds["train"] + clock.seconds["eval"]
+    busy_s = sum(clock.seconds.get(phase, 0.0) for phase in BUSY)
     return {
         "versions": {name: metadata.version(name) for name in ("w2s_ray", "torch", "transformers", "deepspeed", "ray")},
         "python": sys.version.split()[0],
