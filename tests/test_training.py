@@ -408,7 +408,7 @@ def test_out_of_memory_halves_the_micro_batch(folder: Path, tmp_path: Path, monk
     monkeypatch.setattr(loop.engines, "start", start)
     opened = store.open_store(tmp_path / "store")
     run_pack([fit], store_uri=opened.uri, execution=Execution(), report=quiet)
-    assert tried == [None, 8, 4] and store.is_committed(opened, fit)
+    assert tried == [16, 8, 4] and store.is_committed(opened, fit)
 
 
 def test_labels_that_do_not_match_are_refused(folder: Path, tmp_path: Path) -> None:
