@@ -8,9 +8,13 @@ halves, which all cells of a grid share, it never holds.
 
 from __future__ import annotations
 
+import argparse
+import sys
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -54,6 +58,11 @@ class Sample:
     def gap(self) -> np.ndarray:
         assert self.scores is not None
         return self.scores[2] - self.scores[0]
+
+    @property
+    def gap_too_small(self) -> bool:
+        """Whether the interval of the gap reaches 0, so that PGR means nothing."""
+        return bool(interval(self.gap)[1] <= 0)
 
 
 def interval(values: np.ndarray) -> tuple[float, Any, Any]:
@@ -150,3 +159,18 @@ def _resample_seeds(cells: pl.DataFrame, scores: dict[str, np.ndarray], *, task:
 def _rng(task: str, purpose: str) -> np.random.Generator:
     """The same draws for all pairs of a task, other ones for every task."""
     return np.random.default_rng([SEED, zlib.crc32(f"{purpose} {task}".encode())])
+
+
+def run_script(description: str, work: Callable[[list[Sample], Path], None]) -> None:
+    """The command line of a script over the samples of a study: `work` takes them and the folder to write to."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("results", type=Path, metavar="OUT", help="folder of results.parquet, or that file itself")
+    parser.add_argument("--out", type=Path, help="folder for the tables; default beside the results")
+    parser.add_argument("--resamples", type=int, default=NUM_RESAMPLES, help=f"default {NUM_RESAMPLES}")
+    options = parser.parse_args()
+    beside = options.results.parent if options.results.suffix == ".parquet" else options.results
+    try:
+        work(resample(*tables.read_both(options.results), num_resamples=options.resamples), options.out or beside)
+    except (tables.TableError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

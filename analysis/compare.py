@@ -79,7 +79,7 @@ def _row(one: Sample, other: Sample) -> dict[str, Any]:
         other.scores[1] - one.scores[1]
     )
     for name, sample in (("A", one), ("B", other)):
-        if interval(sample.gap)[1] <= 0:
+        if sample.gap_too_small:
             row["reason"] = f"{name}: gap_too_small, so no PGR"
             return row
     row["pgr_a"], row["pgr_b"] = float(one.pgr[0]), float(other.pgr[0])

@@ -9,15 +9,13 @@ those of `analysis.bootstrap`. Where the interval of the gap (ceiling - supervis
 
 from __future__ import annotations
 
-import argparse
-import sys
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
 from analysis import tables
-from analysis.bootstrap import NUM_RESAMPLES, PAIR, SIDES, Sample, interval, resample
+from analysis.bootstrap import PAIR, SIDES, Sample, interval, run_script
 
 SCHEMA = {
     "setting": pl.String,
@@ -67,7 +65,7 @@ def _row(sample: Sample) -> dict[str, Any]:
     for side, values in zip(SIDES, sample.scores, strict=True):
         row[f"{side}_score"], row[f"{side}_score_low"], row[f"{side}_score_high"] = interval(values)
     row["gap"], row["gap_low"], row["gap_high"] = interval(sample.gap)
-    row["gap_too_small"] = bool(row["gap_low"] <= 0)
+    row["gap_too_small"] = sample.gap_too_small
     row["pgr_median"] = done["pgr"].median()
     if row["gap_too_small"]:
         row["reason"] = "gap_too_small: the ceiling is not clearly above the supervisor"
@@ -76,22 +74,12 @@ def _row(sample: Sample) -> dict[str, Any]:
     return row
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="PGR with 95 % intervals from a study's tables; writes pgr.parquet.")
-    parser.add_argument("results", type=Path, metavar="OUT", help="folder of results.parquet, or that file itself")
-    parser.add_argument("--out", type=Path, help="folder for pgr.parquet; default beside the results")
-    parser.add_argument("--resamples", type=int, default=NUM_RESAMPLES, help=f"default {NUM_RESAMPLES}")
-    options = parser.parse_args()
-    beside = options.results.parent if options.results.suffix == ".parquet" else options.results
-    try:
-        table = pgr_table(resample(*tables.read_both(options.results), num_resamples=options.resamples))
-        tables.write(table, (options.out or beside) / "pgr.parquet")
-    except (tables.TableError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+def _write(samples: list[Sample], folder: Path) -> None:
+    table = pgr_table(samples)
+    tables.write(table, folder / "pgr.parquet")
     with pl.Config(tbl_rows=-1, tbl_cols=-1, tbl_width_chars=160):
         print(table.select(*PAIR, "task", "gap", "pgr", "pgr_low", "pgr_high", "num_seeds", "reason"))
 
 
 if __name__ == "__main__":
-    main()
+    run_script("PGR with 95 % intervals from a study's tables; writes pgr.parquet.", _write)

@@ -14,8 +14,6 @@ the largest student, it predicts that student (of forms that do so nearly as wel
 
 from __future__ import annotations
 
-import argparse
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +24,7 @@ import polars as pl
 from scipy.optimize import least_squares
 
 from analysis import tables
-from analysis.bootstrap import NUM_RESAMPLES, SEED, Sample, interval, resample
+from analysis.bootstrap import SEED, Sample, interval, run_script
 
 NUM_STARTS = 12
 NUM_REFITS = 100
@@ -187,7 +185,7 @@ def _points(group: list[Sample], target: str) -> tuple[Points, dict[str, float]]
             continue
         first = sample.cells.row(0, named=True)
         is_self = first["weak"] == first["strong"]
-        if target == "pgr" and (is_self or interval(sample.gap)[1] <= 0):
+        if target == "pgr" and (is_self or sample.gap_too_small):
             continue
         values = sample.pgr if target == "pgr" else sample.scores[1]
         if not np.isfinite(values).all():
@@ -315,23 +313,13 @@ def _curves(form: Form, refits: Array, points: Points, ladder: dict[str, float])
     return rows
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Scaling fits from a study's tables; writes fits.parquet.")
-    parser.add_argument("results", type=Path, metavar="OUT", help="folder of results.parquet, or that file itself")
-    parser.add_argument("--out", type=Path, help="folder for the tables; default beside the results")
-    parser.add_argument("--resamples", type=int, default=NUM_RESAMPLES, help=f"default {NUM_RESAMPLES}")
-    options = parser.parse_args()
-    beside = options.results.parent if options.results.suffix == ".parquet" else options.results
-    try:
-        fits, curves = fit_scaling(resample(*tables.read_both(options.results), num_resamples=options.resamples))
-        tables.write(fits, (options.out or beside) / "fits.parquet")
-        tables.write(curves, (options.out or beside) / "fit_curves.parquet")
-    except (tables.TableError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+def _write(samples: list[Sample], folder: Path) -> None:
+    fits, curves = fit_scaling(samples)
+    tables.write(fits, folder / "fits.parquet")
+    tables.write(curves, folder / "fit_curves.parquet")
     with pl.Config(tbl_rows=-1, tbl_cols=-1, tbl_width_chars=160):
         print(fits.drop("num_points", "rmse"))
 
 
 if __name__ == "__main__":
-    main()
+    run_script("Scaling fits from a study's tables; writes fits.parquet and fit_curves.parquet.", _write)

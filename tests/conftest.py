@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+
+from w2s_ray import store
+from w2s_ray.store import Store
+
+from fits import write_truth
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -21,3 +27,11 @@ def ray_here() -> Iterator[None]:
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
+
+
+@pytest.fixture
+def opened(tmp_path: Path) -> Store:
+    """A store with the truth of eight test rows, four of each label."""
+    opened = store.open_store(tmp_path / "store")
+    write_truth(opened, [1, 1, 1, 1, 0, 0, 0, 0])
+    return opened

@@ -18,16 +18,7 @@ from w2s_ray.plan import Cell
 from w2s_ray.results import write_results
 from w2s_ray.store import Store
 
-from fits import cell, commit, fit, write_truth
-
-TRUTH = [1, 1, 1, 1, 0, 0, 0, 0]
-
-
-@pytest.fixture
-def opened(tmp_path: Path) -> Store:
-    opened = store.open_store(tmp_path / "store")
-    write_truth(opened, TRUTH)
-    return opened
+from fits import cell, commit, fit
 
 
 def test_a_cell_by_hand(opened: Store, tmp_path: Path) -> None:

@@ -291,7 +291,7 @@ def cost(fit: Fit, *, execution: Execution, shape: tasks.Shape) -> Cost:
     num_test = fit.data.num_test or shape.num_test or shape.num_rows // 5
     per_half = (shape.num_rows - (0 if shape.num_test else num_test)) // 2
     num_train = min(fit.data.num_train or per_half, per_half)
-    row_tokens = min(fit.data.max_tokens, max(2.0, shape.mean_characters / CHARACTERS_PER_TOKEN))
+    row_tokens = _row_tokens(fit, shape)
     evaluations = fit.training.epochs * fit.training.evals_per_epoch + 1
     predicted = num_test * evaluations + (num_train if fit.half == "A" else 0)
     num_steps = fit.training.epochs * math.ceil(num_train / fit.training.batch_size)
@@ -303,6 +303,10 @@ def cost(fit: Fit, *, execution: Execution, shape: tasks.Shape) -> Cost:
     return Cost(flops=flops, seconds=overhead_s + flops / _speed(execution))
 
 
+def _row_tokens(fit: Fit, shape: tasks.Shape) -> float:
+    return min(fit.data.max_tokens, max(2.0, shape.mean_characters / CHARACTERS_PER_TOKEN))
+
+
 def _speed(execution: Execution) -> float:
     """FLOPs a second, over all workers."""
     each = GPU_FLOPS_PER_S if execution.gpus_per_worker else CPU_FLOPS_PER_S * execution.cpus_per_worker
@@ -311,7 +315,7 @@ def _speed(execution: Execution) -> float:
 
 def _extraction(fit: Fit, *, execution: Execution, shape: tasks.Shape) -> Cost:
     """Reading the features of all rows off a frozen model: 2ND."""
-    row_tokens = min(fit.data.max_tokens, max(2.0, shape.mean_characters / CHARACTERS_PER_TOKEN))
+    row_tokens = _row_tokens(fit, shape)
     flops = 2.0 * fit.model.num_params * row_tokens * (shape.num_rows + (shape.num_test or 0))
     return Cost(flops=flops, seconds=flops / _speed(execution))
 

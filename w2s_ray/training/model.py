@@ -177,9 +177,9 @@ def frozen(model: Model, *, execution: Execution, bf16: bool) -> Scorer:
     return Scorer(base.backbone, nn.Identity(), pooling=model.pooling, bf16=bf16)
 
 
-def _save_memory(part: nn.Module, execution: Execution) -> None:
+def _save_memory(part: Any, execution: Execution) -> None:
     if execution.activation_checkpointing:
-        part.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+        part.gradient_checkpointing_enable({"use_reentrant": False})
 
 
 def _base(model: Model, *, attention: str) -> Base:
