@@ -61,7 +61,7 @@ def fit(size: str = "s", half: Any = "B", labels: Fit | None = None, seed: int =
         "model": model(size),
         "data": DATA,
         "half": half,
-        "labels": labels,
+        "labels": (labels,) if labels else (),
         "method": Method("naive"),
         "training": TRAINING,
         "seed": seed,

@@ -3,13 +3,29 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
 
 from w2s_ray.fit import Method
-from w2s_ray.methods import PARAMS, GlobalBatch, confidence, naive, objective
+from w2s_ray.methods import LOSSES, PARAMS, TRANSFORMS, GlobalBatch, confidence, labels, naive, objective, refusal
+from w2s_ray.methods.labels import Labels, from_completions, from_probabilities
+
+TWO_TO_ONE = torch.tensor([[0.0, math.log(2.0)]])  # s1 = 2/3
+
+
+def loss_of(name: str, **params: Any) -> Any:
+    whole = PARAMS[name].model_validate(params).model_dump()
+    return objective(Method(name, tuple(sorted(whole.items()))), setting="classification").at(1.0, None)
+
+
+def gradient(loss: Any, logits: torch.Tensor, target: float) -> torch.Tensor:
+    logits = logits.clone().requires_grad_()
+    [found] = torch.autograd.grad(loss(logits, torch.tensor([target])).sum(), logits)
+    return found
 
 
 def test_cross_entropy_on_soft_labels_by_hand() -> None:
@@ -71,3 +87,170 @@ def test_the_loss_is_the_mixture_and_its_target_is_held_fixed() -> None:
 def test_bad_parameters_are_refused(params: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         PARAMS["confidence"].model_validate(params)
+
+
+def test_the_divergences_by_hand() -> None:
+    s, p = 2 / 3, 0.9
+    forward = p * math.log(p / s) + (1 - p) * math.log((1 - p) / (1 - s))
+    reverse = s * math.log(s / p) + (1 - s) * math.log((1 - s) / (1 - p))
+    assert float(loss_of("kl")(TWO_TO_ONE, torch.tensor([p]))) == pytest.approx(forward, rel=1e-5)
+    assert float(loss_of("reverse_kl")(TWO_TO_ONE, torch.tensor([p]))) == pytest.approx(reverse, rel=1e-5)
+    torch.testing.assert_close(gradient(loss_of("kl"), TWO_TO_ONE, p), gradient(naive.loss, TWO_TO_ONE, p))
+    assert float(loss_of("kl")(TWO_TO_ONE, torch.tensor([1.0]))) == pytest.approx(-math.log(s), rel=1e-5)
+
+
+def test_the_reverse_divergence_keeps_its_distance_from_certainty() -> None:
+    loss = loss_of("reverse_kl", floor=0.1)
+    torch.testing.assert_close(loss(TWO_TO_ONE, torch.tensor([1.0])), loss(TWO_TO_ONE, torch.tensor([0.9])))
+
+
+def test_the_product_of_confidences_by_hand() -> None:
+    weak, own = 0.6, 2 / 3
+    target = own * weak / (own * weak + (1 - own) * (1 - weak))
+    expected = naive.loss(TWO_TO_ONE, torch.tensor([target]))
+    torch.testing.assert_close(loss_of("product")(TWO_TO_ONE, torch.tensor([weak])), expected)
+    # the target is held fixed, and a hard label can't be moved
+    torch.testing.assert_close(gradient(loss_of("product"), TWO_TO_ONE, weak), gradient(naive.loss, TWO_TO_ONE, target))
+    torch.testing.assert_close(gradient(loss_of("product"), TWO_TO_ONE, 0.0), gradient(naive.loss, TWO_TO_ONE, 0.0))
+    sharp = loss_of("product", own_power=0.0, weak_power=2.0)(TWO_TO_ONE, torch.tensor([weak]))
+    torch.testing.assert_close(sharp, naive.loss(TWO_TO_ONE, torch.tensor([0.36 / 0.52])))
+
+
+def test_entropy_is_minimised_and_not_only_added() -> None:
+    s = 2 / 3
+    entropy = -s * math.log(s) - (1 - s) * math.log(1 - s)
+    assert float(loss_of("entropy", max_weight=1.0)(TWO_TO_ONE, torch.tensor([0.1]))) == pytest.approx(
+        entropy, rel=1e-5
+    )
+    pull = gradient(loss_of("entropy", max_weight=1.0), TWO_TO_ONE, 0.1)
+    assert pull[0, 1] < 0 < pull[0, 0], "towards the likelier class, whatever the label"
+
+
+def test_the_window_is_open_where_the_student_is_undecided() -> None:
+    rows = torch.tensor([[0.0, math.log(0.64 / 0.36)], [0.0, math.log(0.66 / 0.34)], [math.log(0.9 / 0.1), 0.0]])
+    found = loss_of("window", radius=0.15)(rows, torch.tensor([0.2, 0.2, 0.2]))
+    assert found.tolist() == [pytest.approx(float(naive.loss(rows[:1], torch.tensor([0.2])))), 0.0, 0.0]
+
+
+def test_adaptive_confidence_by_hand() -> None:
+    s, weak = 2 / 3, 0.4
+    own_ce, weak_ce, hard_ce = -math.log(s), -(weak * math.log(s) + (1 - weak) * math.log(1 - s)), -math.log(1 - s)
+    b = math.exp(own_ce / 0.5) / (math.exp(own_ce / 0.5) + math.exp(hard_ce / 0.5))
+    loss = loss_of("adaptconf", temperature=0.5)
+    assert float(loss(TWO_TO_ONE, torch.tensor([weak]))) == pytest.approx((1 - b) * weak_ce + b * own_ce, rel=1e-5)
+    target = (1 - b) * weak + b  # b is held fixed
+    torch.testing.assert_close(gradient(loss, TWO_TO_ONE, weak), gradient(naive.loss, TWO_TO_ONE, target))
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_loss_of_completions_counts_no_prompt_or_is_refused_with_its_reason(name: str) -> None:
+    why_not = refusal(Method(name), setting="generation")
+    params = tuple(sorted(LOSSES[name]().model_dump().items()))
+    if why_not:
+        with pytest.raises(ValueError, match=r"written|words"):
+            objective(Method(name, params), setting="generation")
+        return
+    logits = torch.randn(2, 3, 5, generator=torch.Generator().manual_seed(0))
+    tokens = torch.tensor([[-100, 1, 2], [3, 4, 0]])
+    loss = objective(Method(name, params), setting="generation").at(0.5, None)
+    moved = logits.clone()
+    moved[0, 0] += torch.arange(5.0)
+    torch.testing.assert_close(loss(moved, tokens), loss(logits, tokens))
+    assert (loss(logits, tokens) > 0).all()
+
+
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_a_transform_takes_any_loss(name: str) -> None:
+    params = TRANSFORMS[name].model_validate({"loss": "kl"}).model_dump()
+    found = objective(Method(name, tuple(sorted(params.items()))), setting="comparison").at(0.0, None)
+    torch.testing.assert_close(found(TWO_TO_ONE, torch.tensor([0.3])), loss_of("kl")(TWO_TO_ONE, torch.tensor([0.3])))
+
+
+# --- transforms of labels -----------------------------------------------------------------------------------------
+
+
+def test_an_ensemble_of_probabilities() -> None:
+    members = [from_probabilities(np.array(each)) for each in ([0.9, 0.4, 0.8], [0.6, 0.3, 0.3], [0.6, 0.2, 0.1])]
+    assert labels.ensemble(members, how="mean").said == pytest.approx([0.7, 0.3, 0.4])
+    sure = labels.ensemble(members, how="confident").said
+    assert sure[0] == pytest.approx((0.9 * 0.8 + 0.6 * 0.2 + 0.6 * 0.2) / 1.2, rel=1e-4)
+    assert labels.ensemble(members, how="agreeing").weight.tolist() == [1, 1, 0]
+
+
+def test_an_ensemble_of_moves_votes() -> None:
+    members = [
+        from_completions(["e4", "d4"], np.array([0.3, 0.9])),
+        from_completions(["e4", "c4"], np.array([0.3, 0.2])),
+        from_completions(["c4", "c4"], np.array([0.9, 0.3])),
+    ]
+    assert labels.ensemble(members, how="mean").said.tolist() == ["e4", "c4"]
+    assert labels.ensemble(members, how="confident").said.tolist() == ["c4", "d4"]
+    assert labels.ensemble(members, how="agreeing").weight.tolist() == [0, 0]
+
+
+def test_the_surest_rows_of_each_class_stay() -> None:
+    said = from_probabilities(np.array([0.99, 0.98, 0.97, 0.6, 0.45, 0.3]))
+    assert labels.surest(said, keep=0.5).weight.tolist() == [1, 1, 0, 0, 0, 1]
+    weights = labels.weighed(said).weight
+    assert weights.mean() == pytest.approx(1) and weights.argmax() == 0
+
+
+def test_verified_rows_carry_the_truth_and_their_own_weight() -> None:
+    said, truth = from_probabilities(np.full(100, 0.5)), np.ones(100)
+    found = labels.combined(
+        said, truth, verified=0.2, truth_weight=3.0, weak_weight=0.5, generator=np.random.default_rng(0)
+    )
+    assert found.verified.sum() == 20 and (found.said[found.verified] == 1).all()
+    assert set(found.weight[found.verified]) == {3.0} and set(found.weight[~found.verified]) == {0.5}
+    assert (found.said[~found.verified] == 0.5).all()
+
+
+def test_noise_makes_as_many_errors_as_it_is_told_and_where() -> None:
+    truth, generator = np.tile([0.0, 1.0], 50), np.random.default_rng(0)
+    wrong = labels.noisy(truth, num_errors=20, first=np.zeros(100), generator=generator).said != truth
+    assert wrong.sum() == 20 and wrong[::2].sum() == 10
+    structured = labels.noisy(truth, num_errors=20, first=-np.arange(100.0), generator=generator).said != truth
+    assert np.flatnonzero(structured).min() == 80
+    moves = np.array([f"m{i % 7}" for i in range(100)], dtype=object)
+    found = labels.noisy(moves, num_errors=30, first=np.zeros(100), generator=generator).said
+    assert (found != moves).sum() == 30 and set(found) <= set(moves)
+
+
+def test_shuffling_keeps_the_labels_and_loses_their_rows() -> None:
+    said = from_probabilities(np.linspace(0, 1, 50))
+    found = labels.shuffled(said, generator=np.random.default_rng(0)).said
+    assert sorted(found) == sorted(said.said) and (found != said.said).mean() > 0.8
+
+
+def _two_clouds(num_wrong: int) -> tuple[np.ndarray, np.ndarray, Labels]:
+    """Features of two classes far apart, and labels of which some are wrong."""
+    generator = np.random.default_rng(0)
+    truth = np.tile([0.0, 1.0], 50)
+    features = generator.normal(size=(100, 4)) + 6 * truth[:, None]
+    said = np.where(truth == 1, 0.8, 0.2)
+    said[:num_wrong] = 1 - said[:num_wrong]
+    return features, truth, from_probabilities(said)
+
+
+@pytest.mark.parametrize("how", ["knn", "logistic"])
+def test_features_speak_against_wrong_labels(how: str) -> None:
+    features, truth, said = _two_clouds(num_wrong=10)
+    relabelled = labels.relabelled(said, features, how=how, neighbours=10, l2=1e-2)
+    assert ((relabelled.said > 0.5) == (truth > 0.5)).all()
+    sieved = labels.sieved(said, features, how=how, drop=0.1, neighbours=10, l2=1e-2)
+    assert (sieved.weight[:10] == 0).all() and (sieved.weight[10:] == 1).all()
+
+
+def test_the_topological_filter_keeps_the_largest_component() -> None:
+    features, _, said = _two_clouds(num_wrong=6)
+    weight = labels.sieved(said, features, how="topological", drop=0.1, neighbours=10, l2=1e-3).weight
+    assert (weight[:6] == 0).all() and weight[6:].mean() > 0.9
+
+
+def test_no_row_is_its_own_neighbour() -> None:
+    features = np.random.default_rng(0).normal(size=(1100, 3))
+    near = labels._nearest(features, 5)
+    assert not (near == np.arange(1100)[:, None]).any()
+    brute = np.linalg.norm(features[700] - features, axis=1)
+    brute[700] = np.inf
+    assert set(near[700]) == set(np.argsort(brute)[:5])

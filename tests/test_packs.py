@@ -45,7 +45,7 @@ def test_each_fit_once_and_after_its_supervisor() -> None:
         assert pack is not None
         for each in pack.fits:
             assert each.key not in seen
-            assert each.labels is None or each.labels.key in seen
+            assert all(parent.key in seen for parent in each.parents)
             seen.append(each.key)
         finish(walk, pack)
     assert len(seen) == 25
@@ -68,7 +68,7 @@ def test_a_student_waits_for_a_supervisor_in_another_pack() -> None:
     assert [pack.fits[0].role for pack in others if pack] == ["ceiling", "ceiling"]
     finish(walk, first)
     student = walk.next_pack(free_cpus=1, free_gpus=0)
-    assert student and student.fits[0].labels is fits[0]
+    assert student and student.fits[0].labels == (fits[0],)
 
 
 def test_nothing_is_handed_out_beyond_the_free_resources() -> None:

@@ -91,7 +91,7 @@ def test_what_is_written_is_what_scores(folder: Path, tmp_path: Path) -> None:
 def test_a_student_of_moves_learns_what_its_supervisor_wrote(folder: Path, tmp_path: Path) -> None:
     opened, fits = run(study_of(folder, "writing.yaml", training=LEARNING), tmp_path / "store")
     student = next(fit for fit in fits if fit.labels)
-    labels = store.read_table(opened, student.labels.folder, "labels.parquet")  # type: ignore[union-attr]
+    labels = store.read_table(opened, student.labels[0].folder, "labels.parquet")
     assert labels.num_rows == 96 and all(isinstance(text, str) for text in labels["completion"].to_pylist())
     curve = store.read_table(opened, student.folder, "curve.parquet")
     assert curve["train_accuracy"][-1].as_py() > 0.5, "against its own labels"

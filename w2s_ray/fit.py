@@ -1,6 +1,6 @@
 """A Fit: a model, fine-tuned on a split of a task, with labels from somewhere. Its identity and its key.
 
-Supervisor, ceiling and student are all Fits; a student's labels are another Fit. The identity is exactly what
+Supervisor, ceiling and student are all Fits; a student's labels are other Fits. The identity is exactly what
 changes the result, and the key is the SHA-256 of it as canonical JSON. Every field below is marked IDENTITY
 (part of the key) or LOCATION (where to find it or what to call it, never part of the key); how a Fit is executed
 (workers, ZeRO stage, micro-batch, ...) is an `Execution`, which no Fit holds. A test refuses unmarked fields.
@@ -24,10 +24,16 @@ Setting = Literal["classification", "generation", "comparison"]
 
 IDENTITY = {"kind": "identity"}
 LOCATION = {"kind": "location"}
+LATER = {"kind": "identity", "later": True}
+"""Of a field that came after the first stores were filled: left out at its default, under which nothing has changed."""
 
 
 def _identity_of(part: Any) -> dict[str, Any]:
-    return {f.name: getattr(part, f.name) for f in fields(part) if f.metadata["kind"] == "identity"}
+    return {
+        f.name: getattr(part, f.name)
+        for f in fields(part)
+        if f.metadata["kind"] == "identity" and not (f.metadata.get("later") and getattr(part, f.name) == f.default)
+    }
 
 
 @dataclass(frozen=True)
@@ -92,7 +98,7 @@ class Method:
     """A training method by name, with all its parameters spelled out (defaults included)."""
 
     name: str = field(metadata=IDENTITY)
-    params: tuple[tuple[str, float | int | str | bool], ...] = field(default=(), metadata=IDENTITY)
+    params: tuple[tuple[str, Any], ...] = field(default=(), metadata=IDENTITY)
 
     @cached_property
     def identity(self) -> dict[str, Any]:
@@ -119,6 +125,8 @@ class Training:
     """Points of the learning curve in each epoch."""
     tune: Literal["all", "head"] = field(metadata=IDENTITY)
     """All weights, or a new head alone on the frozen model's features (a linear probe)."""
+    validation: float = field(default=0.0, metadata=LATER)
+    """Share of the half that is held out, to say with the Fit's own labels where training should have stopped."""
 
     @cached_property
     def identity(self) -> dict[str, Any]:
@@ -127,31 +135,42 @@ class Training:
 
 @dataclass(frozen=True)
 class Fit:
-    """A model, fine-tuned on half of a task, with labels from the truth or from another Fit."""
+    """A model, fine-tuned on half of a task, with labels from the truth or from other Fits."""
 
     model: Model = field(metadata=IDENTITY)
     data: Data = field(metadata=IDENTITY)
-    half: Literal["A", "B"] = field(metadata=IDENTITY)
-    labels: Fit | None = field(metadata=IDENTITY)
-    """None is the ground truth; a Fit labels with its predictions."""
+    half: str = field(metadata=IDENTITY)
+    """`A`, `B`, or a part of one that no other step of a chain learns from: `B2/3` is the second third."""
+    labels: tuple[Fit, ...] = field(metadata=IDENTITY)
+    """None is the ground truth; Fits label with their predictions, several of them together."""
     method: Method = field(metadata=IDENTITY)
     training: Training = field(metadata=IDENTITY)
     seed: int = field(metadata=IDENTITY)
     """Order of the rows and start of the head."""
+    start: Fit | None = field(default=None, metadata=LATER)
+    """The Fit whose weights this one starts from; None starts from the pretrained model."""
     semantics: int = field(default=SEMANTICS, metadata=IDENTITY)
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[AB]([1-9]\d*/[1-9]\d*)?", self.half):
+            raise ValueError(f"half: given {self.half!r}, allowed are A, B and parts such as B1/2")
 
     @cached_property
     def identity(self) -> dict[str, Any]:
+        labels: Any = "truth"
+        if self.labels:
+            keys = [each.key for each in self.labels]
+            labels = {"fit": keys[0]} if len(keys) == 1 else {"fits": keys}
         return {
             "model": self.model.identity,
             "data": self.data.identity,
             "half": self.half,
-            "labels": {"fit": self.labels.key} if self.labels else "truth",
+            "labels": labels,
             "method": self.method.identity,
             "training": self.training.identity,
             "seed": self.seed,
             "semantics": self.semantics,
-        }
+        } | ({"start": {"fit": self.start.key}} if self.start else {})
 
     @cached_property
     def key(self) -> str:
@@ -160,19 +179,38 @@ class Fit:
     @cached_property
     def folder(self) -> str:
         """Readable name plus 12 hex digits of the key; the digits alone identify."""
-        who = f"{self.model.name}-from-{self.labels.model.size}" if self.labels else f"{self.model.name}-truth"
-        name = f"{self.data.task}-{who}-{self.half}-{self.method.name}-s{self.seed}"
+        who = f"from-{'+'.join(each.model.size for each in self.labels)}" if self.labels else "truth"
+        half = self.half.replace("/", "of")
+        name = f"{self.data.task}-{self.model.name}-{who}-{half}-{self.method.name}-s{self.seed}"
         return f"{re.sub(r'[^A-Za-z0-9._-]+', '_', name)[:120]}-{self.key[:12]}"
 
     @property
     def role(self) -> str:
         """What a Fit is in the paper's words; with `ceiling_split: A` one Fit serves as supervisor and ceiling."""
+        if self.method.name in ("zero_shot", "generative"):
+            return {"zero_shot": "zero-shot", "generative": "start"}[self.method.name]
         return "student" if self.labels else ("supervisor" if self.half == "A" else "ceiling")
 
     @property
+    def labels_others(self) -> bool:
+        """Whether its predictions on half B are kept, for students to learn from: all but those that learned from the
+        whole of half B."""
+        return self.half != "B"
+
+    @property
+    def parents(self) -> tuple[Fit, ...]:
+        """The Fits that must be there before this one."""
+        return (*self.labels, self.start) if self.start else self.labels
+
+    @property
     def ancestors(self) -> tuple[Fit, ...]:
-        """The Fits that this one stands on, nearest first."""
-        return (self.labels, *self.labels.ancestors) if self.labels else ()
+        """The Fits that this one stands on, each before those that it stands on itself."""
+        found: dict[str, Fit] = {}
+        for parent in self.parents:
+            for each in (parent, *parent.ancestors):
+                found.pop(each.key, None)  # the last place is behind all that stand on it
+                found[each.key] = each
+        return tuple(found.values())
 
 
 @dataclass(frozen=True)
@@ -213,6 +251,6 @@ def describe(fit: Fit) -> dict[str, Any]:
         "model": whole(fit.model),
         "data": whole(fit.data),
         "role": fit.role,
-        "labels_folder": fit.labels.folder if fit.labels else None,
+        "labels_folders": [each.folder for each in fit.labels],
         "ancestors": [{"key": a.key, "folder": a.folder, "identity": a.identity} for a in fit.ancestors],
     }

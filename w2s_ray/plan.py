@@ -9,15 +9,15 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
 from w2s_ray import families, store, tasks
 from w2s_ray.errors import InputError, nearest
 from w2s_ray.families import Family
-from w2s_ray.fit import Data, Execution, Fit, Method, Model, Training
-from w2s_ray.methods import PARAMS
+from w2s_ray.fit import Data, Execution, Fit, Method, Model, Setting, Training
+from w2s_ray.methods import PARAMS, UNTRAINED, refusal
 from w2s_ray.store import Store
 from w2s_ray.study import MAX_CELLS, Compute, Grid, Study, load_study, resolve_method
 
@@ -97,7 +97,7 @@ def expand(study: Study, *, path: Path, trust_remote_code: bool = False) -> Plan
             f"{path}: the grids have {num_cells:,} cells; allowed are at most {MAX_CELLS:,} in one study. "
             "Name fewer sizes, tasks, methods or seeds, or split the study"
         )
-    cells: dict[tuple[str, str], Cell] = {}
+    cells: dict[tuple[str, str, str], Cell] = {}
     executions: dict[Model, Execution] = {}
     for i, (grid, (family, sizes), grid_pairs) in enumerate(zip(study.grids, ladders, pairs, strict=True)):
         models = {size: families.model(family, size, trust_remote_code=trust_remote_code) for size in sizes}
@@ -115,8 +115,13 @@ def expand(study: Study, *, path: Path, trust_remote_code: bool = False) -> Plan
                 raise InputError(
                     f"{where}: '{data.task}' is a generation, which a probe can't learn; use training.tune: all"
                 )
-            for cell in _cells(grid, grid_pairs, data, models=models, trainings=trainings, family=family.name):
-                cells.setdefault((cell.student.key, cell.ceiling.key), cell)
+            methods = [
+                _method(entry, data.setting, family=family, grid=grid, where=f"{path}: grids[{i}].methods[{j}]")
+                for j, entry in enumerate(grid.methods)
+            ]
+            ladder = Ladder(sizes, data, models, trainings, grid.ceiling_split)
+            for cell in _cells(grid, grid_pairs, methods, ladder=ladder, family=family.name):
+                cells.setdefault((cell.name, cell.student.key, cell.ceiling.key), cell)
     return Plan(study=study, path=path, cells=tuple(cells.values()), executions=executions)
 
 
@@ -192,6 +197,7 @@ def _training(grid: Grid, compute: Compute, family: Family, size: str) -> Traini
         precision=auto_precision if compute.precision == "auto" else compute.precision,
         evals_per_epoch=wanted.evals_per_epoch,
         tune=wanted.tune,
+        validation=wanted.validation,
     )
 
 
@@ -216,35 +222,125 @@ def _data(name: str, grid: Grid, models: dict[str, Model], *, base: Path, where:
     )
 
 
+def _method(entry: str | dict[str, Any], setting: Setting, *, family: Family, grid: Grid, where: str) -> Method:
+    """A method as a study has it, or InputError where it makes no sense for a task."""
+    method = Method(*resolve_method(entry))
+    why_not = refusal(method, setting=setting)
+    if method.name in (*UNTRAINED, "generative"):
+        if family.pooling == "mean":
+            why_not = f"{family.name} are encoders, which write nothing; use decoders"
+        elif grid.training.tune == "head":
+            why_not = "a probe reads features and writes nothing; use training.tune: all"
+    if why_not:
+        raise InputError(f"{where}: '{method.name}' doesn't go with a {setting}: {why_not}")
+    through = dict(method.params).get("through", "auto")
+    allowed = [each.size for each in family.sizes if not grid.sizes or each.size in grid.sizes]
+    for size in through if through != "auto" else ():
+        if size not in allowed:
+            raise InputError(
+                f"{where}.through: no size '{size}'{nearest(size, allowed)}; allowed: {', '.join(allowed)}"
+            )
+    return method
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """A grid's models on one task."""
+
+    sizes: tuple[str, ...]
+    """Weak to strong."""
+    data: Data
+    models: dict[str, Model]
+    trainings: dict[str, Training]
+    ceiling_split: str
+    on_truth: dict[tuple[str, str, int], Fit] = field(default_factory=dict)
+    """Made already: many cells share them."""
+
+    def fit(self, size: str, half: str, *labels: Fit, method: Method = TRUTH_METHOD, seed: int, **more: Any) -> Fit:
+        return Fit(self.models[size], self.data, half, labels, method, self.trainings[size], seed, **more)
+
+    def truth(self, size: str, half: str, *, seed: int) -> Fit:
+        kind = (size, half, seed)
+        if kind not in self.on_truth:
+            self.on_truth[kind] = self.fit(size, half, seed=seed)
+        return self.on_truth[kind]
+
+
 def _cells(
-    grid: Grid,
-    pairs: list[tuple[str, str]],
-    data: Data,
-    *,
-    models: dict[str, Model],
-    trainings: dict[str, Training],
-    family: str,
+    grid: Grid, pairs: list[tuple[str, str]], methods: list[Method], *, ladder: Ladder, family: str
 ) -> list[Cell]:
-    methods = [Method(*resolve_method(entry)) for entry in grid.methods]
-    cells = []
-    for seed in grid.seed_list:
+    return [
+        Cell(family, method_label(method), seed, *_fits(method, weak, strong, ladder=ladder, seed=seed))
+        for seed in grid.seed_list
+        for method in methods
+        for weak, strong in pairs
+    ]
 
-        def on_truth(size: str, half: Any, seed: int = seed) -> Fit:
-            return Fit(models[size], data, half, None, TRUTH_METHOD, trainings[size], seed)
 
-        supervisors = {size: on_truth(size, "A") for size in {weak for weak, _ in pairs}}
-        ceilings = {size: on_truth(size, grid.ceiling_split) for size in {strong for _, strong in pairs}}
-        for method in methods:
-            for weak, strong in pairs:
-                student = Fit(models[strong], data, "B", supervisors[weak], method, trainings[strong], seed)
-                cells.append(Cell(family, method_label(method), seed, supervisors[weak], student, ceilings[strong]))
-    return cells
+def _fits(method: Method, weak: str, strong: str, *, ladder: Ladder, seed: int) -> tuple[Fit, Fit, Fit]:
+    """(supervisor, student, ceiling): what a method makes of a pair."""
+    params = dict(method.params)
+    loss = _loss(params.get("loss", "naive"))
+    fit = partial(ladder.fit, seed=seed)
+    supervisor = ladder.truth(weak, "A", seed=seed)
+    ceiling = ladder.truth(strong, ladder.ceiling_split, seed=seed)
+    match method.name:
+        case "bootstrap":
+            student = _chain(
+                supervisor, [*_between(weak, strong, params["through"], ladder.sizes), strong], loss, ladder
+            )
+        case "iterate":
+            student = _chain(supervisor, [strong] * params["rounds"], loss, ladder)
+        case "ensemble" if params["members"] == "seeds":
+            members = [ladder.truth(weak, "A", seed=seed + i) for i in range(params["num_seeds"])]
+            student = fit(strong, "B", *members, method=method)
+        case "ensemble":
+            members = [ladder.truth(size, "A", seed=seed) for size in ladder.sizes[: ladder.sizes.index(weak) + 1]]
+            student = fit(strong, "B", *members, method=method)
+        case "generative":
+            written = Method("generative", (("epochs", params["epochs"]),))
+            starts = {size: fit(size, "B", method=written) for size in (weak, strong)}
+            supervisor = fit(weak, "A", start=starts[weak])
+            ceiling = fit(strong, ladder.ceiling_split, start=starts[strong])
+            student = fit(strong, "B", supervisor, method=loss, start=starts[strong])
+        case "strong_on_a":
+            student = ladder.truth(strong, "A", seed=seed)
+        case "zero_shot":
+            student = ladder.fit(strong, "B", method=method, seed=0)  # nothing in it is random
+        case "few_shot":
+            student = fit(strong, "B", *([supervisor] if params["labels"] == "weak" else []), method=method)
+        case _:
+            student = fit(strong, "B", supervisor, method=method)
+    return supervisor, student, ceiling
+
+
+@cache
+def _loss(name: str) -> Method:
+    """A loss with its defaults."""
+    return Method(*resolve_method(name))
+
+
+def _between(weak: str, strong: str, through: str | tuple[str, ...], sizes: tuple[str, ...]) -> list[str]:
+    """The sizes that lie between two, of all or of those that are named. With none, the chain is a single step."""
+    low, high = sizes.index(weak), sizes.index(strong)
+    return [size for size in sizes[low + 1 : high] if through == "auto" or size in through]
+
+
+def _chain(supervisor: Fit, sizes: list[str], loss: Method, ladder: Ladder) -> Fit:
+    """Each size learns from the one before it, on a part of half B that none before it has seen (Burns et al. 2023,
+    section 4.3.1)."""
+    labeller = supervisor
+    for step, size in enumerate(sizes, start=1):
+        half = "B" if len(sizes) == 1 else f"B{step}/{len(sizes)}"
+        labeller = ladder.fit(size, half, labeller, method=loss, seed=supervisor.seed)
+    return labeller
 
 
 def method_label(method: Method) -> str:
     """Readable and unique within a study, e.g. `confidence(max_weight=0.75)`."""
     defaults = PARAMS[method.name]().model_dump()
-    inside = ", ".join(f"{name}={value}" for name, value in method.params if value != defaults[name])
+    shown = {name: "+".join(value) if isinstance(value, tuple) else value for name, value in method.params}
+    inside = ", ".join(f"{name}={value}" for name, value in shown.items() if value != defaults[name])
     return f"{method.name}({inside})" if inside else method.name
 
 
@@ -292,13 +388,19 @@ def cost(fit: Fit, *, execution: Execution, shape: tasks.Shape) -> Cost:
     per_half = (shape.num_rows - (0 if shape.num_test else num_test)) // 2
     num_train = min(fit.data.num_train or per_half, per_half)
     row_tokens = _row_tokens(fit, shape)
-    evaluations = fit.training.epochs * fit.training.evals_per_epoch + 1
-    predicted = num_test * evaluations + (num_train if fit.half == "A" else 0)
-    num_steps = fit.training.epochs * math.ceil(num_train / fit.training.batch_size)
+    epochs = dict(fit.method.params)["epochs"] if fit.role == "start" else fit.training.epochs
+    predicted, parts = num_test * (epochs * fit.training.evals_per_epoch + 1), int(fit.half.partition("/")[2] or 1)
+    if fit.role == "start":
+        predicted = 0
+    if fit.method.name in UNTRAINED:
+        epochs, predicted = 0, num_test
+    if fit.labels_others:
+        predicted += num_train
+    num_steps = epochs * math.ceil(num_train / parts / fit.training.batch_size)
     overhead_s = STEP_OVERHEAD_S * (num_steps + predicted / 64)
     if fit.training.tune == "head":  # its features are counted once for all probes, in `costs`
         return Cost(flops=0.0, seconds=overhead_s)
-    training_flops = 6.0 * fit.model.num_params * row_tokens * num_train * fit.training.epochs
+    training_flops = 6.0 * fit.model.num_params * row_tokens * num_train / parts * epochs
     flops = training_flops + 2.0 * fit.model.num_params * row_tokens * predicted
     return Cost(flops=flops, seconds=overhead_s + flops / _speed(execution))
 
@@ -329,7 +431,7 @@ def costs(plan: Plan) -> dict[str, Cost]:
     for fit in plan.fits:
         if fit.data.source not in shapes:
             shapes[fit.data.source] = tasks.shape(tasks.load_task(fit.data.source))
-        kind = (id(fit.model), id(fit.data), id(fit.training), fit.half)
+        kind = (id(fit.model), id(fit.data), id(fit.training), fit.half, fit.method)
         if kind not in alike:
             alike[kind] = cost(fit, execution=plan.executions[fit.model], shape=shapes[fit.data.source])
         found[fit.key] = alike[kind]

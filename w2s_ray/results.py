@@ -20,7 +20,7 @@ from typing import Any
 import polars as pl
 
 from w2s_ray import store as stores
-from w2s_ray.fit import Fit
+from w2s_ray.fit import Data, Fit, Model
 from w2s_ray.plan import Cell
 from w2s_ray.store import Store, StoreError
 
@@ -110,7 +110,8 @@ def write_results(cells: Iterable[Cell], *, study: str, store: Store, out: Path)
                 found[key] = _collect(fit, folders[key], store=store, truths=truths)
             except StoreError as error:
                 problems[key] = ("damaged", str(error))
-    rows = [_row(cell, study=study, tests=found, problems=problems) for cell in cells]
+    untrained = {(fit.model, fit.data): key for key, fit in fits.items() if fit.method.name == "zero_shot"}
+    rows = [_row(cell, study=study, tests=found, problems=problems, untrained=untrained) for cell in cells]
     results = pl.DataFrame(rows, schema=SCHEMA)
     out.mkdir(parents=True, exist_ok=True)
     ordered = [found[key] for key in sorted(found)]
@@ -247,7 +248,14 @@ def _named(fit: Fit, test: pl.DataFrame) -> pl.DataFrame:
     return test.select(*(pl.lit(value).cast(PREDICTIONS[name]).alias(name) for name, value in names.items()), pl.all())
 
 
-def _row(cell: Cell, *, study: str, tests: dict[str, Found], problems: dict[str, tuple[str, str]]) -> dict[str, Any]:
+def _row(
+    cell: Cell,
+    *,
+    study: str,
+    tests: dict[str, Found],
+    problems: dict[str, tuple[str, str]],
+    untrained: dict[tuple[Model, Data], str],
+) -> dict[str, Any]:
     weak, student, ceiling = cell.supervisor, cell.student, cell.ceiling
     row: dict[str, Any] = dict.fromkeys(SCHEMA) | {
         "study": study,
@@ -271,6 +279,9 @@ def _row(cell: Cell, *, study: str, tests: dict[str, Found], problems: dict[str,
         if fit.key in tests:
             row[name] = _accuracy(tests[fit.key].test)
             row["n_test"] = tests[fit.key].test.height
+    zero_shot = untrained.get((student.model, student.data), "")
+    if zero_shot in tests:
+        row["zero_shot_score"] = _accuracy(tests[zero_shot].test)
     troubled = [problems[fit.key] for fit in (weak, ceiling, student) if fit.key in problems]
     if troubled:
         order = ("failed", "damaged", "blocked", "missing")

@@ -48,6 +48,9 @@ class Training(Section):
     tune: Literal["all", "head"] = _identity(
         "all", "all weights, or only a new head on the frozen model's features (a linear probe)"
     )
+    validation: float = _identity(
+        0.0, "share of each half held out, to tell from a Fit's own labels where to stop early", ge=0, le=0.5
+    )
 
 
 class Split(Section):

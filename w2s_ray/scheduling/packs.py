@@ -2,9 +2,9 @@
 
 A *pack* is one Ray Train run that works through several Fits of one resource shape. Starting a run costs about ten
 seconds and a small Fit two, so a pack takes as many Fits as make that a small share, without starving other slots. A
-Fit may enter a pack when its supervisor is committed or stands earlier in the same pack.
+Fit may enter a pack when those that it stands on are committed or stand earlier in the same pack.
 
-Promises: no Fit is handed out twice at a time, none before its supervisor; the children of a failed Fit are blocked,
+Promises: no Fit is handed out twice at a time, none before those that it stands on; the children of a failed Fit are blocked,
 everything else goes on; a Fit that was in hand in `MAX_CRASHES` lost packs is recorded as failed.
 """
 
@@ -62,8 +62,8 @@ class Walk:
     def __post_init__(self) -> None:
         self.children: dict[str, list[str]] = defaultdict(list)
         for key, fit in self.fits.items():
-            if fit.labels:
-                self.children[fit.labels.key].append(key)
+            for parent in fit.parents:
+                self.children[parent.key].append(key)
         self.path_s: dict[str, float] = {}
         for key in reversed(self.fits):  # children come after their parents
             longest = max((self.path_s[child] for child in self.children[key]), default=0.0)
@@ -101,8 +101,7 @@ class Walk:
         )
 
     def _ready(self, key: str, with_: list[str] | tuple[str, ...]) -> bool:
-        parent = self.fits[key].labels
-        return parent is None or parent.key in self.done or parent.key in with_
+        return all(parent.key in self.done or parent.key in with_ for parent in self.fits[key].parents)
 
     def _budget_s(self) -> float:
         left_s = sum(self.seconds[key] for key in self.todo)

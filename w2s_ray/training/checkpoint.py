@@ -31,11 +31,14 @@ class Progress:
 
     step: int
     """Optimizer steps taken."""
-    curve: list[dict[str, float]]
+    curve: list[dict[str, float | None]]
     loss_sum: float
     hits: float
     num_rows: int
     """Loss, hits against its own labels, and rows since the last point of the curve."""
+    verified_loss_sum: float = 0.0
+    num_verified: int = 0
+    """The same of rows whose truth is known."""
 
 
 def _optimizer_file(rank: int) -> str:

@@ -6,6 +6,7 @@ from an order that a seed fixes; evaluation batches never depend on how the Fit 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +17,9 @@ import pyarrow as pa
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from w2s_ray import store, tasks
+from w2s_ray import tasks
 from w2s_ray.errors import InputError
 from w2s_ray.fit import Data, Fit, Setting
-from w2s_ray.store import Store, StoreError
 from w2s_ray.training.model import load_tokenizer, tokenizer
 
 NUM_KEPT = 4
@@ -30,6 +30,10 @@ NOT_LEARNED = -100
 """Target of a position that the loss passes over."""
 
 
+Answers = np.ndarray | list[list[int]]
+"""Of each row: the probability of class 1 (or of the first completion's being better), or the tokens of a completion."""
+
+
 @dataclass(frozen=True)
 class Rows:
     """One part of a task, ready for a model."""
@@ -37,14 +41,56 @@ class Rows:
     ids: list[str]
     texts: list[str]
     """The texts, or the prompts."""
+    completions: list[tuple[str, ...]]
+    """The right one, or the two that are compared, or none."""
+    groups: list[str]
     sequences: list[tuple[Any, ...]]
     """What a model reads for a row, as tokens (or, for a probe, as features): the text, the prompt, or prompt and
     completion for each of the two that are compared."""
-    labels: np.ndarray | list[list[int]]
+    labels: Answers
     """The truth: 0 or 1, or the tokens of the right completion with the end after it."""
 
     def __len__(self) -> int:
         return len(self.ids)
+
+
+def some(rows: Rows, chosen: Sequence[int] | np.ndarray) -> Rows:
+    """Rows by number, in the order given."""
+    return Rows(
+        ids=[rows.ids[i] for i in chosen],
+        texts=[rows.texts[i] for i in chosen],
+        completions=[rows.completions[i] for i in chosen],
+        groups=[rows.groups[i] for i in chosen],
+        sequences=[rows.sequences[i] for i in chosen],
+        labels=some_answers(rows.labels, chosen),
+    )
+
+
+def some_answers(answers: Answers, chosen: Sequence[int] | np.ndarray) -> Answers:
+    return answers[chosen] if isinstance(answers, np.ndarray) else [answers[i] for i in chosen]
+
+
+def part_of(rows: Rows, which: str) -> Rows:
+    """A part such as `2/3` of a half, in whole groups; nothing is all of it."""
+    if not which:
+        return rows
+    number, count = map(int, which.split("/"))
+    return some(rows, [i for i, place in enumerate(_places(rows)) if int(place * count) == number - 1])
+
+
+def held_out(rows: Rows, share: float) -> np.ndarray:
+    """[rows]: whether a row is of the share, in whole groups, that a validation takes."""
+    return np.array([place >= 1 - share for place in _places(rows)])
+
+
+def _places(rows: Rows) -> list[float]:
+    """Where in [0, 1) each row stands when groups are ordered by their hash."""
+    hashes = {group: hashlib.sha256(f"part:{group}".encode()).hexdigest() for group in rows.groups}
+    ranked = sorted(range(len(rows)), key=lambda i: (hashes[rows.groups[i]], rows.groups[i], rows.ids[i]))
+    first: dict[str, float] = {}
+    for rank, i in enumerate(ranked):
+        first.setdefault(rows.groups[i], rank / len(rows))
+    return [first[group] for group in rows.groups]
 
 
 @dataclass(frozen=True)
@@ -83,7 +129,8 @@ def _prepare(fit: Fit) -> Prepared:
     rows = tasks.read_rows(tasks.load_task(Path(data.source)))
     fits_all = np.ones(rows.num_rows, dtype=bool)
     for source, revision in data.tokenizer_sources:
-        sequences, answers = _encode(load_tokenizer(source, revision), rows, setting=data.setting)
+        texts, completions = _read(rows)
+        sequences, answers = encode(load_tokenizer(source, revision), texts, completions, setting=data.setting)
         lengths = [max(map(len, row)) + len(answer) for row, answer in zip(sequences, answers, strict=True)]
         fits_all &= np.array(lengths, dtype=int) <= data.max_tokens
     kept = rows.filter(pa.array(fits_all))
@@ -91,7 +138,8 @@ def _prepare(fit: Fit) -> Prepared:
     own = tokenizer(fit.model)
     parts, truth, num_answer_tokens = {}, [], 0
     for name, part in sorted(dealt.items()):
-        sequences, answers = _encode(own, part, setting=data.setting)
+        texts, completions = _read(part)
+        sequences, answers = encode(own, texts, completions, setting=data.setting)
         columns = {"id": part["id"], "half": pa.array([name] * part.num_rows, pa.string())}
         if data.setting == "generation":
             _check_round_trip(own, part, answers, task=data.source)
@@ -102,7 +150,9 @@ def _prepare(fit: Fit) -> Prepared:
         truth.append(pa.table(columns))
         parts[name] = Rows(
             ids=part["id"].to_pylist(),
-            texts=part["text"].to_pylist(),
+            texts=texts,
+            completions=completions,
+            groups=part["group"].to_pylist(),
             sequences=sequences,
             labels=answers if data.setting == "generation" else part["label"].to_numpy().astype(np.float32),
         )
@@ -115,11 +165,14 @@ def _prepare(fit: Fit) -> Prepared:
     )
 
 
-def _encode(
-    tokens: PreTrainedTokenizerBase, rows: pa.Table, *, setting: Setting
+def _read(rows: pa.Table) -> tuple[list[str], list[tuple[str, ...]]]:
+    return rows["text"].to_pylist(), [tuple(each) for each in rows["completions"].to_pylist()]
+
+
+def encode(
+    tokens: PreTrainedTokenizerBase, texts: list[str], completions: list[tuple[str, ...]], *, setting: Setting
 ) -> tuple[list[tuple[list[int], ...]], list[list[int]]]:
     """(what a model reads, what it should write: nothing but in a generation) for each row."""
-    texts, completions = rows["text"].to_pylist(), rows["completions"].to_pylist()
     if setting == "comparison":
         joined = [[joined_text(text, each[i]) for text, each in zip(texts, completions, strict=True)] for i in (0, 1)]
         read = [tokens(each)["input_ids"] if each else [] for each in joined]
@@ -174,34 +227,12 @@ def _check_round_trip(tokens: PreTrainedTokenizerBase, rows: pa.Table, answers: 
             )
 
 
-def targets(fit: Fit, rows: Rows, *, prepared: Prepared, store_: Store) -> np.ndarray | list[list[int]]:
-    """What the Fit learns from, in the order of `rows`: the truth, or what its supervisor said, by id."""
-    if fit.labels is None:
-        return rows.labels
-    folder = store.committed(store_, [fit.labels]).get(fit.labels.key)
-    if folder is None:
-        raise StoreError(f"fits/{fit.labels.folder}: the supervisor is not in the store")
-    said = "completion" if fit.data.setting == "generation" else "probability"
-    table = store.read_table(store_, folder, "labels.parquet")
-    labels = dict(zip(table.column("id").to_pylist(), table.column(said).to_pylist(), strict=True))
-    missing = [id_ for id_ in rows.ids if id_ not in labels]
-    if missing:
-        raise StoreError(
-            f"fits/{folder}/labels.parquet has {len(labels)} labels and lacks {len(missing)} of the {len(rows)} rows "
-            f"of half {fit.half}, such as {missing[0]}"
-        )
-    if fit.data.setting == "generation":
-        prompts = [sequence[0] for sequence in rows.sequences]
-        return answer_tokens(prepared.tokenizer, rows.texts, prompts, [labels[id_] for id_ in rows.ids])
-    return np.array([labels[id_] for id_ in rows.ids], dtype=np.float32)
-
-
 # --- batches ------------------------------------------------------------------------------------------------------
 
 
 def inputs(
     sequences: list[tuple[Any, ...]],
-    answers: np.ndarray | list[list[int]],
+    answers: Answers,
     *,
     setting: Setting,
     pad_id: int,

@@ -32,7 +32,7 @@ _kept: dict[str, dict[str, np.ndarray]] = {}
 def for_probe(fit: Fit, prepared: Prepared, *, store_: Store, execution: Execution) -> Prepared:
     """The same rows, with features in the place of tokens, standardised over the half that the Fit learns from."""
     raw = _features(fit, prepared, store_=store_, execution=execution)
-    own = raw[fit.half].reshape(-1, raw[fit.half].shape[-1])
+    own = raw[fit.half[0]].reshape(-1, raw[fit.half[0]].shape[-1])
     mean, spread = own.mean(axis=0), own.std(axis=0) + 1e-6
     parts = {
         name: replace(rows, sequences=[tuple(row) for row in (raw[name] - mean) / spread])
@@ -62,7 +62,7 @@ def _name(fit: Fit) -> str:
         "data": fit.data.identity,
         "precision": fit.training.precision,
         "semantics": SEMANTICS,
-    }
+    } | ({"told": fit.labels[0].key} if fit.method.name == "told" else {})
     return f"{fit.data.task}-{fit.model.name}-{hashlib.sha256(canonical_json(what).encode()).hexdigest()[:12]}"
 
 

@@ -15,7 +15,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -25,14 +25,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 import torch.distributed as dist
+from safetensors.torch import load, save_file
 
 from w2s_ray import methods, store
-from w2s_ray.fit import BUSY, Execution, Fit, Setting, describe
-from w2s_ray.methods.naive import token_loss
+from w2s_ray.fit import BUSY, Execution, Fit, Method, Setting, describe
+from w2s_ray.methods import naive
 from w2s_ray.store import Store
 from w2s_ray.training import checkpoint, data, features
 from w2s_ray.training import engine as engines
-from w2s_ray.training.data import Prepared, Rows, prepare
+from w2s_ray.training.data import Answers, Prepared, Rows, prepare
+from w2s_ray.training.lessons import BY_FEATURES, Lessons, lessons, reworded, writing
 from w2s_ray.training.model import build
 
 REPORT_EVERY_S = 2.0
@@ -67,22 +69,31 @@ def train_fit(fit: Fit, *, store_: Store, execution: Execution, report: Report, 
     """Train, predict, commit. Returns seconds by phase; raises TrainingFailed where training itself can't go on."""
     clock = Clock()
     with clock.phase("load"), engines.together():
-        prepared = data.prepare(fit)
-    if fit.training.tune == "head":
+        prepared = reworded(fit, data.prepare(fit), store_=store_)
+
+    def probed() -> Prepared:
         with clock.phase("features"):
-            prepared = features.for_probe(fit, prepared, store_=store_, execution=execution)
+            return features.for_probe(fit, prepared, store_=store_, execution=execution)
+
+    read = probed() if fit.training.tune == "head" or fit.method.name in BY_FEATURES else prepared
     with clock.phase("load"):
         with engines.together():
-            rows = prepared.parts[fit.half]
-            targets = data.targets(fit, rows, prepared=prepared, store_=store_)
+            if fit.role == "start":
+                taught = writing(prepared, prepared.parts[fit.half[0]])
+            else:
+                learned = read if fit.training.tune == "head" else prepared
+                taught = lessons(fit, learned, store_=store_, features=lambda: read.parts[fit.half[0]])
+            prepared = read if fit.training.tune == "head" else prepared
             model, head_start = build(
                 fit.model,
-                setting=fit.data.setting,
+                setting=_written_setting(fit),
                 tune=fit.training.tune,
                 execution=execution,
                 bf16=fit.training.precision == "bf16",
                 seed=fit.seed,
+                start=_weights(fit, store_=store_),
             )
+            _check_elicits(fit, model, prepared, head_start=head_start)
         (scratch / "checkpoint").mkdir()
         progress = checkpoint.find(fit, execution=execution, store_=store_, scratch=scratch / "checkpoint")
         if progress:
@@ -91,34 +102,83 @@ def train_fit(fit: Fit, *, store_: Store, execution: Execution, report: Report, 
         if progress:
             checkpoint.load_optimizer(engine, scratch=scratch / "checkpoint")
     resumed_from = progress.step if progress else 0
+    test, labels, weights = None, None, None
     try:
         progress = progress or checkpoint.Progress(step=0, curve=[], loss_sum=0.0, hits=0.0, num_rows=0)
         _train(
-            engine, fit, rows, targets, prepared, progress=progress, execution=execution, store_=store_, clock=clock,
+            engine, fit, taught, prepared, progress=progress, execution=execution, store_=store_, clock=clock,
             report=report, scratch=scratch / "checkpoint",
         )  # fmt: skip
         with clock.phase("eval"):
-            test = say(engine, fit, prepared, part="test")
-            labels = say(engine, fit, prepared, part="B") if fit.half == "A" else None
+            if fit.role == "start":
+                weights = checkpoint.full_weights(engine)
+            else:
+                test = say(engine, fit, prepared, part="test")
+                labels = say(engine, fit, prepared, part="B") if fit.labels_others else None
     finally:
         engines.stop(engine)
-    if not np.isfinite(test["probability"]).all():
+    if test is not None and not np.isfinite(test["probability"]).all():
         raise TrainingFailed("nan", "predictions on the test set are not finite")
     with clock.phase("commit"), engines.together():
         if engines.rank() == 0:
             files = scratch / "files"
             files.mkdir()
-            write_predictions(files / "test.parquet", test)
+            if test is not None:
+                write_predictions(files / "test.parquet", test)
             if labels is not None:
                 write_predictions(files / "labels.parquet", labels)
+            if weights is not None:
+                save_file(weights, files / "model.safetensors")
             pq.write_table(pa.Table.from_pylist(progress.curve, schema=CURVE), files / "curve.parquet")
             facts = provenance(
-                fit, prepared, execution=execution, clock=clock, head_start=head_start, resumed_from=resumed_from
+                fit,
+                prepared,
+                taught,
+                execution=execution,
+                clock=clock,
+                head_start=head_start,
+                resumed_from=resumed_from,
             )
             (files / "fit.json").write_text(json.dumps(describe(fit) | {"provenance": facts}, indent=1))
             store.write_truth(store_, store.truth_name(fit), prepared.truth)
             store.commit(store_, fit, files)
     return dict(clock.seconds)
+
+
+def _written_setting(fit: Fit) -> Setting:
+    """What the model does while it learns: a start learns to write, and so does a judge of completions that learns
+    nothing."""
+    if fit.role == "start" or (fit.method.name in methods.UNTRAINED and fit.data.setting == "comparison"):
+        return "generation"
+    return fit.data.setting
+
+
+def _num_epochs(fit: Fit) -> int:
+    if fit.role == "start":
+        return int(dict(fit.method.params)["epochs"])
+    return 0 if fit.method.name in methods.UNTRAINED else fit.training.epochs
+
+
+def _weights(fit: Fit, *, store_: Store) -> tuple[str, dict[str, torch.Tensor]] | None:
+    """(key, weights) of the Fit that this one starts from."""
+    if fit.start is None:
+        return None
+    return fit.start.key, load(store.read_file(store_, fit.start.folder, "model.safetensors"))
+
+
+def _check_elicits(fit: Fit, model: Any, prepared: Prepared, *, head_start: str) -> None:
+    """Refuse what could only fail quietly: a head of zeros that was never trained, a prompt longer than the model."""
+    if fit.method.name not in methods.UNTRAINED:
+        return
+    if fit.data.setting == "classification" and head_start == "zero":
+        raise TrainingFailed(
+            "words", "the tokenizer has no single tokens for 0 and 1, by which to say a class untrained"
+        )
+    config = (model.causal if hasattr(model, "causal") else model.backbone).config
+    limit = getattr(config, "max_position_embeddings", None)
+    longest = max(len(each) for row in prepared.parts["test"].sequences for each in row) + prepared.num_answer_tokens
+    if limit is not None and longest > limit:
+        raise TrainingFailed("length", f"prompts of up to {longest} tokens, but the model reads {limit}; lower 'shots'")
 
 
 # --- training -----------------------------------------------------------------------------------------------------
@@ -129,18 +189,22 @@ CURVE = pa.schema(
         "epoch": pa.float32(),
         "train_loss": pa.float32(),
         "train_accuracy": pa.float32(),
+        "verified_loss": pa.float32(),
+        "validation_loss": pa.float32(),
+        "validation_accuracy": pa.float32(),
         "test_loss": pa.float32(),
         "test_accuracy": pa.float32(),
     }
 )
-"""Learning curve: loss and accuracy against the Fit's own labels since the last point, and against the truth on test."""
+"""Learning curve: loss and accuracy against the Fit's own labels since the last point (`verified_loss`: of the rows whose
+truth is known, which `train_loss` leaves out), against its own labels on the rows held out, and against the truth on
+test. Null: no such rows."""
 
 
 def _train(
     engine: Any,
     fit: Fit,
-    rows: Rows,
-    targets: np.ndarray | list[list[int]],
+    taught: Lessons,
     prepared: Prepared,
     *,
     progress: checkpoint.Progress,
@@ -150,13 +214,17 @@ def _train(
     report: Report,
     scratch: Path,
 ) -> None:
-    training, setting = fit.training, fit.data.setting
-    objective = methods.objective(fit.method, setting=setting)
+    training, setting, num_epochs = fit.training, _written_setting(fit), _num_epochs(fit)
+    if num_epochs == 0:
+        return
+    method = Method("naive") if fit.role == "start" else fit.method
+    objective = methods.objective(method, setting=setting)
+    rows = taught.rows
     steps_per_epoch = math.ceil(len(rows) / training.batch_size)
-    num_steps = steps_per_epoch * training.epochs
+    num_steps = steps_per_epoch * num_epochs
     evaluate_at = {
         round(steps_per_epoch * point / training.evals_per_epoch)
-        for point in range(1, training.epochs * training.evals_per_epoch + 1)
+        for point in range(1, num_epochs * training.evals_per_epoch + 1)
     }
     report_every, saved_s, first_step = 0, 0.0, progress.step
     began_s = time.perf_counter()
@@ -167,10 +235,12 @@ def _train(
         chosen = order[batch_index * training.batch_size : (batch_index + 1) * training.batch_size]
         with clock.phase("train"):
             engines.set_rate(engine, engines.rate_at(progress.step, num_steps, training=training))
-            loss, hits = step(
+            seen = step(
                 engine,
                 [rows.sequences[i] for i in chosen],
-                _chosen(targets, chosen),
+                data.some_answers(taught.answers, chosen),
+                weights=taught.weights[chosen],
+                verified=taught.verified[chosen],
                 setting=setting,
                 objective=objective,
                 progress=progress.step / num_steps,
@@ -178,15 +248,21 @@ def _train(
                 pad_id=prepared.pad_id,
             )
         progress.step += 1
+        loss = (seen.loss_sum + seen.verified_loss_sum) / len(chosen)
         if not math.isfinite(loss):
             raise TrainingFailed("nan", f"the loss is {loss} at step {progress.step} of {num_steps}")
-        progress.loss_sum += loss * len(chosen)
-        progress.hits += hits
-        progress.num_rows += len(chosen)
+        num_verified = int(taught.verified[chosen].sum())
+        progress.loss_sum += seen.loss_sum
+        progress.hits += seen.hits
+        progress.num_rows += len(chosen) - num_verified
+        progress.verified_loss_sum += seen.verified_loss_sum
+        progress.num_verified += num_verified
         if progress.step in evaluate_at:
             with clock.phase("eval"):
-                progress.curve.append(_curve_point(engine, fit, prepared, progress, steps_per_epoch=steps_per_epoch))
+                point = _curve_point(engine, fit, taught, prepared, progress, steps_per_epoch=steps_per_epoch)
+                progress.curve.append(point)
             progress.loss_sum, progress.hits, progress.num_rows = 0.0, 0.0, 0
+            progress.verified_loss_sum, progress.num_verified = 0.0, 0
         done = progress.step - first_step
         elapsed_s = time.perf_counter() - began_s
         if done in (1, 10):  # all workers report together, so the pace is agreed on; the first step is slow
@@ -218,22 +294,33 @@ def _agreed(value: int) -> int:
     return values[0]
 
 
-def _chosen(targets: np.ndarray | list[list[int]], rows: Any) -> np.ndarray | list[list[int]]:
-    return targets[rows] if isinstance(targets, np.ndarray) else [targets[i] for i in rows]
+@dataclass(frozen=True)
+class Seen:
+    """Sums over the rows of a batch."""
+
+    loss_sum: float
+    """Of the rows with labels, without their weights."""
+    verified_loss_sum: float
+    """Of the rows whose truth is known."""
+    hits: float
+    """Rows with labels that the model says as they are labelled."""
 
 
 def step(
     engine: Any,
     sequences: list[tuple[Any, ...]],
-    targets: np.ndarray | list[list[int]],
+    targets: Answers,
     *,
+    weights: np.ndarray,
+    verified: np.ndarray,
     setting: Setting,
     objective: methods.Objective,
     progress: float,
     batch_size: int,
     pad_id: int,
-) -> tuple[float, float]:
-    """One optimizer step on a global batch, of which this worker takes its slices. Mean loss and hits over the batch."""
+) -> Seen:
+    """One optimizer step on a global batch, of which this worker takes its slices. A row whose truth is known learns it
+    by plain cross-entropy, whatever the objective for the others."""
     device = engines.device()
     micro, accumulation = engine.train_micro_batch_size_per_gpu(), engine.gradient_accumulation_steps()
     num_rows, world = len(sequences), engines.world_size()
@@ -244,7 +331,11 @@ def step(
     for each in slices:  # a slice without rows still passes one through, for under ZeRO-3 all workers must take part
         some = each or [0]
         read, wanted = data.inputs(
-            [sequences[i] for i in some], _chosen(targets, some), setting=setting, pad_id=pad_id, device=device
+            [sequences[i] for i in some],
+            data.some_answers(targets, some),
+            setting=setting,
+            pad_id=pad_id,
+            device=device,
         )
         batches.append((read, wanted[: len(each)]))
 
@@ -264,19 +355,24 @@ def step(
         )
     loss_of = objective.at(progress, batch)
 
-    totals = torch.zeros(2, dtype=torch.float64)
+    plain = naive.token_loss if setting == "generation" else naive.loss
+    weight_of = torch.from_numpy(weights.astype(np.float32)).to(device)
+    is_verified = torch.from_numpy(verified).to(device)
+    totals = torch.zeros(3, dtype=torch.float64)
     for i, ((read, wanted), rows) in enumerate(zip(batches, slices, strict=True)):
         output = logits[i] if logits else engine(*read)
-        losses = loss_of(output[: len(rows)], wanted)
+        losses, known = loss_of(output[: len(rows)], wanted), is_verified[rows]
+        if known.any():
+            losses = torch.where(known, plain(output[: len(rows)], wanted), losses)
         # DeepSpeed divides by the accumulation and averages over workers; what is wanted is the batch's mean
-        engine.backward(losses.sum() * (accumulation * world / num_rows) + 0.0 * output.sum())
+        engine.backward((losses * weight_of[rows]).sum() * (accumulation * world / num_rows) + 0.0 * output.sum())
         engine.step()
-        totals[0] += float(losses.detach().sum())
-        totals[1] += float(_hits(output[: len(rows)].detach(), wanted).sum())
+        said = _hits(output[: len(rows)].detach(), wanted)
+        totals += torch.stack([losses.detach()[~known].sum(), losses.detach()[known].sum(), said[~known].sum()]).cpu()
     if world > 1:
         totals = totals.to(device)
         dist.all_reduce(totals)
-    return float(totals[0]) / num_rows, float(totals[1])
+    return Seen(*totals.tolist())
 
 
 def _hits(output: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
@@ -309,6 +405,8 @@ def say(engine: Any, fit: Fit, prepared: Prepared, *, part: str) -> pa.Table:
         probabilities, answers = write(engine, rows, prepared)
         written = [data.written(prepared.tokenizer, answer) for answer in answers.tolist()]
         columns["completion"] = pa.array(written, pa.string())
+    elif _written_setting(fit) == "generation":
+        probabilities = _preferred(engine, rows, prepared)
     else:
         probabilities = predict(engine, rows, setting=fit.data.setting, pad_id=prepared.pad_id)
     return pa.table(columns | {"probability": pa.array(probabilities, pa.float32())})
@@ -368,6 +466,17 @@ def write(engine: Any, rows: Rows, prepared: Prepared) -> tuple[np.ndarray, np.n
     return found[:, 0].astype(np.float32), found[:, 1:].astype(np.int64)
 
 
+def _preferred(engine: Any, rows: Rows, prepared: Prepared) -> np.ndarray:
+    """Of two completions, the first one's share of their likelihoods under the language model: untrained, what it would
+    rather write. Their common prompt cancels out."""
+    likelihood = []
+    for side in (0, 1):
+        read = [row[side] for row in rows.sequences]
+        whole = replace(rows, sequences=[(each[:1],) for each in read], labels=[each[1:] for each in read])
+        likelihood.append(_judged(engine, whole, prepared)[:, 0])
+    return (1 / (1 + np.exp(likelihood[1] - likelihood[0]))).astype(np.float32)
+
+
 def _judged(engine: Any, rows: Rows, prepared: Prepared) -> np.ndarray:
     """[row, (log-likelihood of the right completion, whether each of its tokens is the likeliest)]. The second is exact
     match under greedy writing, at the price of one pass."""
@@ -375,36 +484,50 @@ def _judged(engine: Any, rows: Rows, prepared: Prepared) -> np.ndarray:
     def of(chosen: list[int]) -> torch.Tensor:
         read, wanted = data.inputs(
             [rows.sequences[i] for i in chosen],
-            _chosen(rows.labels, chosen),
+            data.some_answers(rows.labels, chosen),
             setting="generation",
             pad_id=prepared.pad_id,
             device=engines.device(),
         )
         output = engine(*read)
-        return torch.stack((-token_loss(output, wanted), _hits(output, wanted).to(output.dtype)), dim=1)
+        return torch.stack((-naive.token_loss(output, wanted), _hits(output, wanted).to(output.dtype)), dim=1)
 
     return _over_batches(engine, rows, width=2, dtype=torch.float32, of=of).astype(np.float64)
 
 
 def _curve_point(
-    engine: Any, fit: Fit, prepared: Prepared, progress: checkpoint.Progress, *, steps_per_epoch: int
-) -> dict[str, float]:
-    test = prepared.parts["test"]
-    if fit.data.setting == "generation":
-        log_likelihood, right = _judged(engine, test, prepared).T
-    else:
-        assert isinstance(test.labels, np.ndarray)
-        said = predict(engine, test, setting=fit.data.setting, pad_id=prepared.pad_id).astype(np.float64)
-        right = (said > 0.5) == (test.labels > 0.5)
-        log_likelihood = np.log(np.clip(np.where(test.labels > 0.5, said, 1 - said), 1e-7, 1))
-    return {
+    engine: Any,
+    fit: Fit,
+    taught: Lessons,
+    prepared: Prepared,
+    progress: checkpoint.Progress,
+    *,
+    steps_per_epoch: int,
+) -> dict[str, float | None]:
+    num_rows, num_verified = progress.num_rows, progress.num_verified
+    point: dict[str, float | None] = {
         "step": progress.step,
         "epoch": progress.step / steps_per_epoch,
-        "train_loss": progress.loss_sum / max(1, progress.num_rows),
-        "train_accuracy": progress.hits / max(1, progress.num_rows),
-        "test_loss": float(-log_likelihood.mean()),
-        "test_accuracy": float(right.mean()),
+        "train_loss": progress.loss_sum / num_rows if num_rows else None,
+        "train_accuracy": progress.hits / num_rows if num_rows else None,
+        "verified_loss": progress.verified_loss_sum / num_verified if num_verified else None,
     }
+    judged = {"validation": taught.held_out, "test": None if fit.role == "start" else prepared.parts["test"]}
+    for name, rows in judged.items():
+        if rows is not None:
+            point[f"{name}_loss"], point[f"{name}_accuracy"] = _scores(engine, fit, rows, prepared)
+    return point
+
+
+def _scores(engine: Any, fit: Fit, rows: Rows, prepared: Prepared) -> tuple[float, float]:
+    """(loss, accuracy) against the rows' labels, which may be soft."""
+    if fit.data.setting == "generation":
+        log_likelihood, right = _judged(engine, rows, prepared).T
+        return float(-log_likelihood.mean()), float(right.mean())
+    assert isinstance(rows.labels, np.ndarray)
+    said = predict(engine, rows, setting=fit.data.setting, pad_id=prepared.pad_id).astype(np.float64)
+    p, s = rows.labels.astype(np.float64), np.clip(said, 1e-7, 1 - 1e-7)
+    return float(-(p * np.log(s) + (1 - p) * np.log(1 - s)).mean()), float(((said > 0.5) == (p > 0.5)).mean())
 
 
 def write_predictions(path: Path, said: pa.Table) -> None:
@@ -416,13 +539,24 @@ def write_predictions(path: Path, said: pa.Table) -> None:
 
 
 def provenance(
-    fit: Fit, prepared: Prepared, *, execution: Execution, clock: Clock, head_start: str, resumed_from: int
+    fit: Fit,
+    prepared: Prepared,
+    taught: Lessons,
+    *,
+    execution: Execution,
+    clock: Clock,
+    head_start: str,
+    resumed_from: int,
 ) -> dict[str, Any]:
     """Where, when and with what a Fit came to be; nothing of it is identity."""
-    rows = prepared.parts[fit.half]
-    read = (len(each) for sequence in prepare(fit).parts[fit.half].sequences for each in sequence)
-    written = sum(map(len, rows.labels)) if isinstance(rows.labels, list) else 0
-    training_tokens = (sum(read) + written) * fit.training.epochs
+    read = taught.rows.sequences
+    if fit.training.tune == "head":  # of its features' rows, the tokens
+        as_tokens = prepare(fit).parts[fit.half[0]]
+        place = {id_: i for i, id_ in enumerate(as_tokens.ids)}
+        read = [as_tokens.sequences[place[id_]] for id_ in taught.rows.ids]
+    written = sum(map(len, taught.answers)) if isinstance(taught.answers, list) else 0
+    epochs = _num_epochs(fit)
+    training_tokens = (sum(len(each) for sequence in read for each in sequence) + written) * epochs
     total_s = sum(clock.seconds.values())
     busy_s = sum(clock.seconds.get(phase, 0.0) for phase in BUSY)
     return {
@@ -439,12 +573,12 @@ def provenance(
         "tokens": training_tokens,
         # a probe's backbone reads each row once, and only forwards
         "flops": (
-            2 * fit.model.num_params * training_tokens // fit.training.epochs
+            2 * fit.model.num_params * training_tokens // epochs
             if fit.training.tune == "head"
             else 6 * fit.model.num_params * training_tokens
         ),
         "head_start": head_start,
-        "num_rows": {name: len(part) for name, part in prepared.parts.items()},
+        "num_rows": {name: len(part) for name, part in prepared.parts.items()} | {"learned": len(taught.rows)},
         "num_too_long": prepared.num_dropped,
         "resumed_from_step": resumed_from,
     }

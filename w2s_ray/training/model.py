@@ -23,6 +23,10 @@ NUM_KEPT_BASES = 2
 """Pristine base models that a worker keeps in memory, so that neighbouring Fits don't load again."""
 
 
+WRITTEN = "causal."
+"""How the names of a Writer's weights begin."""
+
+
 @dataclass(frozen=True)
 class Base:
     """A pretrained model as it was loaded."""
@@ -34,7 +38,7 @@ class Base:
     """Output embeddings of the tokens "0" and "1"."""
 
 
-_bases: dict[tuple[Model, str], Base] = {}
+_bases: dict[tuple[Model, str, str], Base] = {}
 
 
 class Scorer(nn.Module):
@@ -136,16 +140,24 @@ def read_out(hidden: torch.Tensor, attention_mask: torch.Tensor, *, pooling: str
 
 
 def build(
-    model: Model, *, setting: Setting, tune: str, execution: Execution, bf16: bool, seed: int
+    model: Model,
+    *,
+    setting: Setting,
+    tune: str,
+    execution: Execution,
+    bf16: bool,
+    seed: int,
+    start: tuple[str, dict[str, torch.Tensor]] | None = None,
 ) -> tuple[nn.Module, str]:
     """A fresh model for a setting, and where its head starts from.
 
     A classifier's head starts from the output embeddings of the tokens "0" and "1" (Burns et al. 2023, appendix A), or
     from zero where a model has no such rows; a reward starts from zero. A probe has no backbone: it takes features.
-    `seed` is for backbones that initialise something of their own.
+    `seed` is for backbones that initialise something of their own. `start`: a name for weights of an earlier Writer, and
+    these, in the place of the pretrained ones.
     """
     torch.manual_seed(seed)
-    base = _base(model, attention=execution.attention)
+    base = _base(model, attention=execution.attention, start=start)
     if setting == "generation":
         if base.causal is None:
             raise InputError(f"model {model.name}: is no decoder, so it can't write; generation needs one")
@@ -167,8 +179,8 @@ def build(
             head.weight.copy_(rows)
     backbone = copy.deepcopy(base.backbone)
     _save_memory(backbone, execution)
-    start = "output embeddings of 0 and 1" if rows is not None else "zero"
-    return Scorer(backbone, head, pooling=model.pooling, bf16=bf16), start
+    head_start = "output embeddings of 0 and 1" if rows is not None else "zero"
+    return Scorer(backbone, head, pooling=model.pooling, bf16=bf16), head_start
 
 
 def frozen(model: Model, *, execution: Execution, bf16: bool) -> Scorer:
@@ -182,35 +194,40 @@ def _save_memory(part: Any, execution: Execution) -> None:
         part.gradient_checkpointing_enable({"use_reentrant": False})
 
 
-def _base(model: Model, *, attention: str) -> Base:
+def _base(model: Model, *, attention: str, start: tuple[str, dict[str, torch.Tensor]] | None = None) -> Base:
     """The pristine model, loaded once."""
-    kind = (model, attention)
+    kind = (model, attention, start[0] if start else "")
     if kind not in _bases:
         while len(_bases) >= NUM_KEPT_BASES:
             _bases.pop(next(iter(_bases)))
-        _bases[kind] = _load(model, attention=attention)
+        _bases[kind] = _load(model, attention=attention, weights=start[1] if start else None)
     return _bases[kind]
 
 
-def _load(model: Model, *, attention: str) -> Base:
+def _load(model: Model, *, attention: str, weights: dict[str, torch.Tensor] | None) -> Base:
     options: dict[str, Any] = {"revision": model.revision or "main", "trust_remote_code": model.trust_remote_code}
-    weights = options | {"dtype": torch.float32, "use_safetensors": True}
+    options |= {"dtype": torch.float32, "use_safetensors": True}
     if attention != "auto":
-        weights["attn_implementation"] = attention
+        options["attn_implementation"] = attention
     causal, rows = None, None
     try:
         if model.pooling == "mean":
-            backbone = AutoModel.from_pretrained(model.source, **weights)
+            backbone = AutoModel.from_pretrained(model.source, **options)
         else:
-            causal = AutoModelForCausalLM.from_pretrained(model.source, **weights)
-            rows = _label_rows(causal, tokenizer(model))
+            causal = AutoModelForCausalLM.from_pretrained(model.source, **options)
             backbone = causal.base_model
-            if rows is not None and rows.shape[1] != _width(backbone):
-                rows = None
     except (OSError, ValueError) as error:
         raise InputError(f"model {model.source}: can't be loaded: {str(error).splitlines()[0]}") from error
     if model.depth is not None:
         _cut(backbone, model)
+    if weights is not None:
+        with torch.no_grad():
+            for name, parameter in (causal or backbone).named_parameters():
+                parameter.copy_(weights[f"{WRITTEN}{name}"])
+    if causal is not None:
+        rows = _label_rows(causal, tokenizer(model))
+        if rows is not None and rows.shape[1] != _width(backbone):
+            rows = None
     for module in (causal or backbone).modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0

@@ -1,7 +1,7 @@
 """Several Fits in one process, one after another, each committed as soon as it is done.
 
 Promises: a Fit that is in the store is passed over; a Fit that fails is recorded with its reason and fails alone; a Fit
-whose supervisor is not there is left for later; when memory runs out the micro-batch is halved and the Fit starts over.
+whose parents are not there is left for later; when memory runs out the micro-batch is halved and the Fit starts over.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ def run_pack(fits: list[Fit], *, store_uri: str, execution: Execution, report: R
         if store.is_committed(opened, fit):
             report({"event": "done", "key": fit.key, "seconds": {}})
             continue
-        if fit.labels is not None and not store.is_committed(opened, fit.labels):
-            log.warning("%s waits for %s", fit.folder, fit.labels.folder)
+        if missing := [parent.folder for parent in fit.parents if not store.is_committed(opened, parent)]:
+            log.warning("%s waits for %s", fit.folder, ", ".join(missing))
             continue
         try:
             seconds = _with_less_memory(fit, store_=opened, execution=execution, report=report)
