@@ -14,6 +14,8 @@ import polars as pl
 
 WIDTH, HEIGHT = 320, 260
 SMALL = 200
+MANY = 5
+"""Methods beyond which they are listed rather than drawn as lines."""
 AXES = {
     "params": "student's parameters",
     "compute": "student's pretraining compute (6ND FLOP)",
@@ -121,17 +123,35 @@ def pair_map(rows: pl.DataFrame) -> Figure | None:
 
 
 def methods_chart(rows: pl.DataFrame, *, axis: str) -> Figure | None:
-    """Methods side by side: PGR against student size, a panel for each supervisor."""
+    """Methods side by side: PGR against student size, a panel for each supervisor; of many, a line each with its interval,
+    a panel for each pair."""
     rows = _with_pgr(rows)
     order = rows["method"].unique(maintain_order=True).to_list()
     if len(order) < 2:
         return None
+    if len(order) > MANY:
+        return _forest(rows)
     many = rows["family"].n_unique() > 1
     rows = rows.sort("family", "weak_params").with_columns(
         (pl.format("{}, from {}", "family", "weak") if many else pl.format("from {}", "weak")).alias("panel")
     )
     color = alt.Color("method:N", sort=order, scale=alt.Scale(domain=order, scheme="dark2"))
     return _panels(_pgr_layers(axis, color), rows, title="Methods compared", width=SMALL, height=SMALL, columns=3)
+
+
+def _forest(rows: pl.DataFrame) -> Figure:
+    mean = rows.group_by("method").agg(pl.col("pgr").mean()).sort("pgr", descending=True)
+    rows = rows.with_columns(pl.format("{}: {} to {}", "family", "weak", "strong").alias("panel"))
+    y = alt.Y("method:N", title=None, sort=mean["method"].to_list(), axis=alt.Axis(labelLimit=300))
+    base = alt.Chart().encode(y=y)
+    bars = base.mark_rule(strokeWidth=2, opacity=0.6).encode(x="pgr_low:Q", x2="pgr_high:Q")
+    points = base.mark_point(filled=True, size=70).encode(
+        x=alt.X("pgr:Q", title="PGR"), tooltip=_tooltip("pgr", "pgr_low", "pgr_high")
+    )
+    ends = [alt.Chart().mark_rule(strokeDash=[4, 4], color="grey").encode(x=alt.datum(end)) for end in (0, 1)]
+    return _panels(
+        alt.layer(*ends, bars, points), rows, title="Methods compared", width=SMALL, height=alt.Step(18), columns=2
+    )
 
 
 def tasks_chart(rows: pl.DataFrame, *, axis: str) -> Figure | None:
@@ -246,12 +266,57 @@ def fit_chart(rows: pl.DataFrame) -> Figure | None:
     return _panels(alt.layer(band, line), rows, title="Scaling fit of PGR, dashed where it is extrapolated")
 
 
+def difficulty_chart(rows: pl.DataFrame) -> Figure | None:
+    """Score by difficulty of the test items, for the largest model of each role: easy-to-hard, by what was learned from."""
+    if rows.is_empty():
+        return None
+    largest = pl.col("strong_params") == pl.col("strong_params").max().over("family")
+    rows = rows.filter(
+        largest & pl.col("role").is_in(["student", "ceiling"]) & (pl.col("weak") != pl.col("strong")).fill_null(True)
+    )
+    least = pl.col("weak_params") == pl.col("weak_params").min().over("family", "role")
+    rows = rows.filter((pl.col("role") == "ceiling") | least).with_columns(
+        pl.when(pl.col("role") == "ceiling").then(pl.lit("ground truth")).otherwise("method").alias("labels"),
+        pl.format("{}, {}", "family", "strong").alias("panel"),
+    )
+    order = rows["task"].unique(maintain_order=True).sort().to_list()
+    lines = alt.Chart().mark_line(point=alt.OverlayMarkDef(size=45)).encode(
+        x=alt.X("difficulty:Q", title="difficulty of test items", scale=alt.Scale(zero=False)),
+        y=alt.Y("score:Q", title="score on test", scale=alt.Scale(zero=False)),
+        color=alt.Color("task:N", title="learned from", sort=order, scale=alt.Scale(scheme="dark2")),
+        strokeDash=alt.StrokeDash("labels:N"),
+        tooltip=["task:N", "role:N", "labels:N", "bin:N", alt.Tooltip("score:Q", format=".3f"), "num_items:Q"],
+    )  # fmt: skip
+    return _panels(alt.layer(lines), rows, title="Easy to hard")
+
+
+def stopping_chart(rows: pl.DataFrame) -> Figure | None:
+    """PGR at the end of training, where the student's own labels would have stopped it, and at its best by ground truth."""
+    rows = rows.filter(pl.col("pgr").is_not_null() & (pl.col("weak") != pl.col("strong")))
+    if rows["rule"].n_unique() < 2 or (rows.filter(pl.col("rule") == "stopped")).is_empty():
+        return None
+    rows = rows.with_columns(
+        pl.col("rule").replace("oracle", "best by ground truth (an oracle)").alias("rule"),
+        pl.format("{}, {} to {}", "task", "weak", "strong").alias("panel"),
+    )
+    points = alt.Chart().mark_point(filled=True, size=80).encode(
+        x=alt.X("pgr:Q", title="PGR"),
+        y=alt.Y("method:N", title=None, sort=rows["method"].unique(maintain_order=True).to_list()),
+        color=alt.Color("rule:N", title="stopped", scale=alt.Scale(scheme="dark2")),
+        shape=alt.Shape("rule:N", title="stopped"),
+        tooltip=["task:N", "method:N", "rule:N", *(alt.Tooltip(f"{n}:Q", format=".3f") for n in ("score", "pgr"))],
+    )  # fmt: skip
+    return _panels(alt.layer(points), rows, title="When to stop", height=alt.Step(18))
+
+
 OTHERS: dict[str, Callable[[pl.DataFrame], Figure | None]] = {
     "agreement": agreement_chart,
     "misfit": misfit_chart,
     "learning": learning_chart,
     "calibration": calibration_chart,
     "fit_curves": fit_chart,
+    "difficulty": difficulty_chart,
+    "stopping": stopping_chart,
 }
 
 # --- parts --------------------------------------------------------------------------------------------------------
@@ -300,7 +365,7 @@ def _panels(
     *,
     title: str,
     width: int = WIDTH,
-    height: int = HEIGHT,
+    height: int | alt.Step = HEIGHT,
     columns: int = 2,
 ) -> Figure:
     order = rows["panel"].unique(maintain_order=True).to_list()

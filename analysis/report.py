@@ -18,7 +18,7 @@ from typing import Any
 import polars as pl
 import vl_convert as vlc
 
-from analysis import agreement, charts, tables
+from analysis import agreement, charts, difficulty, stopping, tables
 from analysis.bootstrap import resample
 from analysis.pgr import pgr_table
 from analysis.scaling import fit_scaling
@@ -31,7 +31,7 @@ EMBEDDED_BYTES = 2_000_000
 def write_report(out: Path, *, facts: dict[str, Any] | None = None, study_text: str = "", axis: str = "params") -> Path:
     """All of it; returns the path of report.html. `study_text` is the study file's, to be shown."""
     results, predictions = tables.read_both(out)
-    curves, runs = (tables.read_if_there(out / f"{name}.parquet") for name in ("curves", "runs"))
+    curves, runs, items = (tables.read_if_there(out / f"{name}.parquet") for name in ("curves", "runs", "items"))
     samples = resample(results, predictions)
     fits, fit_curves = fit_scaling(samples)
     named = {
@@ -44,6 +44,9 @@ def write_report(out: Path, *, facts: dict[str, Any] | None = None, study_text: 
         "misfit": agreement.misfit_table(results),
         "learning": agreement.learning_table(results, curves),
         "calibration": agreement.calibration_table(results, predictions),
+        "stopping": stopping.stopping_table(results, curves),
+        "copying": stopping.copying_table(results, curves),
+        "difficulty": difficulty.difficulty_table(results, predictions, items),
         "runs": runs,
     }
     for name in ("pgr", "fits", "fit_curves"):
@@ -145,6 +148,7 @@ def _body(
             parts.append(f"<h2>{html.escape(setting.capitalize())}</h2>")
         parts.append(figure(key))
     parts += [_ladder(done), _pgr(pgr), _fits(named["fits"]), _inverse(named["inverse_scaling"])]
+    parts += [_stopping(named["stopping"]), _copying(named["copying"])]
     parts += [_runs(named["runs"]), _troubles(results), downloads(named)]
     return "".join(parts)
 
@@ -248,6 +252,26 @@ def _inverse(steps: pl.DataFrame) -> str:
         return ""
     note = "Of the steps to the next larger student, how many lower its agreement with the supervisor; sign test."
     return section("Inverse scaling of agreement", steps, note=note)
+
+
+def _stopping(rows: pl.DataFrame) -> str:
+    if rows.is_empty() or "stopped" not in rows["rule"]:
+        return ""
+    note = (
+        "Scores of students at their last step, where their own labels on held-out rows would have stopped them, and at "
+        "their best by ground truth: an oracle, which nobody has in earnest. Without intervals."
+    )
+    return section("When to stop", rows.drop("weak_params", "strong_params"), note=note)
+
+
+def _copying(rows: pl.DataFrame) -> str:
+    if rows.is_empty() or rows["truth_loss"].is_null().all():
+        return ""
+    note = (
+        "How often students repeat their supervisor's mistakes, beside their last losses on its labels and on rows whose "
+        "truth they were given. A loss on labels far below that on the truth is a student that learned its supervisor."
+    )
+    return section("Copied mistakes", rows, note=note)
 
 
 def _runs(runs: pl.DataFrame) -> str:

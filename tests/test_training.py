@@ -223,7 +223,8 @@ dist.destroy_process_group()
 
 @pytest.mark.parametrize("stage", [1, 3])
 def test_two_workers_give_the_numbers_of_one(stage: int, folder: Path, tmp_path: Path) -> None:
-    grid = {"methods": ["confidence"], "pairs": [["small", "big"]], "training": _odd_batches()}
+    methods = ["confidence", "combined", "reliability", "sieve"]
+    grid = {"methods": methods, "pairs": [["small", "big"]], "training": _odd_batches()}
     fits = fits_of(folder, **grid)
     one, two = store.open_store(tmp_path / "one"), store.open_store(tmp_path / "two")
     run_pack(fits, store_uri=one.uri, execution=Execution(), report=quiet)

@@ -431,6 +431,56 @@ def families_(
     out.print(table)
 
 
+@app.command("methods")
+def methods_(name: Annotated[str | None, typer.Argument(help="A method's name.")] = None) -> None:
+    """List the training methods, or show one with its parameters.
+
+    Example: w2s methods confidence
+    """
+    from w2s_ray import methods
+    from w2s_ray.fit import Method
+
+    if name is None:
+        kinds: dict[str, Any] = {
+            "losses: how a student learns from labels": methods.LOSSES,
+            "transforms: other labels, with any loss": methods.TRANSFORMS,
+            "chains: other Fits to learn from or start from": methods.CHAINS,
+        }
+        for kind, words in kinds.items():
+            table = Table("method", "about", "parameters", box=None, title=kind, title_justify="left")
+            for word, params in words.items():
+                fields = (f"{field}={info.default}" for field, info in params.model_fields.items())
+                table.add_row(word, params.__doc__, escape(", ".join(fields)))
+            out.print(table)
+        return
+    if name not in methods.PARAMS:
+        allowed = ", ".join(methods.PARAMS)
+        raise InputError(f"unknown method '{name}'{nearest(name, methods.PARAMS)}; allowed: {allowed}")
+    out.print(f"[bold]{name}[/bold]  {escape(methods.PARAMS[name].__doc__ or '')}")
+    if why_not := methods.refusal(Method(name), setting="generation"):
+        out.print(f"Not for generation: {why_not}")
+    table = Table("parameter", "default", "allowed", "about", box=None)
+    properties: dict[str, Any] = methods.PARAMS[name].model_json_schema().get("properties", {})
+    for field, about in properties.items():
+        table.add_row(field, str(about.get("default")), escape(_bounds(about)), escape(about.get("description", "")))
+    if table.row_count:
+        out.print(table)
+    out.print(f"In a study: [cyan]methods: \\[{name}][/cyan]", soft_wrap=True)
+
+
+def _bounds(about: dict[str, Any]) -> str:
+    """What a parameter's JSON Schema allows, in words."""
+    if "enum" in about:
+        return ", ".join(map(str, about["enum"]))
+    if "anyOf" in about:
+        return " or ".join(each.get("const") or "a list" for each in about["anyOf"])
+    low, high = about.get("minimum"), about.get("maximum")
+    more_than, less_than = about.get("exclusiveMinimum"), about.get("exclusiveMaximum")
+    words = [f"{word} {value}" for word, value in (("from", low), ("above", more_than)) if value is not None]
+    words += [f"{word} {value}" for word, value in (("to", high), ("below", less_than)) if value is not None]
+    return " ".join(words)
+
+
 @app.command()
 def schema() -> None:
     """Print the JSON Schema of a study file, for editors.

@@ -87,6 +87,8 @@ class Data:
     """Absolute path of the task's YAML."""
     tokenizer_sources: tuple[tuple[str, str | None], ...] = field(metadata=LOCATION)
     """(hub id or folder, revision) for each of `tokenizers`, in the same order."""
+    difficulty: tuple[str, float, float] | None = field(default=None, metadata=LATER)
+    """(column, least, most) of the rows that the halves are dealt from; the test set takes rows of any."""
 
     @cached_property
     def identity(self) -> dict[str, Any]:

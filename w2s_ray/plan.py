@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from dataclasses import dataclass, field
 from functools import cache, cached_property, partial
 from pathlib import Path
@@ -39,11 +40,19 @@ class Cell:
     supervisor: Fit
     student: Fit
     ceiling: Fit
+    label: str | None = None
+    """The grid's, where it has one."""
+
+    @property
+    def task(self) -> str:
+        """The task's name in tables: with the grid's label, for grids that share a task."""
+        task = self.student.data.task
+        return f"{task} ({self.label})" if self.label else task
 
     @property
     def name(self) -> str:
         weak, strong = self.supervisor.model.size, self.student.model.size
-        return f"{self.student.data.task}/{self.family}/{weak}->{strong}/{self.method}/{self.seed}"
+        return f"{self.task}/{self.family}/{weak}->{strong}/{self.method}/{self.seed}"
 
 
 @dataclass(frozen=True)
@@ -97,7 +106,7 @@ def expand(study: Study, *, path: Path, trust_remote_code: bool = False) -> Plan
             f"{path}: the grids have {num_cells:,} cells; allowed are at most {MAX_CELLS:,} in one study. "
             "Name fewer sizes, tasks, methods or seeds, or split the study"
         )
-    cells: dict[tuple[str, str, str], Cell] = {}
+    cells: dict[str, Cell] = {}
     executions: dict[Model, Execution] = {}
     for i, (grid, (family, sizes), grid_pairs) in enumerate(zip(study.grids, ladders, pairs, strict=True)):
         models = {size: families.model(family, size, trust_remote_code=trust_remote_code) for size in sizes}
@@ -121,7 +130,11 @@ def expand(study: Study, *, path: Path, trust_remote_code: bool = False) -> Plan
             ]
             ladder = Ladder(sizes, data, models, trainings, grid.ceiling_split)
             for cell in _cells(grid, grid_pairs, methods, ladder=ladder, family=family.name):
-                cells.setdefault((cell.name, cell.student.key, cell.ceiling.key), cell)
+                if _fits_of(cells.setdefault(cell.name, cell)) != _fits_of(cell):
+                    raise InputError(
+                        f"{path}: grids[{i}]: an earlier grid has the cell {cell.name} too, with other settings, and the "
+                        "two could not be told apart in the results; give one of the grids a 'label'"
+                    )
     return Plan(study=study, path=path, cells=tuple(cells.values()), executions=executions)
 
 
@@ -208,6 +221,10 @@ def _data(name: str, grid: Grid, models: dict[str, Model], *, base: Path, where:
     except InputError as error:
         raise InputError(f"{where}: {error}") from error
     tokenizers = {model.tokenizer: (model.source, model.revision) for model in models.values()}
+    least, most = grid.split.difficulty.min, grid.split.difficulty.max
+    limited = least is not None or most is not None
+    if limited and task.difficulty is None:
+        raise InputError(f"{where}: split.difficulty: '{task.name}' names no difficulty column in {task.path.name}")
     return Data(
         fingerprint=tasks.fingerprint(task),
         setting=task.setting,
@@ -219,7 +236,14 @@ def _data(name: str, grid: Grid, models: dict[str, Model], *, base: Path, where:
         task=task.name,
         source=str(task.path),
         tokenizer_sources=tuple(tokenizers[key] for key in sorted(tokenizers)),
+        difficulty=_range(str(task.difficulty), least, most) if limited else None,
     )
+
+
+def _range(column: str, least: float | None, most: float | None) -> tuple[str, float, float]:
+    """Finite, for canonical JSON."""
+    largest = sys.float_info.max
+    return column, -largest if least is None else least, largest if most is None else most
 
 
 def _method(entry: str | dict[str, Any], setting: Setting, *, family: Family, grid: Grid, where: str) -> Method:
@@ -270,11 +294,17 @@ def _cells(
     grid: Grid, pairs: list[tuple[str, str]], methods: list[Method], *, ladder: Ladder, family: str
 ) -> list[Cell]:
     return [
-        Cell(family, method_label(method), seed, *_fits(method, weak, strong, ladder=ladder, seed=seed))
+        Cell(
+            family, method_label(method), seed, *_fits(method, weak, strong, ladder=ladder, seed=seed), label=grid.label
+        )
         for seed in grid.seed_list
         for method in methods
         for weak, strong in pairs
     ]
+
+
+def _fits_of(cell: Cell) -> tuple[str, str, str]:
+    return cell.supervisor.key, cell.student.key, cell.ceiling.key
 
 
 def _fits(method: Method, weak: str, strong: str, *, ladder: Ladder, seed: int) -> tuple[Fit, Fit, Fit]:

@@ -1,8 +1,9 @@
 """The results table: one row a cell, from committed predictions and the truth that lies beside them.
 
 Writes `<out>/results.parquet` (SCHEMA), `<out>/predictions.parquet` (every test prediction of the study once, for
-intervals), `<out>/curves.parquet` (learning curves) and `<out>/runs.parquet` (what each Fit cost, and where). Promises: a cell without a result has a status and a reason, and
-nulls, never a zero; every prediction is joined to the truth by id, and what does not match the truth one to one, or is
+intervals), `<out>/curves.parquet` (learning curves), `<out>/items.parquet` (difficulty of test items, where a task has
+it) and `<out>/runs.parquet` (what each Fit cost, and where). Promises: a cell without a result has a status and a reason,
+and nulls, never a zero; every prediction is joined to the truth by id, and what does not match the truth one to one, or is
 no probability, is a damage, not a smaller test set or a lower score.
 
     PGR = (student - supervisor) / (ceiling - supervisor)        Burns et al. 2023, section 3
@@ -93,8 +94,11 @@ PREDICTIONS = {
 `completion` that was written, and `label` is null."""
 
 
+ITEMS = {"task": pl.String, "id": pl.String, "difficulty": pl.Float32}
+
+
 def write_results(cells: Iterable[Cell], *, study: str, store: Store, out: Path) -> pl.DataFrame:
-    """Collect what the store has for these cells and write the three tables."""
+    """Collect what the store has for these cells and write the tables."""
     cells = tuple(cells)
     fits = {fit.key: fit for cell in cells for fit in (cell.supervisor, cell.ceiling, cell.student)}
     folders = stores.committed(store, fits.values())
@@ -122,8 +126,23 @@ def write_results(cells: Iterable[Cell], *, study: str, store: Store, out: Path)
     )
     _write(curves, out / "curves.parquet")
     _write(pl.DataFrame([each.run for each in ordered], schema=RUNS), out / "runs.parquet")
+    _write(_items((fits[key] for key in sorted(found)), store=store), out / "items.parquet")
     _write(results, out / "results.parquet")
     return results
+
+
+def _items(fits: Iterable[Fit], *, store: Store) -> pl.DataFrame:
+    """Difficulty of every test item of these Fits' tasks."""
+    parts = [pl.DataFrame(schema=ITEMS)]
+    for data, fit in {fit.data: fit for fit in fits}.items():
+        try:
+            truth = pl.DataFrame(stores.read_truth(store, stores.truth_name(fit)))
+        except StoreError:  # lost since these Fits were judged; they can do without their items' difficulty
+            continue
+        if "difficulty" in truth.columns:
+            rows = truth.filter((pl.col("half") == "test") & pl.col("difficulty").is_not_null())
+            parts.append(rows.select(pl.lit(data.task).alias("task"), "id", "difficulty"))
+    return pl.concat(parts).unique(["task", "id"]).sort("task", "id")
 
 
 def _write(table: pl.DataFrame, path: Path) -> None:
@@ -260,7 +279,7 @@ def _row(
     row: dict[str, Any] = dict.fromkeys(SCHEMA) | {
         "study": study,
         "setting": student.data.setting,
-        "task": student.data.task,
+        "task": cell.task,
         "family": cell.family,
         "weak": weak.model.size,
         "strong": student.model.size,

@@ -53,12 +53,22 @@ class Training(Section):
     )
 
 
+class Difficulty(Section):
+    """A range of a task's difficulty column."""
+
+    min: float | None = _identity(None, "no easier rows than this", allow_inf_nan=False)
+    max: float | None = _identity(None, "no harder rows than this", allow_inf_nan=False)
+
+
 class Split(Section):
     """How a task's rows are dealt into half A, half B and the common test set."""
 
     num_train: int | None = _identity(None, "rows in each half; default all there are", ge=2)
     num_test: int | None = _identity(None, "test rows; default the task's test file, or a fifth of the rows", ge=2)
     seed: int = _identity(0, "seed of the dealing; the same for all models, methods and seeds", ge=0)
+    difficulty: Difficulty = _identity(
+        Difficulty(), "deal the halves from rows of this range, for easy-to-hard; the test set keeps all"
+    )
 
 
 class ModelEntry(Section):
@@ -77,6 +87,9 @@ class ModelEntry(Section):
 class Grid(Section):
     """Every pair of sizes x task x method x seed."""
 
+    label: str | None = _execution(
+        None, "tells grids apart that share a task, in tables and figures: `chess-mate (easy)`", pattern=NAME
+    )
     family: str | None = _identity(None, "a family's name, or a path to a family YAML")
     models: tuple[ModelEntry, ...] | None = _identity(None, "models of one's own, weak to strong, instead of a family")
     sizes: tuple[str, ...] | None = _identity(None, "sizes weak to strong; default all", min_length=1)
@@ -167,6 +180,7 @@ SECTIONS: dict[str, type[Section]] = {
     "models": ModelEntry,
     "training": Training,
     "split": Split,
+    "difficulty": Difficulty,
     "compute": Compute,
 }
 

@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 
 
 class Params(BaseModel):
-    """Parameters of a method; its first docstring line is what `w2s methods` shows."""
+    """Parameters of a method; `w2s methods` shows the docstrings."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
 # --- losses -------------------------------------------------------------------------------------------------------
@@ -58,13 +58,16 @@ class Confidence(Warmed):
     """The auxiliary confidence loss: learn the label, and one's own hardened predictions."""
 
     variant: Literal["paper", "reference"] = "paper"
+    """The paper's warm-up and threshold, or those of the code that was published with it."""
 
 
 class Product(Params):
     """Learn the product of the label's and one's own confidence."""
 
     own_power: float = Field(default=1.0, ge=0, le=10)
+    """Exponent of one's own confidence."""
     weak_power: float = Field(default=1.0, gt=0, le=10)
+    """Exponent of the label's."""
 
 
 class Entropy(Warmed):
@@ -82,6 +85,7 @@ class AdaptConf(Params):
     """Each row weighs the label against the student's own prediction."""
 
     temperature: float = Field(default=1.0, gt=0, le=100)
+    """The smaller, the harder a row decides between its two teachers."""
 
 
 LOSSES: dict[str, type[Params]] = {
@@ -112,6 +116,7 @@ class Ensemble(WithLoss):
     members: Literal["seeds", "sizes"] = "seeds"
     """`seeds`: the weak model under this many seeds from the cell's on; `sizes`: every size up to the weak one."""
     num_seeds: int = Field(default=3, ge=2, le=64)
+    """Of `seeds`."""
     how: Literal["mean", "confident", "agreeing"] = "mean"
     """Mean; mean weighted by confidence; or the mean where all agree, and nothing elsewhere."""
 
@@ -131,18 +136,24 @@ class Relabel(WithLoss):
     """Labels smoothed over the student's own pretrained features."""
 
     how: Literal["knn", "logistic"] = "knn"
+    """The mean label of the nearest rows, or a probe that was fitted to the other rows."""
     neighbours: int = Field(default=20, ge=1, le=1000)
+    """Of knn."""
     l2: float = Field(default=1e-3, gt=0)
+    """Penalty of the probe's weights."""
 
 
 class Sieve(WithLoss):
     """Leave out the labels that the student's own pretrained features speak against."""
 
     how: Literal["knn", "logistic", "topological"] = "knn"
+    """As in relabel; or keep each class's largest connected component among nearest neighbours."""
     drop: float = Field(default=0.1, gt=0, lt=1)
     """Share of rows left out by knn and logistic; the topological filter finds its own."""
     neighbours: int = Field(default=20, ge=1, le=1000)
+    """Of knn and topological."""
     l2: float = Field(default=1e-3, gt=0)
+    """Penalty of the probe's weights."""
 
 
 class Combined(WithLoss):
@@ -151,7 +162,9 @@ class Combined(WithLoss):
     verified: float = Field(default=0.1, gt=0, lt=1)
     """Share of the rows whose truth is known."""
     truth_weight: float = Field(default=1.0, ge=0, le=1000)
+    """Of the verified rows in the loss."""
     weak_weight: float = Field(default=1.0, ge=0, le=1000)
+    """Of the others."""
 
 
 class Noise(WithLoss):
@@ -196,12 +209,14 @@ class Iterate(WithLoss):
     """The student labels the next part of half B for a fresh copy of itself."""
 
     rounds: int = Field(default=2, ge=2, le=10)
+    """Parts of half B, and so copies of the student."""
 
 
 class Generative(WithLoss):
     """Learn to write the task's texts first, without labels: student, supervisor and ceiling alike."""
 
     epochs: int = Field(default=1, ge=1, le=100)
+    """Passes over the texts of half B."""
 
 
 class StrongOnA(Params):
@@ -216,7 +231,9 @@ class FewShot(Params):
     """No training: some labelled rows of half B stand in the prompt."""
 
     shots: int = Field(default=4, ge=1, le=256)
+    """Rows in the prompt."""
     labels: Literal["weak", "truth"] = "weak"
+    """Whose labels they carry."""
 
 
 CHAINS: dict[str, type[Params]] = {

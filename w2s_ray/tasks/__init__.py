@@ -14,6 +14,7 @@ dealing depends on the rows' ids alone, not on their order in the file, nor on t
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 import string
 from dataclasses import dataclass
@@ -40,11 +41,13 @@ ROWS = pa.schema(
         "completions": pa.list_(pa.string()),
         "group": pa.string(),
         "label": pa.int8(),
+        "difficulty": pa.float32(),
         "part": pa.string(),
     }
 )
 """`text` is the prompt where there are completions. `label`: 0 or 1; in a comparison, 1 where the first completion is the
-better one; null in a generation, whose one completion is the right one. `part`: `train` or `test`."""
+better one; null in a generation, whose one completion is the right one. `difficulty`: null where a task has none. `part`:
+`train` or `test`."""
 
 
 class Task(BaseModel):
@@ -71,6 +74,8 @@ class Task(BaseModel):
     """Column whose equal values stay in one part (a question, a premise); none: each row by itself."""
     id: str | None = None
     """Column with unique ids; none: the hash of the text (and of the compared completions)."""
+    difficulty: str | None = None
+    """Column with a number, more for the harder (Elo, pieces, steps): to learn from some rows and be tested on all."""
     path: Path
 
     @model_validator(mode="after")
@@ -96,7 +101,8 @@ class Task(BaseModel):
         """The columns that this task reads."""
         templates = "".join((self.template, *self.completions))
         used = [name for _, name, _, _ in string.Formatter().parse(templates) if name]
-        return list(dict.fromkeys([*used, *(c for c in (self.label_column, self.group, self.id) if c)]))
+        named = (self.label_column, self.group, self.id, self.difficulty)
+        return list(dict.fromkeys([*used, *(column for column in named if column)]))
 
 
 @dataclass(frozen=True)
@@ -166,7 +172,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 @lru_cache(maxsize=256)
 def fingerprint(task: Task) -> str:
     """SHA-256 over what the task says (not what it is called) and over its files' content."""
-    said = task.model_dump(exclude={"path", "name", "description", "licence", "train", "test"})
+    # nothing is learned from a row's difficulty; where it chooses rows, a Fit's data say so themselves
+    said = task.model_dump(exclude={"path", "name", "description", "licence", "train", "test", "difficulty"})
     content = {part: hashlib.sha256(path.read_bytes()).hexdigest() for part, path in task.files.items()}
     return hashlib.sha256(canonical_json({"task": said, "files": content}).encode()).hexdigest()
 
@@ -253,6 +260,16 @@ def _labels(task: Task, path: Path, table: pa.Table) -> list[int | None]:
     return [int(label) for label in labels]
 
 
+def _difficulties(task: Task, path: Path, table: pa.Table) -> list[float | None]:
+    if task.difficulty is None:
+        return [None] * table.num_rows
+    values = table.column(task.difficulty).to_pylist()
+    for row, value in enumerate(values):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise InputError(f"{path}: row {row + 1}, column '{task.difficulty}': given {value!r}, allowed are numbers")
+    return [float(value) for value in values]
+
+
 @lru_cache(maxsize=256)
 def check(task: Task) -> None:
     """Read every row once and refuse the first bad one. Rows are counted from 1, without a header."""
@@ -261,6 +278,7 @@ def check(task: Task) -> None:
         if table.num_rows == 0:
             raise InputError(f"{path}: has no rows")
         _labels(task, path, table)
+        _difficulties(task, path, table)
         for template in (task.template, *task.completions):
             if not template and task.setting == "comparison":
                 continue
@@ -279,7 +297,7 @@ def read_rows(task: Task) -> pa.Table:
     for part, path in reversed(task.files.items()):
         table = _read(task, path)
         texts, completions = _filled(task, table, task.template), _completions(task, table)
-        labels = _labels(task, path, table)
+        labels, difficulties = _labels(task, path, table), _difficulties(task, path, table)
         ids = (
             table.column(task.id).to_pylist()
             if task.id
@@ -291,25 +309,34 @@ def read_rows(task: Task) -> pa.Table:
         groups = (
             table.column(task.group).to_pylist() if task.group else [t or i for t, i in zip(texts, ids, strict=True)]
         )
-        for id_, text, shown, group, label in zip(map(str, ids), texts, completions, groups, labels, strict=True):
+        columns = (map(str, ids), texts, completions, groups, labels, difficulties)
+        for id_, text, shown, group, label, difficulty in zip(*columns, strict=True):
             answer = shown[1 - (label or 0)] if task.setting == "comparison" else (label, *shown)
             if answers.setdefault(id_, answer) != answer or (len(shown) == 2 and shown[0] == shown[1]):
                 contradictory.add(id_)
             if task.setting == "comparison" and task.label_column is None and int(_hash(f"order:{id_}"), 16) % 2:
                 shown, label = shown[::-1], 0
-            found = {"id": id_, "text": text, "completions": shown, "group": str(group), "label": label, "part": part}
-            rows.setdefault(id_, found)
+            found = {"id": id_, "text": text, "completions": shown, "group": str(group), "label": label}
+            rows.setdefault(id_, found | {"difficulty": difficulty, "part": part})
     return pa.Table.from_pylist([row for row in rows.values() if row["id"] not in contradictory], schema=ROWS)
 
 
 # --- dealing ------------------------------------------------------------------------------------------------------
 
 
-def deal(rows: pa.Table, *, split_seed: int, num_train: int | None, num_test: int | None) -> dict[str, pa.Table]:
+def deal(
+    rows: pa.Table,
+    *,
+    split_seed: int,
+    num_train: int | None,
+    num_test: int | None,
+    difficulty: tuple[float, float] = (-math.inf, math.inf),
+) -> dict[str, pa.Table]:
     """Halves A and B and the test set: disjoint in groups and texts, each with as many rows of label 1 as of label 0
     (a generation has no labels to balance).
 
-    The test set is taken first, so it stays the same when the halves grow. Groups come in the order of their hash.
+    The test set is taken first, from rows of any difficulty, so it stays the same when the halves grow, and when they are
+    dealt from rows of some range of `difficulty` alone. Groups come in the order of their hash.
     """
     ordered = _by_group(rows.to_pylist(), split_seed=split_seed)
     has_test = any(row["part"] == "test" for group in ordered for row in group)
@@ -320,6 +347,10 @@ def deal(rows: pa.Table, *, split_seed: int, num_train: int | None, num_test: in
         test, _ = _take([group for group in candidates if group], num_test)
     else:
         test, rest = _take(ordered, num_test if num_test is not None else rows.num_rows // 5)
+    if difficulty != (-math.inf, math.inf):
+        low, high = difficulty
+        rest = [[row for row in group if low <= row["difficulty"] <= high] for group in rest]
+        rest = [group for group in rest if group]
     if num_train is None:
         halves = [_take(rest[half::2], None)[0] for half in (0, 1)]
         size = min(map(len, halves))

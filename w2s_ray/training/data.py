@@ -100,7 +100,7 @@ class Prepared:
     num_dropped: int
     """Rows too long for some model."""
     truth: pa.Table
-    """id, half and label (or completion) of every row that was dealt out."""
+    """id, half, difficulty and label (or completion) of every row that was dealt out."""
     tokenizer: PreTrainedTokenizerBase
     num_answer_tokens: int
     """Of the longest right completion; a model writes no more."""
@@ -134,13 +134,23 @@ def _prepare(fit: Fit) -> Prepared:
         lengths = [max(map(len, row)) + len(answer) for row, answer in zip(sequences, answers, strict=True)]
         fits_all &= np.array(lengths, dtype=int) <= data.max_tokens
     kept = rows.filter(pa.array(fits_all))
-    dealt = tasks.deal(kept, split_seed=data.split_seed, num_train=data.num_train, num_test=data.num_test)
+    dealt = tasks.deal(
+        kept,
+        split_seed=data.split_seed,
+        num_train=data.num_train,
+        num_test=data.num_test,
+        **({"difficulty": data.difficulty[1:]} if data.difficulty else {}),
+    )
     own = tokenizer(fit.model)
     parts, truth, num_answer_tokens = {}, [], 0
     for name, part in sorted(dealt.items()):
         texts, completions = _read(part)
         sequences, answers = encode(own, texts, completions, setting=data.setting)
-        columns = {"id": part["id"], "half": pa.array([name] * part.num_rows, pa.string())}
+        columns = {
+            "id": part["id"],
+            "half": pa.array([name] * part.num_rows, pa.string()),
+            "difficulty": part["difficulty"],
+        }
         if data.setting == "generation":
             _check_round_trip(own, part, answers, task=data.source)
             num_answer_tokens = max(num_answer_tokens, *map(len, answers))

@@ -1,0 +1,76 @@
+"""Scores by the difficulty of test items: easy-to-hard generalization (Burns et al. 2023, appendix D.2.1).
+
+Grids that deal their halves from easy rows, from hard ones or from all are tasks of their own here, by their labels, and
+share their test items, which are cut into bins of about equal size.
+"""
+
+from __future__ import annotations
+
+import polars as pl
+
+MAX_BINS = 6
+SIDES = {"weak": "supervisor", "student": "student", "ceiling": "ceiling"}
+
+
+def difficulty_table(results: pl.DataFrame, predictions: pl.DataFrame, items: pl.DataFrame) -> pl.DataFrame:
+    """Mean score over seeds for each Fit's place in a study and each bin of difficulty. `items`: task, id, difficulty."""
+    done = results.filter(pl.col("status") == "done")
+    if items.is_empty() or done.is_empty():
+        return pl.DataFrame()
+    binned = pl.concat(_binned(rows) for _, rows in items.group_by("task", maintain_order=True))
+    by_key = (
+        predictions.lazy()
+        .select(pl.col("key", "task").cast(pl.String), "id", "correct")
+        .join(binned.lazy(), on=["task", "id"], how="inner")
+        .group_by("key", "difficulty", "bin")
+        .agg(pl.col("correct").mean().alias("score"), pl.len().alias("num_items"))
+        .collect(engine="streaming")
+    )
+    places = pl.concat(
+        done.select(
+            "setting",
+            "family",
+            "task",
+            "weak",
+            "strong",
+            "weak_params",
+            "strong_params",
+            pl.col("method") if role == "student" else pl.lit("truth").alias("method"),
+            pl.lit(role).alias("role"),
+            pl.col(f"{side}_key").alias("key"),
+        )
+        for side, role in SIDES.items()
+    ).with_columns(
+        pl.when(pl.col("role") == "supervisor").then(None).otherwise("strong").alias("strong"),
+        pl.when(pl.col("role") == "ceiling").then(None).otherwise("weak").alias("weak"),
+    )
+    who = ["setting", "family", "task", "role", "method", "weak", "strong"]
+    return (
+        places.unique([*who, "key"], maintain_order=True)
+        .join(by_key, on="key", how="inner")
+        .group_by(*who, "difficulty", "bin", maintain_order=True)
+        .agg(
+            pl.col("score").mean(),
+            pl.col("num_items").first(),
+            pl.len().alias("num_seeds"),
+            pl.col("weak_params", "strong_params").first(),
+        )
+        .sort(*who, "difficulty")
+    )
+
+
+def _binned(items: pl.DataFrame) -> pl.DataFrame:
+    """task, id, the mean difficulty of the item's bin, and the bin's range in words."""
+    values = items["difficulty"].unique().sort()
+    if len(values) > MAX_BINS:
+        cuts = items["difficulty"].qcut(MAX_BINS, allow_duplicates=True).to_physical()
+    else:
+        cuts = items["difficulty"].rank("dense")
+    return items.with_columns(cuts.alias("cut")).select(
+        "task",
+        "id",
+        pl.col("difficulty").mean().over("cut"),
+        pl.format("{} to {}", pl.col("difficulty").min().over("cut"), pl.col("difficulty").max().over("cut")).alias(
+            "bin"
+        ),
+    )
