@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -180,6 +181,12 @@ def family_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
     return psutil.Process(process.pid).children(recursive=True)
 
 
+def trains(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.Error):  # it may have ended meanwhile
+        return "RayTrainWorker" in " ".join(process.cmdline())
+    return False
+
+
 def test_kill_9_of_everything_then_the_same_command(folder: Path, undisturbed: Store, tmp_path: Path) -> None:
     opened = store.open_store(tmp_path / "store")
     process = start(folder, opened)
@@ -204,7 +211,7 @@ def test_a_killed_worker_is_replaced(folder: Path, undisturbed: Store, tmp_path:
     opened = store.open_store(tmp_path / "store")
     process = start(folder, opened)
     wait_for(lambda: num_done(opened) >= 2)
-    workers = [child for child in family_of(process) if "RayTrainWorker" in " ".join(child.cmdline())]
+    workers = [child for child in family_of(process) if trains(child)]
     assert workers
     workers[0].kill()
     output, _ = process.communicate(timeout=240)
@@ -223,3 +230,21 @@ def test_ctrl_c_stops_in_good_order(folder: Path, tmp_path: Path) -> None:
     assert process.returncode == 130, output
     assert "Go on with the same command" in output and "Traceback" not in output
     assert not list(Path(opened.root, "leases").glob("*")), "every lease is given back"
+
+
+def test_a_driver_that_is_slow_to_take_results_is_not_waited_for_forever(
+    tmp_path: Path, ray_here: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray's session had the last result and the function's end wait for one place in a queue, each before the other."""
+    from w2s_ray.scheduling.searcher import DagSearcher
+
+    took = DagSearcher.on_trial_result
+
+    def slowly(self: DagSearcher, trial_id: str, result: dict[str, Any]) -> None:
+        time.sleep(3)
+        took(self, trial_id, result)
+
+    monkeypatch.setattr(DagSearcher, "on_trial_result", slowly)
+    save_study(tmp_path, grid={"pairs": [["small", "small"]]}, compute={"fits_per_pack": 8})
+    result = w2s("run", tmp_path / "study.yaml", "--store", tmp_path / "store", "--out", tmp_path / "out")
+    assert result.exit_code == 0 and "3 Fits in" in result.output, result.output

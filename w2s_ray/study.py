@@ -206,7 +206,8 @@ class _Loader(yaml.SafeLoader):
     """Safe YAML that refuses a key given twice, which YAML itself would silently overwrite."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        merged = "tag:yaml.org,2002:merge"  # what `<<` brings in may be given again
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value if key.tag != merged]
         for key in keys:
             if keys.count(key) > 1:
                 raise yaml.constructor.ConstructorError(None, None, f"key '{key}' is given twice", node.start_mark)

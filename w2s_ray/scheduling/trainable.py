@@ -17,9 +17,13 @@ from w2s_ray.scheduling.packs import Pack
 def train_pack(config: dict[str, Any], *, store_uri: str, ray_uri: str) -> None:
     """Tune trainable: run one pack to its end on Ray Train."""
     import ray.train
+    from ray.train._internal.session import get_session
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.tune.integration.ray_train import TuneReportCallback
 
+    # Tune's session (Ray 2.60) has one place for a result. When this function ends while Tune is busy, its end takes that
+    # place, and the thread that should clear it waits to put the last report there first: neither ever goes on.
+    get_session().result_queue.maxsize = 0
     pack: Pack = config["pack"]
     execution = pack.execution
     resources: dict[str, float] = {"CPU": execution.cpus_per_worker}
