@@ -15,7 +15,7 @@ import polars as pl
 import pytest
 from scipy.stats import norm
 
-from analysis import agreement, compare, scaling, tables
+from analysis import agreement, compare, scaling, stopping, tables
 from analysis.bootstrap import Sample, resample
 from analysis.pgr import pgr_table
 from analysis.report import write_report
@@ -167,10 +167,41 @@ def table_of(rows: list[dict[str, Any]]) -> pl.DataFrame:
         "task": "t",
         "weak": "s",
         "weak_params": 10,
+        "strong": "m",
+        "strong_params": 100,
+        "student_score": 0.7,
     }
     return pl.DataFrame(
         [common | {"status": "done", "agreement": 0.8, "agreement_when_weak_right": 0.9} | r for r in rows]
     )
+
+
+def test_where_to_stop_by_hand() -> None:
+    cell = {"weak_score": 0.6, "ceiling_score": 0.8, "student_key": "s0", "status": "done"}
+    results = table_of([cell | {"seed": 0}, cell | {"seed": 1, "student_key": "s1", "ceiling_score": 0.9}])
+    curve = {"step": [1, 2, 3], "validation_accuracy": [0.7, 0.9, 0.9], "test_accuracy": [0.75, 0.7, 0.65]}
+    curves = pl.concat(pl.DataFrame(curve).with_columns(pl.lit(key).alias("key")) for key in ("s0", "s1"))
+    found = {row["rule"]: row for row in stopping.stopping_table(results, curves).to_dicts()}
+    assert found["final"]["score"] == pytest.approx(0.65) and found["stopped"]["score"] == pytest.approx(0.7)
+    assert found["oracle"]["score"] == pytest.approx(0.75) and found["oracle"]["needs_ground_truth"]
+    assert found["stopped"]["pgr"] == pytest.approx(0.1 / 0.25) and found["stopped"]["num_seeds"] == 2
+    without = stopping.stopping_table(results, curves.drop("validation_accuracy"))
+    assert set(without["rule"]) == {"final", "oracle"}, "nothing was held out, so nothing says where to stop"
+
+
+def test_copied_mistakes_by_hand() -> None:
+    wrong = {"naive": 0.8, "combined": 0.5}
+    rows = [{"method": m, "agreement_when_weak_wrong": w, "student_key": m, "status": "done"} for m, w in wrong.items()]
+    curves = pl.DataFrame(
+        {"key": ["naive", "combined", "combined"], "step": [1, 1, 2], "train_loss": [0.3, 0.5, 0.4],
+         "verified_loss": [None, 0.9, 0.6]}
+    )  # fmt: skip
+    found = {row["method"]: row for row in stopping.copying_table(table_of(rows), curves).to_dicts()}
+    assert found["combined"]["more_than_naive"] == pytest.approx(-0.3) and found["naive"]["more_than_naive"] == 0
+    assert found["combined"]["label_loss"] == pytest.approx(0.4) and found["combined"]["truth_loss"] == pytest.approx(
+        0.6
+    )
+    assert found["naive"]["truth_loss"] is None
 
 
 def test_the_sign_test_of_inverse_scaling_by_hand() -> None:

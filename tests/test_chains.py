@@ -14,6 +14,7 @@ import yaml
 from typer.testing import CliRunner
 
 from w2s_ray import cli, store
+from w2s_ray.errors import InputError
 from w2s_ray.fit import Execution, Fit
 from w2s_ray.plan import Cell, Plan, load_plan
 from w2s_ray.results import write_results
@@ -149,6 +150,25 @@ def test_what_makes_no_sense_is_refused_with_its_reason(
     assert message in str(result.exception) + result.output
 
 
+def test_grids_that_share_a_task_need_labels(folder: Path) -> None:
+    plan = planned(folder, "naive")
+    study = yaml.safe_load((folder / "study.yaml").read_text())
+    study["grids"].append(study["grids"][0] | {"training": {"epochs": 2}})
+    (folder / "study.yaml").write_text(yaml.safe_dump(study))
+    with pytest.raises(InputError, match="give one of the grids a 'label'"):
+        load_plan(folder / "study.yaml")
+    study["grids"][1]["label"] = "long"
+    (folder / "study.yaml").write_text(yaml.safe_dump(study))
+    cells = load_plan(folder / "study.yaml").cells
+    assert [cell.task for cell in cells] == ["toy", "toy (long)"]
+    assert cells[0].student.key == plan.cells[0].student.key, "a label is no part of a Fit"
+
+
+def test_a_range_of_difficulty_needs_a_column(folder: Path) -> None:
+    with pytest.raises(InputError, match="names no difficulty column"):
+        planned(folder, "naive", split={"num_train": 96, "num_test": 64, "difficulty": {"max": 3}})
+
+
 # --- what is learned ----------------------------------------------------------------------------------------------
 
 
@@ -276,3 +296,35 @@ def test_few_shots_stand_in_the_prompt(folder: Path, tmp_path: Path) -> None:
     shots = after.texts[0].removesuffix(before.texts[0]).splitlines()
     assert sorted(shot.split()[-1] for shot in shots) == ["0", "1"], "one of each class"
     assert all(len(a[0]) > len(b[0]) for a, b in zip(after.sequences, before.sequences, strict=True))
+
+
+def test_easy_to_hard_from_the_study_to_the_figure(folder: Path, tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from analysis.report import write_report
+
+    rows = pq.read_table(folder / "toy.parquet").to_pylist()
+    hard = [row | {"words": len(row["text"].split())} for row in rows]
+    pq.write_table(pa.Table.from_pylist(hard), folder / "hard.parquet")
+    task = {"name": "hard", "setting": "classification", "train": "hard.parquet", "difficulty": "words"}
+    (folder / "hard.yaml").write_text(yaml.safe_dump(task))
+    plan = planned(folder, "naive", task="hard.yaml", label="all")
+    study = yaml.safe_load((folder / "study.yaml").read_text())
+    easy = study["grids"][0] | {"label": "easy", "split": {"num_train": 60, "num_test": 64, "difficulty": {"max": 4}}}
+    (folder / "study.yaml").write_text(yaml.safe_dump(study | {"grids": [*study["grids"], easy]}))
+    plan = load_plan(folder / "study.yaml")
+    opened = trained(plan, tmp_path)
+    of_easy = next(cell for cell in plan.cells if cell.label == "easy").student
+    assert all(len(text.split()) <= 4 for text in prepare(of_easy).parts["B"].texts)
+    write_results(plan.cells, study="chains", store=opened, out=tmp_path / "out")
+    write_report(tmp_path / "out")
+    table = pl.read_csv(tmp_path / "out" / "tables" / "difficulty.csv")
+    assert set(table["task"]) == {"hard (all)", "hard (easy)"} and set(table["role"]) == {
+        "supervisor",
+        "student",
+        "ceiling",
+    }
+    one = table.filter((pl.col("task") == "hard (easy)") & (pl.col("role") == "ceiling"))
+    assert one["num_items"].sum() == 64 and one["difficulty"].is_sorted()
+    assert (tmp_path / "out" / "figures" / "classification-difficulty.svg").exists()

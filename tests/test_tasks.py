@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from w2s_ray import tasks
+from w2s_ray.errors import InputError
 from w2s_ray.tasks import sentiment
 
 
@@ -48,6 +49,29 @@ def test_the_order_of_the_file_does_not_matter(tmp_path: Path) -> None:
         name: set(part["id"].to_pylist()) for name, part in other.items()
     }
     assert [part["id"].to_pylist() for part in one.values()] == [part["id"].to_pylist() for part in other.values()]
+
+
+def test_halves_of_easy_rows_leave_the_test_set_as_it_is(tmp_path: Path) -> None:
+    rows = [row | {"elo": 100.0 * (i % 10)} for i, row in enumerate(grouped_rows(600))]
+    read = tasks.read_rows(save(tmp_path, rows, group="q", difficulty="elo"))
+    whole = tasks.deal(read, split_seed=0, num_train=40, num_test=60)
+    easy = tasks.deal(read, split_seed=0, num_train=40, num_test=60, difficulty=(0.0, 400.0))
+    assert easy["test"].equals(whole["test"]) and max(easy["test"]["difficulty"].to_pylist()) == 900
+    for half in "AB":
+        assert max(easy[half]["difficulty"].to_pylist()) <= 400 < max(whole[half]["difficulty"].to_pylist())
+        assert sum(easy[half]["label"].to_pylist()) * 2 == easy[half].num_rows == 40
+
+
+@pytest.mark.parametrize(("column", "message"), [("word", "allowed are numbers"), ("elos", "did you mean 'elo'")])
+def test_a_difficulty_that_is_no_number_is_refused(tmp_path: Path, column: str, message: str) -> None:
+    rows = [row | {"elo": 1.0, "word": "hard"} for row in grouped_rows()]
+    with pytest.raises(InputError, match=message):
+        tasks.check(save(tmp_path, rows, difficulty=column))
+
+
+def test_a_difficulty_does_not_change_what_a_task_is(tmp_path: Path) -> None:
+    rows = [row | {"elo": 1.0} for row in grouped_rows()]
+    assert tasks.fingerprint(save(tmp_path, rows)) == tasks.fingerprint(save(tmp_path, rows, difficulty="elo"))
 
 
 def test_the_test_set_stays_when_the_halves_grow(tmp_path: Path) -> None:
