@@ -246,7 +246,7 @@ def test_zero_shot_is_the_pretrained_model(folder: Path, tmp_path: Path) -> None
     opened = trained(plan, tmp_path)
     zero_shot = next(cell for cell in plan.cells if cell.method == "zero_shot")
     facts = json.loads(store.read_file(opened, zero_shot.student.folder, "fit.json"))
-    assert facts["provenance"]["flops"] == 0 and facts["role"] == "zero-shot"
+    assert facts["provenance"]["flops"] == 0 and facts["role"] == "untrained"
     curve = pl.read_parquet(io.BytesIO(store.read_file(opened, zero_shot.student.folder, "curve.parquet")))
     assert curve.is_empty()
     found = scores(plan.cells, opened, tmp_path)

@@ -202,6 +202,29 @@ def test_execution_knobs_do_not_change_the_numbers(method: str, folder: Path, tm
         np.testing.assert_allclose(values, found["plain"], atol=1e-4, err_msg=name)
 
 
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "opt"])
+def test_adapters_learn_and_the_rest_stays(kind: str, tmp_path: Path) -> None:
+    save_model(tmp_path / "m", kind)
+    save_task(tmp_path)
+    training = _odd_batches() | {"tune": "lora", "lora_rank": 4}
+    grid = {"models": [{"name": "m", "path": "m"}], "training": training}
+    found = {}
+    for name, execution in {"plain": Execution(), "zero-3": Execution(zero_stage=3, micro_batch_size=7)}.items():
+        [supervisor, *_] = load_plan(save_study(tmp_path, grid=grid)).fits
+        opened = store.open_store(tmp_path / name)
+        run_pack([supervisor], store_uri=opened.uri, execution=execution, report=quiet)
+        assert store.read_failures(opened) == {}
+        found[name] = probabilities(opened, supervisor)
+    np.testing.assert_allclose(found["zero-3"], found["plain"], atol=1e-4)
+    built, _ = models.build(
+        supervisor.model, setting="classification", tune="lora", lora_rank=4, execution=Execution(), bf16=False, seed=0
+    )
+    learned = {name for name, parameter in built.named_parameters() if parameter.requires_grad}
+    assert learned and all("lora_" in name or name.startswith("head.") for name in learned)
+    whole = load_plan(save_study(tmp_path, grid=grid | {"training": _odd_batches()})).fits[0]
+    assert whole.key != supervisor.key and "lora_rank" not in whole.identity["training"]
+
+
 def _odd_batches() -> dict[str, Any]:
     """96 rows in batches of 20: the last batch is not full."""
     return {"epochs": 1, "batch_size": 20, "learning_rate": 0.01, "warmup_fraction": 0.1, "max_grad_norm": 1.0}

@@ -45,6 +45,13 @@ TrustOption = Annotated[
 ]
 Axis = Literal["params", "compute", "fraction"]
 DEFAULT_STORE = "./w2s-store"
+PLURALS = {
+    "supervisor": "supervisors",
+    "ceiling": "ceilings",
+    "student": "students",
+    "start": "starts",
+    "untrained": "untrained",
+}
 
 
 @app.command()
@@ -101,8 +108,7 @@ def plan(
     table.add_row("cells", f"{facts['cells']:,}")
     table.add_row(
         "Fits",
-        f"{facts['fits']:,} ({roles['supervisor']:,} supervisors, {roles['ceiling']:,} ceilings, "
-        f"{roles['student']:,} students)",
+        f"{facts['fits']:,} (" + ", ".join(f"{count:,} {PLURALS[role]}" for role, count in roles.items()) + ")",
     )
     table.add_row("in the store", f"{facts['in_store']:,} of them; {facts['to_run']:,} to run")
     if state.failed:

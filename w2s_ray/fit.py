@@ -125,10 +125,12 @@ class Training:
     """bf16 keeps fp32 weights and optimizer states and runs the backbone under bf16 autocast; the head stays fp32."""
     evals_per_epoch: int = field(metadata=IDENTITY)
     """Points of the learning curve in each epoch."""
-    tune: Literal["all", "head"] = field(metadata=IDENTITY)
-    """All weights, or a new head alone on the frozen model's features (a linear probe)."""
+    tune: Literal["all", "head", "lora"] = field(metadata=IDENTITY)
+    """All weights; a new head alone on the frozen model's features (a linear probe); or the head and low-rank adapters."""
     validation: float = field(default=0.0, metadata=LATER)
     """Share of the half that is held out, to say with the Fit's own labels where training should have stopped."""
+    lora_rank: int = field(default=0, metadata=LATER)
+    """Of the adapters; 0 where there are none."""
 
     @cached_property
     def identity(self) -> dict[str, Any]:
@@ -189,8 +191,10 @@ class Fit:
     @property
     def role(self) -> str:
         """What a Fit is in the paper's words; with `ceiling_split: A` one Fit serves as supervisor and ceiling."""
-        if self.method.name in ("zero_shot", "generative"):
-            return {"zero_shot": "zero-shot", "generative": "start"}[self.method.name]
+        if self.method.name in ("zero_shot", "few_shot"):
+            return "untrained"
+        if self.method.name == "generative":
+            return "start"
         return "student" if self.labels else ("supervisor" if self.half == "A" else "ceiling")
 
     @property

@@ -25,6 +25,9 @@ from w2s_ray.study import MAX_CELLS, Compute, Grid, Study, load_study, resolve_m
 TRUTH_METHOD = Method(name="naive")
 """Supervisors and ceilings learn from the truth by plain cross-entropy, whatever the students' method."""
 
+LORA_RANK, LORA_RATE = 8, 10
+"""Adapters take about ten times the rate that the whole model does (Schulman et al. 2025, "LoRA without regret")."""
+
 BYTES_PER_PARAM = 16
 """fp32 weight, gradient and two Adam moments (ZeRO, Rajbhandari et al. 2020, section 3.1)."""
 
@@ -198,10 +201,11 @@ def _execution(compute: Compute, family: Family, size: str) -> Execution:
 def _training(grid: Grid, compute: Compute, family: Family, size: str) -> Training:
     wanted, entry = grid.training, family.size(size)
     auto_precision: Literal["bf16", "fp32"] = "bf16" if compute.gpus_per_worker else "fp32"
+    auto_rate = entry.learning_rate * (LORA_RATE if wanted.tune == "lora" else 1)
     return Training(
         epochs=wanted.epochs,
         batch_size=wanted.batch_size,
-        learning_rate=entry.learning_rate if wanted.learning_rate == "auto" else wanted.learning_rate,
+        learning_rate=auto_rate if wanted.learning_rate == "auto" else wanted.learning_rate,
         optimizer=entry.optimizer if wanted.optimizer == "auto" else wanted.optimizer,
         weight_decay=wanted.weight_decay,
         warmup_fraction=wanted.warmup_fraction,
@@ -211,6 +215,7 @@ def _training(grid: Grid, compute: Compute, family: Family, size: str) -> Traini
         evals_per_epoch=wanted.evals_per_epoch,
         tune=wanted.tune,
         validation=wanted.validation,
+        lora_rank=(wanted.lora_rank or LORA_RANK) if wanted.tune == "lora" else 0,
     )
 
 
@@ -255,6 +260,8 @@ def _method(entry: str | dict[str, Any], setting: Setting, *, family: Family, gr
             why_not = f"{family.name} are encoders, which write nothing; use decoders"
         elif grid.training.tune == "head":
             why_not = "a probe reads features and writes nothing; use training.tune: all"
+        elif grid.training.tune == "lora" and method.name == "generative":
+            why_not = "a start is learned and kept whole; use training.tune: all"
     if why_not:
         raise InputError(f"{where}: '{method.name}' doesn't go with a {setting}: {why_not}")
     through = dict(method.params).get("through", "auto")
@@ -430,7 +437,8 @@ def cost(fit: Fit, *, execution: Execution, shape: tasks.Shape) -> Cost:
     overhead_s = STEP_OVERHEAD_S * (num_steps + predicted / 64)
     if fit.training.tune == "head":  # its features are counted once for all probes, in `costs`
         return Cost(flops=0.0, seconds=overhead_s)
-    training_flops = 6.0 * fit.model.num_params * row_tokens * num_train / parts * epochs
+    per_token = 4.0 if fit.training.tune == "lora" else 6.0  # frozen weights need no gradient of their own
+    training_flops = per_token * fit.model.num_params * row_tokens * num_train / parts * epochs
     flops = training_flops + 2.0 * fit.model.num_params * row_tokens * predicted
     return Cost(flops=flops, seconds=overhead_s + flops / _speed(execution))
 
@@ -484,7 +492,7 @@ def num_tests(plan: Plan) -> dict[str, int]:
 def state_bytes(fit: Fit, execution: Execution) -> float:
     """Weights, gradients and optimizer states of one worker under ZeRO (Rajbhandari et al. 2020, figure 1)."""
     share = execution.workers
-    weights, gradients, moments = 4.0, 4.0, 8.0
+    weights, gradients, moments = (4.0, 4.0, 8.0) if fit.training.tune == "all" else (4.0, 0.0, 0.0)  # next to nothing
     if execution.zero_stage >= 1:
         moments /= share
     if execution.zero_stage >= 2:

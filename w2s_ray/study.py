@@ -37,7 +37,9 @@ class Training(Section):
 
     epochs: int = _identity(2, "passes over the half", ge=1, le=1000)
     batch_size: int = _identity(32, "rows in one optimizer step, over all workers", ge=1, le=65536)
-    learning_rate: Annotated[float, Field(gt=0, le=10)] | Literal["auto"] = _identity("auto", "peak learning rate")
+    learning_rate: Annotated[float, Field(gt=0, le=10)] | Literal["auto"] = _identity(
+        "auto", "peak learning rate; auto: the family's, and 10 times that for lora"
+    )
     optimizer: Literal["auto", "adam", "adamw"] = _identity("auto", "auto: the family's")
     weight_decay: float = _identity(0.0, "decoupled for adamw", ge=0, le=10)
     warmup_fraction: float = _identity(0.0, "share of the steps over which the rate rises linearly", ge=0, le=1)
@@ -45,12 +47,20 @@ class Training(Section):
     max_grad_norm: float = _identity(0.0, "clip gradients to this global norm; 0: no clipping", ge=0)
     max_tokens: int = _identity(512, "rows longer than this for any model are dropped for all", ge=1, le=1_048_576)
     evals_per_epoch: int = _identity(2, "points of the learning curve in an epoch", ge=1, le=1000)
-    tune: Literal["all", "head"] = _identity(
-        "all", "all weights, or only a new head on the frozen model's features (a linear probe)"
+    tune: Literal["all", "head", "lora"] = _identity(
+        "all",
+        "all weights, a new head on the frozen model's features (a linear probe), or low-rank adapters and a head",
     )
+    lora_rank: int | None = _identity(None, "of the adapters on every linear layer; default 8", ge=1, le=1024)
     validation: float = _identity(
         0.0, "share of each half held out, to tell from a Fit's own labels where to stop early", ge=0, le=0.5
     )
+
+    @model_validator(mode="after")
+    def _rank_of_adapters(self) -> Training:
+        if self.lora_rank is not None and self.tune != "lora":
+            raise ValueError(f"lora_rank: given {self.lora_rank}, but tune is '{self.tune}'; allowed with tune: lora")
+        return self
 
 
 class Difficulty(Section):

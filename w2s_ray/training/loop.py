@@ -88,6 +88,7 @@ def train_fit(fit: Fit, *, store_: Store, execution: Execution, report: Report, 
                 fit.model,
                 setting=_written_setting(fit),
                 tune=fit.training.tune,
+                lora_rank=fit.training.lora_rank,
                 execution=execution,
                 bf16=fit.training.precision == "bf16",
                 seed=fit.seed,
@@ -575,7 +576,7 @@ def provenance(
         "flops": (
             2 * fit.model.num_params * training_tokens // epochs
             if fit.training.tune == "head"
-            else 6 * fit.model.num_params * training_tokens
+            else (4 if fit.training.tune == "lora" else 6) * fit.model.num_params * training_tokens
         ),
         "head_start": head_start,
         "num_rows": {name: len(part) for name, part in prepared.parts.items()} | {"learned": len(taught.rows)},

@@ -144,6 +144,7 @@ def build(
     *,
     setting: Setting,
     tune: str,
+    lora_rank: int = 0,
     execution: Execution,
     bf16: bool,
     seed: int,
@@ -163,7 +164,7 @@ def build(
             raise InputError(f"model {model.name}: is no decoder, so it can't write; generation needs one")
         if tune == "head":
             raise InputError("training.tune: head reads features off a frozen model and writes nothing; use all")
-        writer = Writer(copy.deepcopy(base.causal), bf16=bf16)
+        writer = Writer(_adapted(copy.deepcopy(base.causal), rank=lora_rank, seed=seed), bf16=bf16)
         _save_memory(writer.causal, execution)
         return writer, "its language-model head"
     rows = base.label_rows if setting == "classification" else None
@@ -177,10 +178,23 @@ def build(
     with torch.no_grad():
         if rows is not None:
             head.weight.copy_(rows)
-    backbone = copy.deepcopy(base.backbone)
+    backbone = _adapted(copy.deepcopy(base.backbone), rank=lora_rank, seed=seed)
     _save_memory(backbone, execution)
     head_start = "output embeddings of 0 and 1" if rows is not None else "zero"
     return Scorer(backbone, head, pooling=model.pooling, bf16=bf16), head_start
+
+
+def _adapted(part: Any, *, rank: int, seed: int) -> Any:
+    """With low-rank adapters on every linear layer but the last, which alone are learned (LoRA, Hu et al. 2021); rank 0
+    leaves it as it is. They add nothing before the first step."""
+    if not rank:
+        return part
+    from peft import LoraConfig, inject_adapter_in_model
+
+    part.requires_grad_(False)
+    torch.manual_seed(seed)  # again, for loading may have drawn numbers
+    options = LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules="all-linear")
+    return inject_adapter_in_model(options, part)
 
 
 def frozen(model: Model, *, execution: Execution, bf16: bool) -> Scorer:
