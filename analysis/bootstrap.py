@@ -73,8 +73,14 @@ def interval(values: np.ndarray) -> tuple[float, Any, Any]:
     return float(values[0]), low, high
 
 
+VARIANT = ")"
+"""The end of a task's name that a grid's label tells apart, such as `chess-mate (easy)`: it stands by itself, and is not
+pooled with the task that it varies."""
+
+
 def resample(results: pl.DataFrame, predictions: pl.DataFrame, *, num_resamples: int = NUM_RESAMPLES) -> list[Sample]:
-    """Every pair on every task, each followed at its end by the pair over its tasks, in the order of the results."""
+    """Every pair on every task, each followed at its end by the pair over its tasks (but for variants), in the order of the
+    results."""
     by_pair: dict[tuple[Any, ...], np.ndarray] = {}
     done = results.filter(pl.col("status") == "done")
     for (task,), cells in done.group_by("task", maintain_order=True):
@@ -87,8 +93,10 @@ def resample(results: pl.DataFrame, predictions: pl.DataFrame, *, num_resamples:
         for (task,), seeds in cells.group_by("task", maintain_order=True):
             sample = _sample(seeds, str(task), [by_pair[*pair, task]] if (*pair, task) in by_pair else [])
             found.append(sample)
-            of_tasks += [sample.scores] if sample.scores is not None else []
-        found.append(_sample(cells, None, of_tasks))
+            of_tasks += [sample.scores] if sample.scores is not None and not str(task).endswith(VARIANT) else []
+        pooled = cells.filter(~pl.col("task").str.ends_with(VARIANT))
+        if pooled.height:
+            found.append(_sample(pooled, None, of_tasks))
     return found
 
 

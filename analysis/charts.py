@@ -14,6 +14,7 @@ import polars as pl
 
 WIDTH, HEIGHT = 320, 260
 SMALL = 200
+DASHES = alt.Legend(symbolType="stroke", symbolSize=400)
 MANY = 5
 """Methods beyond which they are listed rather than drawn as lines."""
 AXES = {
@@ -36,7 +37,7 @@ def figures(tables: dict[str, pl.DataFrame], *, axis: str = "params") -> dict[st
             "score": score_chart(over, axis=axis),
             "pgr": pgr_chart(over, axis=axis),
             "pairs": pair_map(over),
-            "methods": methods_chart(over, axis=axis),
+            "methods": methods_chart(over, axis=axis) if rows["method"].n_unique() <= MANY else methods_list(by_task),
             "tasks": tasks_chart(by_task, axis=axis),
         }
         for kind, draw in OTHERS.items():
@@ -123,14 +124,11 @@ def pair_map(rows: pl.DataFrame) -> Figure | None:
 
 
 def methods_chart(rows: pl.DataFrame, *, axis: str) -> Figure | None:
-    """Methods side by side: PGR against student size, a panel for each supervisor; of many, a line each with its interval,
-    a panel for each pair."""
+    """Methods side by side: PGR against student size, a panel for each supervisor."""
     rows = _with_pgr(rows)
     order = rows["method"].unique(maintain_order=True).to_list()
     if len(order) < 2:
         return None
-    if len(order) > MANY:
-        return _forest(rows)
     many = rows["family"].n_unique() > 1
     rows = rows.sort("family", "weak_params").with_columns(
         (pl.format("{}, from {}", "family", "weak") if many else pl.format("from {}", "weak")).alias("panel")
@@ -139,19 +137,27 @@ def methods_chart(rows: pl.DataFrame, *, axis: str) -> Figure | None:
     return _panels(_pgr_layers(axis, color), rows, title="Methods compared", width=SMALL, height=SMALL, columns=3)
 
 
-def _forest(rows: pl.DataFrame) -> Figure:
-    mean = rows.group_by("method").agg(pl.col("pgr").mean()).sort("pgr", descending=True)
-    rows = rows.with_columns(pl.format("{}: {} to {}", "family", "weak", "strong").alias("panel"))
-    y = alt.Y("method:N", title=None, sort=mean["method"].to_list(), axis=alt.Axis(labelLimit=300))
-    base = alt.Chart().encode(y=y)
-    bars = base.mark_rule(strokeWidth=2, opacity=0.6).encode(x="pgr_low:Q", x2="pgr_high:Q")
-    points = base.mark_point(filled=True, size=70).encode(
-        x=alt.X("pgr:Q", title="PGR"), tooltip=_tooltip("pgr", "pgr_low", "pgr_high")
-    )
-    ends = [alt.Chart().mark_rule(strokeDash=[4, 4], color="grey").encode(x=alt.datum(end)) for end in (0, 1)]
-    return _panels(
-        alt.layer(*ends, bars, points), rows, title="Methods compared", width=SMALL, height=alt.Step(18), columns=2
-    )
+def methods_list(rows: pl.DataFrame) -> Figure | None:
+    """Many methods: PGR with its interval, a line each, a panel for each pair on each task. What is far below 0 or above 1
+    stands at the edge."""
+    rows = _with_pgr(rows)
+    if rows.is_empty():
+        return None
+    by_task = rows.with_columns(pl.format("{}: {} to {}", "task", "weak", "strong").alias("panel"))
+    low, high = max(-0.5, min(0.0, rows["pgr_low"].min())), min(1.6, max(1.1, rows["pgr_high"].max()))  # type: ignore[type-var]
+    x = alt.Scale(domain=[low, high], clamp=True)
+    panels = []
+    for (panel,), group in by_task.group_by("panel", maintain_order=True):
+        order = group.sort("pgr", descending=True)["method"].unique(maintain_order=True).to_list()
+        y = alt.Y("method:N", title=None, sort=order, axis=alt.Axis(labelLimit=300))
+        base = alt.Chart(group).encode(y=y)
+        bars = base.mark_rule(strokeWidth=2, opacity=0.6).encode(x=alt.X("pgr_low:Q", scale=x), x2="pgr_high:Q")
+        points = base.mark_point(filled=True, size=70).encode(
+            x=alt.X("pgr:Q", title="PGR", scale=x), tooltip=_tooltip("pgr", "pgr_low", "pgr_high")
+        )
+        ends = [alt.Chart().mark_rule(strokeDash=[4, 4], color="grey").encode(x=alt.datum(end)) for end in (0, 1)]
+        panels.append(alt.layer(*ends, bars, points).properties(width=WIDTH, height=alt.Step(18), title=str(panel)))
+    return alt.concat(*panels, columns=2, title="Methods compared")
 
 
 def tasks_chart(rows: pl.DataFrame, *, axis: str) -> Figure | None:
@@ -182,7 +188,7 @@ def agreement_chart(rows: pl.DataFrame) -> Figure | None:
         x=_size_axis("params", field="strong_params"),
         y=alt.Y("agreement:Q", title="agreement", scale=alt.Scale(zero=False)),
         color=_supervisors(rows),
-        strokeDash=alt.StrokeDash("when:N", title="supervisor is", sort=["right", "wrong"]),
+        strokeDash=alt.StrokeDash("when:N", title="supervisor is", sort=["right", "wrong"], legend=DASHES),
         tooltip=_tooltip("agreement", extra="when"),
     )  # fmt: skip
     return _panels(alt.layer(lines), rows, title="Agreement with the supervisor")
@@ -224,7 +230,7 @@ def learning_chart(rows: pl.DataFrame) -> Figure | None:
         x=alt.X("epoch:Q", axis=alt.Axis(format="~g")),
         y=alt.Y("mean(test_accuracy):Q", title="score on test", scale=alt.Scale(zero=False)),
         color=alt.Color("line:N", title="labels", sort=order, scale=_scheme(order, black="ceiling")),
-        strokeDash=alt.StrokeDash("method:N"),
+        strokeDash=alt.StrokeDash("method:N", legend=DASHES),
         tooltip=["line:N", "method:N", "epoch:Q", alt.Tooltip("mean(test_accuracy):Q", format=".3f")],
     )  # fmt: skip
     return _panels(alt.layer(lines), rows, title="Along training", width=SMALL, height=SMALL, columns=3)
@@ -284,25 +290,33 @@ def difficulty_chart(rows: pl.DataFrame) -> Figure | None:
         x=alt.X("difficulty:Q", title="difficulty of test items", scale=alt.Scale(zero=False)),
         y=alt.Y("score:Q", title="score on test", scale=alt.Scale(zero=False)),
         color=alt.Color("task:N", title="learned from", sort=order, scale=alt.Scale(scheme="dark2")),
-        strokeDash=alt.StrokeDash("labels:N"),
+        strokeDash=alt.StrokeDash("labels:N", legend=DASHES),
         tooltip=["task:N", "role:N", "labels:N", "bin:N", alt.Tooltip("score:Q", format=".3f"), "num_items:Q"],
     )  # fmt: skip
     return _panels(alt.layer(lines), rows, title="Easy to hard")
 
 
+STOPPED = {
+    "final": "at the end",
+    "stopped": "by its own labels",
+    "oracle": "at its best by ground truth (an oracle)",
+}
+
+
 def stopping_chart(rows: pl.DataFrame) -> Figure | None:
     """PGR at the end of training, where the student's own labels would have stopped it, and at its best by ground truth."""
-    rows = rows.filter(pl.col("pgr").is_not_null() & (pl.col("weak") != pl.col("strong")))
-    if rows["rule"].n_unique() < 2 or (rows.filter(pl.col("rule") == "stopped")).is_empty():
+    told = (pl.col("rule") == "stopped").any().over("task", "weak", "strong", "method")
+    rows = rows.filter(pl.col("pgr").is_not_null() & (pl.col("weak") != pl.col("strong")) & told)
+    if rows.is_empty():
         return None
     rows = rows.with_columns(
-        pl.col("rule").replace("oracle", "best by ground truth (an oracle)").alias("rule"),
+        pl.col("rule").replace(STOPPED).alias("rule"),
         pl.format("{}, {} to {}", "task", "weak", "strong").alias("panel"),
     )
     points = alt.Chart().mark_point(filled=True, size=80).encode(
         x=alt.X("pgr:Q", title="PGR"),
         y=alt.Y("method:N", title=None, sort=rows["method"].unique(maintain_order=True).to_list()),
-        color=alt.Color("rule:N", title="stopped", scale=alt.Scale(scheme="dark2")),
+        color=alt.Color("rule:N", title="stopped", scale=alt.Scale(scheme="dark2"), legend=alt.Legend(labelLimit=300)),
         shape=alt.Shape("rule:N", title="stopped"),
         tooltip=["task:N", "method:N", "rule:N", *(alt.Tooltip(f"{n}:Q", format=".3f") for n in ("score", "pgr"))],
     )  # fmt: skip

@@ -136,7 +136,7 @@ def _body(
         parts.append("<p class=note>Nothing is done yet, so there is no curve to draw.</p>")
     elif not specs:
         parts.append("<p class=note>No pair has a score to draw.</p>")
-    elif not any(key.endswith("-pgr") for key in specs):
+    elif pgr.filter(pl.col("weak") != pl.col("strong"))["pgr"].is_null().all():
         parts.append(
             "<p class=note>No PGR curve: there is no pair of different sizes whose ceiling is clearly above its "
             "supervisor.</p>"

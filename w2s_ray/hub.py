@@ -1,0 +1,102 @@
+"""The Hugging Face hub, as far as it is needed: which commit a revision is, and the files of a repository.
+
+Promises: what is named by a branch or tag is pinned to its commit before anything depends on it; without a network the
+cache answers, or a copy of the repository below `$W2S_HUB_FOLDER` (`datasets/<id>` or `models/<id>`); what can't be had is
+one message with what to do. Nothing is unpickled and no code of a repository is run.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Literal
+
+from w2s_ray.errors import InputError
+
+Kind = Literal["dataset", "model"]
+FOLDER = "W2S_HUB_FOLDER"
+TIMEOUT_S = 20.0
+ID = r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?"
+COMMIT = r"[0-9a-f]{40}"
+
+
+def copy_of(repo: str, *, kind: Kind) -> Path | None:
+    """The repository's copy on this machine, if `$W2S_HUB_FOLDER` has one."""
+    if not re.fullmatch(ID, repo):
+        raise InputError(f"hub id '{repo}': allowed are names such as google/boolq")
+    root = os.environ.get(FOLDER)
+    folder = Path(root, f"{kind}s", repo) if root else None
+    return folder if folder is not None and folder.is_dir() else None
+
+
+@lru_cache(maxsize=1024)
+def commit_of(repo: str, revision: str, *, kind: Kind) -> str:
+    """The commit that a branch, tag or commit stands for now; offline, the one that it stood for when it was fetched."""
+    if re.fullmatch(COMMIT, revision):
+        return revision
+    import httpx2
+    from huggingface_hub import HfApi, constants
+
+    if not constants.HF_HUB_OFFLINE:
+        try:
+            info = HfApi().repo_info(repo, revision=revision, repo_type=kind, timeout=TIMEOUT_S)
+            return str(info.sha)
+        except (httpx2.HTTPError, OSError) as error:
+            known = _cached_commit(repo, revision, kind=kind)
+            if known is None:
+                raise _refusal(repo, revision, error, kind=kind) from error
+            return known
+    known = _cached_commit(repo, revision, kind=kind)
+    if known is None:
+        raise InputError(
+            f"{kind} {repo}: HF_HUB_OFFLINE is set and the cache has no revision '{revision}' of it; {_how(repo, kind)}"
+        )
+    return known
+
+
+def files_of(repo: str, commit: str, *, patterns: Sequence[str]) -> list[Path]:
+    """A data set's files that match any of the patterns, fetched where they are not cached."""
+    import httpx2
+    from huggingface_hub import snapshot_download
+
+    try:
+        folder = Path(snapshot_download(repo, repo_type="dataset", revision=commit, allow_patterns=list(patterns)))
+    except (httpx2.HTTPError, OSError) as error:
+        raise _refusal(repo, commit, error, kind="dataset") from error
+    return matching(folder, patterns)
+
+
+def matching(folder: Path, patterns: Sequence[str]) -> list[Path]:
+    return sorted({path for pattern in patterns for path in folder.glob(pattern) if path.is_file()})
+
+
+def _cached_commit(repo: str, revision: str, *, kind: Kind) -> str | None:
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import repo_folder_name
+
+    path = Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=repo, repo_type=kind), "refs", revision)
+    return path.read_text(encoding="utf-8").strip() if path.is_file() else None
+
+
+def _how(repo: str, kind: Kind) -> str:
+    command = f"hf download {repo}{' --repo-type dataset' if kind == 'dataset' else ''}"
+    return f"fetch it where there is a network (`{command}`), or put a copy at ${FOLDER}/{kind}s/{repo}"
+
+
+def _refusal(repo: str, revision: str, error: Exception, *, kind: Kind) -> InputError:
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+
+    if isinstance(error, GatedRepoError):
+        return InputError(
+            f"{kind} {repo}: is gated; accept its terms at https://huggingface.co/{repo} and log in with `hf auth login` "
+            "(or set HF_TOKEN)"
+        )
+    if isinstance(error, RevisionNotFoundError):
+        return InputError(f"{kind} {repo}: has no revision '{revision}'; look at https://huggingface.co/{repo}/branches")
+    if isinstance(error, RepositoryNotFoundError):
+        return InputError(f"{kind} {repo}: the hub has no such repository, or it is private and HF_TOKEN is not set")
+    reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+    return InputError(f"{kind} {repo}: the hub can't be reached ({reason}); {_how(repo, kind)}")
