@@ -27,21 +27,25 @@ Figure: TypeAlias = alt.TopLevelMixin
 
 
 def figures(tables: dict[str, pl.DataFrame], *, axis: str = "params") -> dict[str, Figure]:
-    """Name -> chart, setting by setting, of all that there is something to draw of."""
+    """Name -> chart, setting by setting, of all that there is something to draw of. Many methods are listed; what has a
+    panel or a line for each method is then left out."""
     pgr = _sized(tables["pgr"], tables["results"], axis)
     found: dict[str, Figure] = {}
     for setting in pgr["setting"].unique(maintain_order=True):
         rows = pgr.filter(pl.col("setting") == setting)
         over, by_task = rows.filter(pl.col("task").is_null()), rows.filter(pl.col("task").is_not_null())
-        drawn: dict[str, Figure | None] = {
-            "score": score_chart(over, axis=axis),
-            "pgr": pgr_chart(over, axis=axis),
-            "pairs": pair_map(over),
-            "methods": methods_chart(over, axis=axis) if rows["method"].n_unique() <= MANY else methods_list(by_task),
-            "tasks": tasks_chart(by_task, axis=axis),
-        }
+        many = rows["method"].n_unique() > MANY
+        drawn: dict[str, Figure | None] = {"methods": methods_list(by_task)} if many else {}
+        if not many:
+            drawn = {
+                "score": score_chart(over, axis=axis),
+                "pgr": pgr_chart(over, axis=axis),
+                "pairs": pair_map(over),
+                "methods": methods_chart(over, axis=axis),
+                "tasks": tasks_chart(by_task, axis=axis),
+            }
         for kind, draw in OTHERS.items():
-            if kind in tables and tables[kind].height:
+            if kind in tables and tables[kind].height and not (many and kind in BY_METHOD):
                 drawn[kind] = draw(tables[kind].filter(pl.col("setting") == setting))
         found |= {f"{setting}-{kind}": _styled(chart) for kind, chart in drawn.items() if chart is not None}
     return found
@@ -332,6 +336,8 @@ OTHERS: dict[str, Callable[[pl.DataFrame], Figure | None]] = {
     "difficulty": difficulty_chart,
     "stopping": stopping_chart,
 }
+
+BY_METHOD = ("agreement", "misfit", "learning", "fit_curves")
 
 # --- parts --------------------------------------------------------------------------------------------------------
 
