@@ -95,7 +95,9 @@ def _refusal(repo: str, revision: str, error: Exception, *, kind: Kind) -> Input
             "(or set HF_TOKEN)"
         )
     if isinstance(error, RevisionNotFoundError):
-        return InputError(f"{kind} {repo}: has no revision '{revision}'; look at https://huggingface.co/{repo}/branches")
+        return InputError(
+            f"{kind} {repo}: has no revision '{revision}'; look at https://huggingface.co/{repo}/branches"
+        )
     if isinstance(error, RepositoryNotFoundError):
         return InputError(f"{kind} {repo}: the hub has no such repository, or it is private and HF_TOKEN is not set")
     reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__

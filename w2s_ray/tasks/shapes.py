@@ -208,9 +208,7 @@ def _messages(shape: Shape, row: dict[str, Any], number: int, dropped: Counter[s
     yield from _compared(row, number, halves, dropped)
 
 
-def _compared(
-    row: dict[str, Any], number: int, halves: list[tuple[str, str]], dropped: Counter[str]
-) -> Iterator[Item]:
+def _compared(row: dict[str, Any], number: int, halves: list[tuple[str, str]], dropped: Counter[str]) -> Iterator[Item]:
     """A prompt and two completions; the prompt ends where the completion is to begin."""
     (prompt, chosen), (other, rejected) = halves
     if prompt != other or not prompt:
