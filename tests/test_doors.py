@@ -80,10 +80,9 @@ def test_a_plan_of_a_hundred_thousand_cells(tmp_path: Path) -> None:
     code = (
         "import resource, sys; from typer.testing import CliRunner; from w2s_ray import cli;"
         f"r = CliRunner().invoke(cli.app, ['plan', {str(study)!r}, '--json']); print(r.output);"
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)"
+        "used = resource.getrusage(resource.RUSAGE_SELF); print(used.ru_utime, used.ru_maxrss // 1024)"
     )
-    began_s = time.perf_counter()
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert '"cells": 100200' in done.stdout
-    assert time.perf_counter() - began_s < 10
-    assert int(done.stdout.split()[-1]) < 1024, "MiB"
+    seconds, mebibytes = done.stdout.split()[-2:]
+    assert float(seconds) < 10 and int(mebibytes) < 1024

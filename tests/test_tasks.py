@@ -141,7 +141,7 @@ def test_the_sentiment_tasks_are_what_their_recipe_makes(tmp_path: Path) -> None
 
 
 def test_the_shipped_tasks_are_large_enough_and_split_without_leaks() -> None:
-    for name in tasks.task_names():
+    for name in (name for name in tasks.task_names() if tasks.num_rows(tasks.load_task(name)) is not None):
         rows = tasks.read_rows(tasks.load_task(name))
         num_train = 800 if name.startswith("sentiment") else 2000
         parts = tasks.deal(rows, split_seed=0, num_train=num_train, num_test=2000)

@@ -385,18 +385,36 @@ def tasks_(name: Annotated[str | None, typer.Argument(help="A task's name, or a 
         table = Table("task", "setting", "rows", "licence", "about", box=None)
         for each in tasks.task_names():
             task = tasks.load_task(each)
-            table.add_row(each, task.setting, f"{tasks.num_rows(task):,}", task.licence, escape(task.description))
+            rows = tasks.num_rows(task)
+            table.add_row(
+                each,
+                task.setting,
+                "on the hub" if rows is None else f"{rows:,}",
+                task.licence,
+                escape(task.description),
+            )
         out.print(table)
         return
     task = tasks.load_task(name, base=Path.cwd())
-    tasks.check(task)
     rows = tasks.read_rows(task)
-    out.print(f"[bold]{task.name}[/bold]  {task.setting}; {rows.num_rows:,} rows; licence {task.licence}")
+    out.print(f"[bold]{task.name}[/bold]  {task.setting}; {rows.num_rows:,} items; licence {escape(task.licence)}")
     out.print(escape(task.description))
+    table = Table.grid(padding=(0, 2))
+    for part, place in tasks.files(task).items():
+        table.add_row(part, escape(", ".join(map(str, place[:3])) + (" ..." if len(place) > 3 else "")))
+    table.add_row("groups", f"{len(set(rows['group'].to_pylist())):,}")
+    labels = Counter(rows["label"].to_pylist())
+    if None not in labels:
+        table.add_row("label 1", f"{labels[1] / rows.num_rows:.1%} of items, before halves and test set are balanced")
+    for reason, count in tasks.dropped(task).items():
+        table.add_row("left out", f"{count:,} rows: {reason}")
+    dealt = tasks.deal(rows, split_seed=0, num_train=None, num_test=None)
+    table.add_row("at most", f"{dealt['A'].num_rows:,} in each half, {dealt['test'].num_rows:,} in test")
+    out.print(table)
     for row in rows.slice(0, 5).to_pylist():
         if row["label"] is not None:
             out.print(f"  [bold]{row['label']}[/bold]  ", end="")
-        out.print(escape(" | ".join(text[:200] for text in (row["text"], *row["completions"]) if text)))
+        out.print(escape(" | ".join(text[:300] for text in (row["text"], *row["completions"]) if text)))
 
 
 @app.command("families")

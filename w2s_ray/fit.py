@@ -87,6 +87,8 @@ class Data:
     """Absolute path of the task's YAML."""
     tokenizer_sources: tuple[tuple[str, str | None], ...] = field(metadata=LOCATION)
     """(hub id or folder, revision) for each of `tokenizers`, in the same order."""
+    commit: str | None = field(default=None, metadata=LOCATION)
+    """The hub's commit that the rows come from; the fingerprint says so too."""
     difficulty: tuple[str, float, float] | None = field(default=None, metadata=LATER)
     """(column, least, most) of the rows that the halves are dealt from; the test set takes rows of any."""
 
@@ -159,7 +161,7 @@ class Fit:
         if not re.fullmatch(r"[AB]([1-9]\d*/[1-9]\d*)?", self.half):
             raise ValueError(f"half: given {self.half!r}, allowed are A, B and parts such as B1/2")
 
-    @cached_property
+    @property
     def identity(self) -> dict[str, Any]:
         labels: Any = "truth"
         if self.labels:

@@ -73,6 +73,35 @@ def matching(folder: Path, patterns: Sequence[str]) -> list[Path]:
     return sorted({path for pattern in patterns for path in folder.glob(pattern) if path.is_file()})
 
 
+def fetched(url: str) -> Path:
+    """A file of the web, fetched once; or its copy at `$W2S_HUB_FOLDER/urls/<host>/<path>`."""
+    from urllib.parse import urlparse
+
+    import httpx2
+    from huggingface_hub import constants
+
+    parts = urlparse(url)
+    inside = Path("urls", parts.netloc, *(part for part in parts.path.split("/") if part not in ("", "..")))
+    root = os.environ.get(FOLDER)
+    if root and Path(root, inside).is_file():
+        return Path(root, inside)
+    path = Path(constants.HF_HOME, "w2s_ray", inside)
+    if path.is_file():
+        return path
+    try:
+        if constants.HF_HUB_OFFLINE:
+            raise OSError("HF_HUB_OFFLINE is set")
+        response = httpx2.get(url, timeout=TIMEOUT_S, follow_redirects=True)
+        response.raise_for_status()
+    except (httpx2.HTTPError, OSError) as error:
+        raise InputError(f"{url}: can't be fetched ({error}); put a copy at ${FOLDER}/{inside}") from error
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_bytes(response.content)
+    temporary.replace(path)
+    return path
+
+
 def _cached_commit(repo: str, revision: str, *, kind: Kind) -> str | None:
     from huggingface_hub import constants
     from huggingface_hub.file_download import repo_folder_name

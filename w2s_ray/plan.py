@@ -221,7 +221,7 @@ def _training(grid: Grid, compute: Compute, family: Family, size: str) -> Traini
 
 def _data(name: str, grid: Grid, models: dict[str, Model], *, base: Path, where: str) -> Data:
     try:
-        task = tasks.load_task(name, base=base)
+        task = tasks.pinned(tasks.load_task(name, base=base))
         tasks.check(task)
     except InputError as error:
         raise InputError(f"{where}: {error}") from error
@@ -241,6 +241,7 @@ def _data(name: str, grid: Grid, models: dict[str, Model], *, base: Path, where:
         task=task.name,
         source=str(task.path),
         tokenizer_sources=tuple(tokenizers[key] for key in sorted(tokenizers)),
+        commit=task.hub.revision if task.hub else None,
         difficulty=_range(str(task.difficulty), least, most) if limited else None,
     )
 
@@ -419,7 +420,7 @@ STEP_OVERHEAD_S = 0.005
 CHARACTERS_PER_TOKEN = 4
 
 
-def cost(fit: Fit, *, execution: Execution, shape: tasks.Shape) -> Cost:
+def cost(fit: Fit, *, execution: Execution, shape: tasks.Size) -> Cost:
     """An estimate before tokenisation: rows from the file, tokens from the mean length of its texts."""
     num_test = fit.data.num_test or shape.num_test or shape.num_rows // 5
     per_half = (shape.num_rows - (0 if shape.num_test else num_test)) // 2
@@ -443,7 +444,7 @@ def cost(fit: Fit, *, execution: Execution, shape: tasks.Shape) -> Cost:
     return Cost(flops=flops, seconds=overhead_s + flops / _speed(execution))
 
 
-def _row_tokens(fit: Fit, shape: tasks.Shape) -> float:
+def _row_tokens(fit: Fit, shape: tasks.Size) -> float:
     return min(fit.data.max_tokens, max(2.0, shape.mean_characters / CHARACTERS_PER_TOKEN))
 
 
@@ -453,7 +454,7 @@ def _speed(execution: Execution) -> float:
     return each * execution.workers
 
 
-def _extraction(fit: Fit, *, execution: Execution, shape: tasks.Shape) -> Cost:
+def _extraction(fit: Fit, *, execution: Execution, shape: tasks.Size) -> Cost:
     """Reading the features of all rows off a frozen model: 2ND."""
     row_tokens = _row_tokens(fit, shape)
     flops = 2.0 * fit.model.num_params * row_tokens * (shape.num_rows + (shape.num_test or 0))
@@ -462,13 +463,13 @@ def _extraction(fit: Fit, *, execution: Execution, shape: tasks.Shape) -> Cost:
 
 def costs(plan: Plan) -> dict[str, Cost]:
     """Key -> cost of every Fit."""
-    shapes: dict[str, tasks.Shape] = {}
+    shapes: dict[str, tasks.Size] = {}
     alike: dict[tuple[Any, ...], Cost] = {}
     extracted: set[tuple[Model, Data]] = set()
     found = {}
     for fit in plan.fits:
         if fit.data.source not in shapes:
-            shapes[fit.data.source] = tasks.shape(tasks.load_task(fit.data.source))
+            shapes[fit.data.source] = tasks.size(tasks.of(fit.data.source, commit=fit.data.commit))
         kind = (id(fit.model), id(fit.data), id(fit.training), fit.half, fit.method)
         if kind not in alike:
             alike[kind] = cost(fit, execution=plan.executions[fit.model], shape=shapes[fit.data.source])
@@ -484,7 +485,7 @@ def num_tests(plan: Plan) -> dict[str, int]:
     """Task -> size of its test set, before rows are dropped for balance or length."""
     sizes = {}
     for data in {fit.data for fit in plan.fits}:
-        shape = tasks.shape(tasks.load_task(data.source))
+        shape = tasks.size(tasks.of(data.source, commit=data.commit))
         sizes[data.task] = data.num_test or shape.num_test or shape.num_rows // 5
     return dict(sorted(sizes.items()))
 

@@ -1,7 +1,8 @@
 """Model families as data: a ladder of sizes, weak to strong, each a hub id with revision or a local folder.
 
-Promises: no network and no torch. A model's fingerprint is what its weights and tokenizer are (content hashes) for a
-folder, and what they are called (id and revision) for the hub. A folder that lacks something is refused by its name.
+Promises: no torch. A model's fingerprint is what its weights and tokenizer are (content hashes) for a folder, and what
+they are called (id and commit) for the hub, which is asked for nothing else. A folder that lacks something is refused by
+its name.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from w2s_ray import hub
 from w2s_ray.errors import InputError, nearest
 from w2s_ray.fit import Model
 
@@ -183,7 +185,7 @@ def starting_rate(num_params: int) -> float:
 def model(family: Family, size: str, *, trust_remote_code: bool = False) -> Model:
     """A rung as something that can be loaded and told apart."""
     entry = family.size(size)
-    folder = local_folder(family, size)
+    folder, revision = local_folder(family, size), entry.revision
     if folder is not None:
         source = str(folder)
         fingerprint, tokenizer = fingerprint_weights(folder), fingerprint_tokenizer(folder)
@@ -194,7 +196,8 @@ def model(family: Family, size: str, *, trust_remote_code: bool = False) -> Mode
             )
     else:
         source = entry.source
-        fingerprint = f"hub:{entry.source}@{entry.revision or 'main'}"
+        revision = hub.commit_of(entry.source, entry.revision or "main", kind="model")
+        fingerprint = f"hub:{entry.source}@{revision}"
         tokenizer = f"hub:{family.tokenizer}" if family.tokenizer else fingerprint
     return Model(
         fingerprint=fingerprint,
@@ -204,7 +207,7 @@ def model(family: Family, size: str, *, trust_remote_code: bool = False) -> Mode
         family=family.name,
         size=size,
         source=source,
-        revision=entry.revision,
+        revision=revision if folder is None else None,
         num_params=entry.params,
         pretraining_tokens=entry.pretraining_tokens,
         trust_remote_code=trust_remote_code,
@@ -212,7 +215,7 @@ def model(family: Family, size: str, *, trust_remote_code: bool = False) -> Mode
 
 
 def local_folder(family: Family, size: str) -> Path | None:
-    """Where a size's files are on this machine; None for a hub id."""
+    """Where a size's files are on this machine; None for a hub id that has no copy here."""
     source = family.size(size).source
     if source.startswith("package:"):
         package, _, inside = source.removeprefix("package:").partition("/")
@@ -223,7 +226,7 @@ def local_folder(family: Family, size: str) -> Path | None:
         return Path(found.submodule_search_locations[0]) / inside
     if source.startswith(("./", "/")):
         return (family.path.parent / source).resolve()
-    return None
+    return hub.copy_of(source, kind="model")
 
 
 # --- local folders ------------------------------------------------------------------------------------------------

@@ -13,11 +13,14 @@ dealing depends on the rows' ids alone, not on their order in the file, nor on t
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import math
 import re
 import string
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -26,12 +29,14 @@ import pyarrow as pa
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from w2s_ray import hub
 from w2s_ray.errors import InputError, nearest
 from w2s_ray.fit import Setting, canonical_json
+from w2s_ray.tasks.shapes import Item, Shape, as_lines, unfold, value
 
 SHIPPED = Path(__file__).parent
 NAME = r"[a-z0-9][a-z0-9._-]{0,63}"
-SUFFIXES = (".parquet", ".csv", ".jsonl")
+SUFFIXES = (".parquet", ".csv", ".tsv", ".jsonl", ".jsonl.gz")
 MEAN_OVER_NUM_ROWS = 1000
 NUM_COMPLETIONS: dict[Setting, int] = {"classification": 0, "generation": 1, "comparison": 2}
 ROWS = pa.schema(
@@ -50,6 +55,31 @@ better one; null in a generation, whose one completion is the right one. `diffic
 `train` or `test`."""
 
 
+class Hub(BaseModel):
+    """A data set of the hub. By default its parquet export is read, which every data set has in one layout, those whose
+    own files can only be read by a script among them."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    id: str
+    revision: str = "refs/convert/parquet"
+    config: str = "*"
+    files: str = "{config}/{split}/*.parquet"
+    """Where a split's files lie in the repository."""
+
+    def pattern(self, split: str) -> str:
+        return self.files.format(config=self.config, split=split)
+
+
+class Where(BaseModel):
+    """Rows whose column has one of some values."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    column: str
+    among: tuple[Any, ...] = Field(min_length=1)
+
+
 class Task(BaseModel):
     """A task's YAML, checked, and where it lies."""
 
@@ -59,10 +89,24 @@ class Task(BaseModel):
     setting: Setting
     description: str = ""
     licence: str = "unknown"
+    hub: Hub | None = None
+    """Where the rows come from, if not from files beside the YAML."""
     train: str
-    """File of rows, relative to the YAML."""
+    """File of rows, relative to the YAML, or its https address; of the hub, a split."""
     test: str | None = None
-    """File of test rows; without it the test set is taken from the rows of `train`."""
+    """File, or split, of test rows; without it the test set is taken from the rows of `train`."""
+    header: tuple[str, ...] | None = None
+    """Names of the columns of csv and tsv files that have none."""
+    max_rows: int | None = Field(default=None, ge=1)
+    """Of each file set, so many rows are taken, spread evenly; default all."""
+    shape: Shape = Shape()
+    """How rows become items, where a row is not one."""
+    lines: tuple[str, ...] = ()
+    """Columns that hold lists (of turns, of messages), which become lines of text."""
+    remove: str | None = None
+    """Regular expression of what is cut out of texts."""
+    where: Where | None = None
+    """Which rows are taken; default all."""
     template: str = "{text}"
     """The text of a row, from its columns in braces; the prompt where there are completions, and then it may be empty."""
     completions: tuple[str, ...] = ()
@@ -70,6 +114,10 @@ class Task(BaseModel):
     label: str | None = None
     """Column with 0 or 1 (or false and true), default `label`. In a comparison 1 says that the first completion is the
     better one; without it, it always is, and the two are shown in an order that the row's id decides."""
+    positive: tuple[Any, ...] = ()
+    """Values of the label column that mean 1, where they are not 0 and 1."""
+    negative: tuple[Any, ...] = ()
+    """Those that mean 0; rows with any other value are left out."""
     group: str | None = None
     """Column whose equal values stay in one part (a question, a premise); none: each row by itself."""
     id: str | None = None
@@ -89,24 +137,28 @@ class Task(BaseModel):
 
     @property
     def label_column(self) -> str | None:
-        return self.label or ("label" if self.setting == "classification" else None)
+        told = bool({"choices", "ordered", "preference", "scores"} & self.shape.model_fields_set)
+        return None if told else self.label or ("label" if self.setting == "classification" else None)
 
     @property
-    def files(self) -> dict[str, Path]:
-        named = {"train": self.train, "test": self.test}
-        return {part: self.path.parent / name for part, name in named.items() if name is not None}
+    def sources(self) -> dict[str, str]:
+        """Part -> file or split."""
+        return {part: name for part, name in (("train", self.train), ("test", self.test)) if name is not None}
 
     @property
     def columns(self) -> list[str]:
-        """The columns that this task reads."""
+        """The columns of its files that this task reads."""
         templates = "".join((self.template, *self.completions))
-        used = [name for _, name, _, _ in string.Formatter().parse(templates) if name]
-        named = (self.label_column, self.group, self.id, self.difficulty)
-        return list(dict.fromkeys([*used, *(column for column in named if column)]))
+        filled = [name for _, name, _, _ in string.Formatter().parse(templates) if name]
+        named = [self.label_column, self.group, self.id, self.difficulty]
+        used = [name for name in (*filled, *named) if name and re.split(r"[.\[]", name)[0] not in self.shape.made]
+        where = (self.where.column,) if self.where else ()
+        read = [re.split(r"[.\[]", name)[0] for name in (*used, *self.shape.columns, *where)]
+        return list(dict.fromkeys(read))
 
 
 @dataclass(frozen=True)
-class Shape:
+class Size:
     """What can be told of a task's size without reading all of it."""
 
     num_rows: int
@@ -142,8 +194,10 @@ def load_task(name_or_path: str | Path, *, base: Path | None = None) -> Task:
     except ValidationError as error:
         problem = error.errors()[0]
         raise InputError(f"{path}: {'.'.join(map(str, problem['loc']))}: {problem['msg']}") from error
-    for part, name in (("train", task.train), ("test", task.test)):
-        if name is not None and not (_inside(task.path.parent, name, what=part)).name.endswith(SUFFIXES):
+    for part, name in task.sources.items() if task.hub is None else ():
+        if name.startswith("https://"):
+            continue
+        if not (_inside(task.path.parent, name, what=part)).name.endswith(SUFFIXES):
             raise InputError(f"{path}: {part}: given '{name}', allowed are files ending in {', '.join(SUFFIXES)}")
     return task
 
@@ -169,39 +223,102 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return content
 
 
+def of(source: str, *, commit: str | None) -> Task:
+    """The task of a plan, wherever it is worked on: of the commit that was planned with, whatever a branch is by now."""
+    task = load_task(source)
+    if task.hub is None or commit is None:
+        return task
+    return task.model_copy(update={"hub": task.hub.model_copy(update={"revision": commit})})
+
+
+def pinned(task: Task) -> Task:
+    """With the hub's revision as the commit that it stands for now."""
+    if task.hub is None or hub.copy_of(task.hub.id, kind="dataset") is not None:
+        return task
+    commit = hub.commit_of(task.hub.id, task.hub.revision, kind="dataset")
+    return task.model_copy(update={"hub": task.hub.model_copy(update={"revision": commit})})
+
+
+@lru_cache(maxsize=256)
+def files(task: Task) -> dict[str, list[Path]]:
+    """Part -> files; those of the hub are fetched where they are not on this machine."""
+    if task.hub is None:
+        return {
+            part: [hub.fetched(name) if name.startswith("https://") else task.path.parent / name]
+            for part, name in task.sources.items()
+        }
+    patterns = {part: task.hub.pattern(split) for part, split in task.sources.items()}
+    copy = hub.copy_of(task.hub.id, kind="dataset")
+    found = {}
+    for part, pattern in patterns.items():
+        if copy is not None:
+            found[part] = hub.matching(copy, [pattern])
+        else:
+            commit = hub.commit_of(task.hub.id, task.hub.revision, kind="dataset")
+            found[part] = hub.files_of(task.hub.id, commit, patterns=[pattern])
+        if not found[part]:
+            where = copy or f"{task.hub.id} at {task.hub.revision}"
+            raise InputError(
+                f"{task.path}: {part}: no file {pattern} in {where}; has its layout or its splits changed?"
+            )
+    return found
+
+
 @lru_cache(maxsize=256)
 def fingerprint(task: Task) -> str:
-    """SHA-256 over what the task says (not what it is called) and over its files' content."""
+    """SHA-256 over what the task says (not what it is called) and over its files' content, or over their commit."""
     # nothing is learned from a row's difficulty; where it chooses rows, a Fit's data say so themselves
-    said = task.model_dump(exclude={"path", "name", "description", "licence", "train", "test", "difficulty"})
-    content = {part: hashlib.sha256(path.read_bytes()).hexdigest() for part, path in task.files.items()}
+    said = task.model_dump(exclude={"path", "name", "description", "licence", "train", "test", "difficulty", "hub"})
+    for later in ("header", "max_rows", "shape", "lines", "remove", "where", "positive", "negative"):
+        if later not in task.model_fields_set:  # came after the first stores were filled
+            del said[later]
+    if task.hub is not None and hub.copy_of(task.hub.id, kind="dataset") is None:
+        commit = hub.commit_of(task.hub.id, task.hub.revision, kind="dataset")
+        splits = {part: task.hub.pattern(split) for part, split in task.sources.items()}
+        return hashlib.sha256(
+            canonical_json({"task": said, "hub": [task.hub.id, commit], "splits": splits}).encode()
+        ).hexdigest()
+    content = {}
+    for part, paths in files(task).items():
+        digests = [hashlib.sha256(path.read_bytes()).hexdigest() for path in paths]
+        content[part] = digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
     return hashlib.sha256(canonical_json({"task": said, "files": content}).encode()).hexdigest()
 
 
-def num_rows(task: Task) -> int:
-    """Rows in all files, without reading them where the format tells."""
-    return sum(_num_rows(path) for path in task.files.values())
+def num_rows(task: Task) -> int | None:
+    """Rows in all files, without reading them where the format tells; None where they are not on this machine."""
+    elsewhere = any(name.startswith("https://") for name in task.sources.values())
+    if elsewhere or (task.hub is not None and hub.copy_of(task.hub.id, kind="dataset") is None):
+        return None
+    return sum(_num_rows(task, part) for part in task.sources)
 
 
-def _num_rows(path: Path) -> int:
-    if path.suffix == ".parquet":
-        import pyarrow.parquet as pq
+def _num_rows(task: Task, part: str) -> int:
+    count = 0
+    for path in files(task)[part]:
+        if path.suffix == ".parquet":
+            import pyarrow.parquet as pq
 
-        return int(pq.read_metadata(path).num_rows)
-    with path.open("rb") as file:
-        return sum(1 for line in file if line.strip()) - (path.suffix == ".csv")
+            count += int(pq.read_metadata(path).num_rows)
+        else:
+            opened = gzip.open if path.suffix == ".gz" else open
+            with opened(path, "rb") as file:
+                header = path.suffix == ".csv" and task.header is None
+                count += sum(1 for line in file if line.strip()) - header
+    return min(count, task.max_rows or count)
 
 
 @lru_cache(maxsize=256)
-def shape(task: Task) -> Shape:
-    table = _read(task, task.files["train"]).slice(0, MEAN_OVER_NUM_ROWS)
-    texts, completions = _filled(task, table, task.template), _completions(task, table)
+def size(task: Task) -> Size:
+    items = _items(task, "train", limit=MEAN_OVER_NUM_ROWS)
+    texts, completions = _filled(task, items, task.template), _completions(task, items)
     read = [
         sum(len(text) + len(each) for each in row) or len(text) for text, row in zip(texts, completions, strict=True)
     ]
     mean = sum(read) / max(1, len(read))
-    num_test = _num_rows(task.files["test"]) if task.test else None
-    return Shape(num_rows=_num_rows(task.files["train"]), num_test=num_test, mean_characters=mean)
+    per_row = task.shape.items_per_row
+    num_test = round(_num_rows(task, "test") * per_row) if task.test else None
+    return Size(num_rows=round(_num_rows(task, "train") * per_row), num_test=num_test, mean_characters=mean)
 
 
 # --- rows ---------------------------------------------------------------------------------------------------------
@@ -210,18 +327,7 @@ def shape(task: Task) -> Shape:
 def _read(task: Task, path: Path) -> pa.Table:
     """The columns that the task names, of one file."""
     try:
-        if path.suffix == ".parquet":
-            import pyarrow.parquet as pq
-
-            table = pq.read_table(path)
-        elif path.suffix == ".csv":
-            import pyarrow.csv
-
-            table = pyarrow.csv.read_csv(path)
-        else:
-            import pyarrow.json
-
-            table = pyarrow.json.read_json(path)
+        table = _read_file(task, path)
     except FileNotFoundError as error:
         raise InputError(f"{task.path}: no such file: {path}") from error
     except (pa.ArrowInvalid, OSError) as error:
@@ -232,59 +338,156 @@ def _read(task: Task, path: Path) -> pa.Table:
                 f"{path}: no column '{column}'{nearest(column, table.column_names)}, which {task.path.name} names; "
                 f"there are: {', '.join(table.column_names)}"
             )
-    return table.select(task.columns)
+    return table.select([*task.columns, *(c for c in ALSO if c in table.column_names and task.shape.puzzle)])
 
 
-def _filled(task: Task, table: pa.Table, template: str) -> list[str]:
+ALSO = ("GameId", "GameUrl", "PuzzleId")
+"""Columns of Lichess puzzles, which one schema has and the other has not."""
+
+
+def _read_file(task: Task, path: Path) -> pa.Table:
+    if path.suffix == ".parquet":
+        import pyarrow.parquet as pq
+
+        return pq.read_table(path)
+    if path.suffix in (".csv", ".tsv"):
+        import pyarrow.csv
+
+        quote = '"' if path.suffix == ".csv" else False  # quotation marks in a tsv are text
+        return pyarrow.csv.read_csv(
+            path,
+            read_options=pyarrow.csv.ReadOptions(column_names=task.header),
+            parse_options=pyarrow.csv.ParseOptions(
+                delimiter="," if path.suffix == ".csv" else "\t", quote_char=quote, newlines_in_values=bool(quote)
+            ),
+        )
+    import pyarrow.json
+
+    with pa.input_stream(path, compression="detect") as stream:
+        return pyarrow.json.read_json(stream, read_options=pyarrow.json.ReadOptions(block_size=2**26))
+
+
+def _items(task: Task, part: str, *, limit: int | None = None) -> list[Item]:
+    """The items of a part, those of the first `limit` rows; what is wrong names the file and the row."""
+    found: list[Item] = []
+    for path, rows in _rows(task, part, limit=limit):
+        try:
+            items, _ = unfold(task.shape, rows)
+        except (ValueError, ModuleNotFoundError) as error:
+            raise InputError(f"{path}: {error}") from error
+        found += [_in_lines(task, item) for item in items if item.label is not None or _is_labelled(task, item)]
+    return found
+
+
+def _in_lines(task: Task, item: Item) -> Item:
+    if not task.lines:
+        return item
+    return replace(item, fields=item.fields | {name: as_lines(item.fields[name]) for name in task.lines})
+
+
+def _rows(task: Task, part: str, *, limit: int | None) -> Iterator[tuple[Path, list[dict[str, Any]]]]:
+    paths = files(task)[part]
+    most = task.max_rows if len(paths) == 1 or task.max_rows is None else -(-task.max_rows // len(paths))
+    for path in paths:
+        table = _read(task, path)
+        if table.num_rows == 0:
+            raise InputError(f"{path}: has no rows")
+        if task.where is not None:
+            column = table.column(task.where.column).to_pylist()
+            table = table.filter(pa.array([each in task.where.among for each in column]))
+        if most is not None and table.num_rows > most:
+            table = table.take(pa.array([i * table.num_rows // most for i in range(most)]))
+        yield path, table.slice(0, limit).to_pylist()
+        if limit is not None:
+            return
+
+
+def _is_labelled(task: Task, item: Item) -> bool:
+    """Whether a row's label is one that counts; where nothing is said of values, all are, and the wrong ones refused."""
+    if task.label_column is None or not (task.positive or task.negative):
+        return True
+    return value(item.fields, task.label_column) in (*task.positive, *task.negative)
+
+
+def _filled(task: Task, items: list[Item], template: str) -> list[str]:
     try:
-        return [template.format(**row).strip() for row in table.to_pylist()]
-    except (KeyError, IndexError, ValueError, AttributeError) as error:
+        texts = [template.format(**item.fields) for item in items]
+        if task.remove is not None:
+            texts = [re.sub(r"  +", " ", re.sub(task.remove, " ", text)) for text in texts]
+        return [text.strip() for text in texts]
+    except (KeyError, IndexError, ValueError, AttributeError, TypeError) as error:
         raise InputError(f"{task.path}: template: {template!r} can't be filled from the columns ({error})") from error
 
 
-def _completions(task: Task, table: pa.Table) -> list[tuple[str, ...]]:
-    columns = [_filled(task, table, template) for template in task.completions]
-    return list(zip(*columns, strict=True)) if columns else [()] * table.num_rows
+def _completions(task: Task, items: list[Item]) -> list[tuple[str, ...]]:
+    columns = [_filled(task, items, template) for template in task.completions]
+    return list(zip(*columns, strict=True)) if columns else [()] * len(items)
 
 
-def _labels(task: Task, path: Path, table: pa.Table) -> list[int | None]:
-    """The label column, or what stands for it: 1 (the first is better) in a comparison, none in a generation."""
+def _labels(task: Task, where: str, items: list[Item]) -> list[int | None]:
+    """What the shape says, or the label column, or what stands for it: 1 (the first is better) in a comparison, none in a
+    generation."""
     if task.label_column is None:
-        return [1 if task.setting == "comparison" else None] * table.num_rows
-    labels = table.column(task.label_column).to_pylist()
-    for row, label in enumerate(labels):
+        without = 1 if task.setting == "comparison" else None
+        return [item.label if item.label is not None else without for item in items]
+    labels: list[int | None] = []
+    for item in items:
+        label = value(item.fields, task.label_column)
+        if task.positive or task.negative:
+            label = int(label in task.positive)
         if isinstance(label, str) or label not in (0, 1):
             raise InputError(
-                f"{path}: row {row + 1}, column '{task.label_column}': given {label!r}, allowed are 0 and 1"
+                f"{where}: row {item.row}, column '{task.label_column}': given {label!r}, allowed are 0 and 1"
             )
-    return [int(label) for label in labels]
+        labels.append(int(label))
+    return labels
 
 
-def _difficulties(task: Task, path: Path, table: pa.Table) -> list[float | None]:
+def _difficulties(task: Task, where: str, items: list[Item]) -> list[float | None]:
     if task.difficulty is None:
-        return [None] * table.num_rows
-    values = table.column(task.difficulty).to_pylist()
-    for row, value in enumerate(values):
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            raise InputError(f"{path}: row {row + 1}, column '{task.difficulty}': given {value!r}, allowed are numbers")
-    return [float(value) for value in values]
+        return [None] * len(items)
+    found: list[float | None] = []
+    for item in items:
+        number = value(item.fields, task.difficulty)
+        if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number):
+            raise InputError(
+                f"{where}: row {item.row}, column '{task.difficulty}': given {number!r}, allowed are numbers"
+            )
+        found.append(float(number))
+    return found
 
 
 @lru_cache(maxsize=256)
 def check(task: Task) -> None:
     """Read every row once and refuse the first bad one. Rows are counted from 1, without a header."""
-    for path in task.files.values():
-        table = _read(task, path)
-        if table.num_rows == 0:
-            raise InputError(f"{path}: has no rows")
-        _labels(task, path, table)
-        _difficulties(task, path, table)
+    for part in task.sources:
+        where = _name(task, part)
+        items = _items(task, part)
+        if not items:
+            raise InputError(f"{where}: no row can be used")
+        _labels(task, where, items)
+        _difficulties(task, where, items)
         for template in (task.template, *task.completions):
             if not template and task.setting == "comparison":
                 continue
-            for row, text in enumerate(_filled(task, table, template)):
+            for item, text in zip(items, _filled(task, items, template), strict=True):
                 if not text:
-                    raise InputError(f"{path}: row {row + 1}: the text is empty (template {template!r})")
+                    raise InputError(f"{where}: row {item.row}: the text is empty (template {template!r})")
+
+
+def _name(task: Task, part: str) -> str:
+    """A part's file in messages, or its first one."""
+    paths = files(task)[part]
+    return str(paths[0]) if len(paths) == 1 else f"{paths[0]} (and {len(paths) - 1} more)"
+
+
+def dropped(task: Task) -> dict[str, int]:
+    """How many rows the task's shape can't use, and why."""
+    counts: Counter[str] = Counter()
+    for part in task.sources:
+        for _, rows in _rows(task, part, limit=None):
+            counts += unfold(task.shape, rows)[1]
+    return dict(counts)
 
 
 def read_rows(task: Task) -> pa.Table:
@@ -294,12 +497,12 @@ def read_rows(task: Task) -> pa.Table:
     rows: dict[str, dict[str, Any]] = {}
     answers: dict[str, Any] = {}
     contradictory = set()
-    for part, path in reversed(task.files.items()):
-        table = _read(task, path)
-        texts, completions = _filled(task, table, task.template), _completions(task, table)
-        labels, difficulties = _labels(task, path, table), _difficulties(task, path, table)
+    for part in reversed(task.sources):
+        where, items = _name(task, part), _items(task, part)
+        texts, completions = _filled(task, items, task.template), _completions(task, items)
+        labels, difficulties = _labels(task, where, items), _difficulties(task, where, items)
         ids = (
-            table.column(task.id).to_pylist()
+            [_own_id(task, item) for item in items]
             if task.id
             else [
                 _hash("\0".join([text, *sorted(shown)]) if task.setting == "comparison" else text)[:16]
@@ -307,7 +510,9 @@ def read_rows(task: Task) -> pa.Table:
             ]
         )
         groups = (
-            table.column(task.group).to_pylist() if task.group else [t or i for t, i in zip(texts, ids, strict=True)]
+            [value(item.fields, task.group) for item in items]
+            if task.group
+            else [t or i for t, i in zip(texts, ids, strict=True)]
         )
         columns = (map(str, ids), texts, completions, groups, labels, difficulties)
         for id_, text, shown, group, label, difficulty in zip(*columns, strict=True):
@@ -315,10 +520,16 @@ def read_rows(task: Task) -> pa.Table:
             if answers.setdefault(id_, answer) != answer or (len(shown) == 2 and shown[0] == shown[1]):
                 contradictory.add(id_)
             if task.setting == "comparison" and task.label_column is None and int(_hash(f"order:{id_}"), 16) % 2:
-                shown, label = shown[::-1], 0
+                shown, label = shown[::-1], 1 - (label or 0)
             found = {"id": id_, "text": text, "completions": shown, "group": str(group), "label": label}
             rows.setdefault(id_, found | {"difficulty": difficulty, "part": part})
     return pa.Table.from_pylist([row for row in rows.values() if row["id"] not in contradictory], schema=ROWS)
+
+
+def _own_id(task: Task, item: Item) -> str:
+    """The row's id; of the two items of a question, with the answer that it shows."""
+    own = str(value(item.fields, str(task.id)))
+    return f"{own}-{item.label}" if task.shape.choices else own
 
 
 # --- dealing ------------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -32,7 +32,8 @@ class Choices(BaseModel):
     columns: tuple[str, ...] = Field(min_length=1)
     """A column for each choice, or one that holds a list of them."""
     right: str
-    """Column that tells the right one: its number, its name among `names`, or its text."""
+    """Column that tells the right one: by its number, by its name where there are `names`, or by its text."""
+    by: Literal["number", "text"] = "number"
     names: str | None = None
     """Column with the choices' names, such as A to D."""
     first: int = 0
@@ -142,6 +143,14 @@ def unfold(shape: Shape, rows: list[dict[str, Any]]) -> tuple[list[Item], Counte
     return items, dropped
 
 
+def as_lines(turns: list[Any]) -> str:
+    """A list of texts, a line each, or of messages, each with who says it."""
+    if turns and isinstance(turns[0], dict):
+        said = (f"{HUMAN if turn['role'] == 'user' else ASSISTANT} {turn['content'].strip()}" for turn in turns)
+        return "".join(said).strip()
+    return "\n".join(map(str, turns))
+
+
 def _draw(row: dict[str, Any], num: int) -> int:
     """A number below `num` that the row's content decides."""
     text = json.dumps(row, sort_keys=True, default=str, ensure_ascii=False)
@@ -161,8 +170,8 @@ def _choices(shape: Shape, row: dict[str, Any], number: int, dropped: Counter[st
     if choices.names:
         names = [str(name).strip() for name in value(row, choices.names)]
         place = names.index(str(answer).strip())
-    elif isinstance(answer, int) or str(answer).strip().lstrip("-").isdigit():
-        place = int(answer) - choices.first
+    elif choices.by == "number":
+        place = int(answer) - choices.first if str(answer).strip() else -1
     else:
         right = [i for i, text in enumerate(texts) if text == str(answer).strip()]
         if not right:
@@ -203,8 +212,7 @@ def _messages(shape: Shape, row: dict[str, Any], number: int, dropped: Counter[s
     halves = []
     for column in shape.messages:
         *before, last = value(row, column)
-        turns = (f"{HUMAN if turn['role'] == 'user' else ASSISTANT} {turn['content'].strip()}" for turn in before)
-        halves.append(("".join(turns), last["content"]))
+        halves.append((as_lines(before), last["content"]))
     yield from _compared(row, number, halves, dropped)
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -126,7 +125,7 @@ def prepare(fit: Fit) -> Prepared:
 
 def _prepare(fit: Fit) -> Prepared:
     data = fit.data
-    rows = tasks.read_rows(tasks.load_task(Path(data.source)))
+    rows = tasks.read_rows(tasks.of(data.source, commit=data.commit))
     fits_all = np.ones(rows.num_rows, dtype=bool)
     for source, revision in data.tokenizer_sources:
         texts, completions = _read(rows)
