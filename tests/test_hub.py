@@ -267,3 +267,19 @@ def test_a_study_of_hub_models_and_data_runs_from_copies(task: str, copies: Path
 def test_an_id_that_is_none_is_refused() -> None:
     with pytest.raises(InputError, match="allowed are names such as"):
         hub.copy_of("../secrets", kind="dataset")
+
+
+@pytest.mark.parametrize("name", ["nlp", "reward_modeling", "chess"])
+def test_the_studies_of_the_hub_are_planned_from_copies(name: str, copies: Path) -> None:
+    """Every task and family of theirs is there and goes together; the rows of the copies are too few to run."""
+    study = Path(__file__).parent.parent / "studies" / f"{name}.yaml"
+    grids = yaml.safe_load(study.read_text())["grids"]
+    for grid in grids:
+        for size in families.load_family(grid["family"]).sizes:
+            if size.size in grid["sizes"]:
+                save_model(copies / "models" / size.source, "gpt_neox")
+        for task in grid["tasks"]:
+            write(copies, task)
+    plan = load_plan(study)
+    assert len(plan.cells) >= 50 and {fit.training.precision for fit in plan.fits} == {"bf16"}
+    assert max(execution.workers for execution in plan.executions.values()) >= 1

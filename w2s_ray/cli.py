@@ -60,6 +60,9 @@ def plan(
     store: StoreOption = DEFAULT_STORE,
     as_json: JsonOption = False,
     gap: Annotated[float, typer.Option(help="Ceiling minus supervisor to assume for the precision of PGR.")] = 0.1,
+    usd: Annotated[
+        float | None, typer.Option("--usd-per-hour", help="Price of a GPU (or of a CPU worker) for an hour.", min=0)
+    ] = None,
 ) -> None:
     """Say what a study will run and what that costs. Starts nothing, writes nothing.
 
@@ -76,6 +79,7 @@ def plan(
     missing = [fit for fit in planned.fits if fit.key not in state.done]
     roles = Counter(fit.role for fit in planned.fits)
     seconds = sum(costs[fit.key].seconds for fit in missing)
+    worker_s = sum(costs[fit.key].seconds * planned.executions[fit.model].workers for fit in missing)
     largest = max(planned.fits, key=lambda fit: plans.state_bytes(fit, planned.executions[fit.model]))
     execution = planned.executions[largest.model]
     num_seeds = len({cell.seed for cell in planned.cells})
@@ -92,7 +96,7 @@ def plan(
         "to_run": len(missing),
         "failed_before": len(state.failed),
         "flops_to_run": sum(costs[fit.key].flops for fit in missing),
-        "worker_hours_to_run": seconds / 3600,
+        "worker_hours_to_run": worker_s / 3600,
         "largest_model": largest.model.name,
         "largest_state_gib_per_worker": plans.state_bytes(largest, execution) / 2**30,
         "largest_workers": execution.workers,
@@ -101,6 +105,8 @@ def plan(
         "pgr_half_width_95": {task: round(width, 3) for task, width in widths.items()},
         "num_seeds": num_seeds,
     }
+    if usd is not None:
+        facts["usd_to_run"] = round(usd * facts["worker_hours_to_run"], 2)
     if as_json:
         print(json.dumps(facts, indent=1))
         return
@@ -115,6 +121,8 @@ def plan(
         table.add_row("failed before", f"{len(state.failed):,}; `w2s run --retry-failed` tries them again")
     table.add_row("compute", f"{facts['flops_to_run']:.2g} FLOPs, about {_duration(seconds)} on one slot")
     table.add_row("", f"[dim]assuming {plans.assumed_speed(planned)}; start-up comes on top[/dim]")
+    if usd is not None:
+        table.add_row("price", f"about ${facts['usd_to_run']:,.2f}: {worker_s / 3600:,.1f} worker hours at ${usd:g}")
     table.add_row(
         "largest model",
         f"{largest.model.name}: {facts['largest_state_gib_per_worker']:.2g} GiB of weights, gradients and optimizer "
