@@ -257,6 +257,14 @@ ROWS: dict[str, tuple[str, dict[str, str], Callable[[int], dict[str, Any]]]] = {
             "score_A": 10, "score_B": (3, 30, 10)[i % 3], "post_id": f"x{i // 2}",
         },
     ),
+    "reward-bench": (
+        "allenai/reward-bench",
+        {"train": "default/filtered/0000.parquet"},
+        lambda i: {
+            "prompt": f"question {i}", "chosen": f"well {i}", "chosen_model": "x", "rejected": f"badly {i}",
+            "rejected_model": "y", "subset": "alpacaeval-easy", "id": i,
+        },
+    ),
     "lichess-puzzles": (
         "EleutherAI/lichess-puzzles",
         {"train": "default/train/0000.parquet"},
@@ -268,7 +276,7 @@ ROWS: dict[str, tuple[str, dict[str, str], Callable[[int], dict[str, Any]]]] = {
         lambda i: _lichess(i, old=False),
     ),
 }  # fmt: skip
-SAME_FILES = {"sciq-with-support": "sciq", "anthropic-hh": "hh-rlhf"}
+SAME_FILES = {"sciq-with-support": "sciq", "anthropic-hh": "hh-rlhf", "hh-on-reward-bench": "hh-rlhf"}
 URLS: dict[str, tuple[dict[str, str], Callable[[int], list[str]], list[str] | None]] = {
     "cosmos-qa": (
         {

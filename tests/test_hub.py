@@ -34,6 +34,8 @@ def copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def items(name: str, copies: Path) -> list[dict[str, Any]]:
     write(copies, name)
+    if name == "hh-on-reward-bench":
+        write(copies, "reward-bench")
     return list(tasks.read_rows(tasks.load_task(name)).to_pylist())
 
 
@@ -135,6 +137,19 @@ def test_transcripts_that_differ_before_the_last_answer_are_left_out(copies: Pat
         assert row["text"].endswith("\n\nAssistant:") and row["completions"][1 - row["label"]].startswith("kind")
 
 
+def test_a_test_set_of_another_task(copies: Path) -> None:
+    write(copies, "hh-rlhf")
+    rows = items("hh-on-reward-bench", copies)
+    assert {row["part"] for row in rows} == {"train", "test"}
+    test = [row for row in rows if row["part"] == "test"]
+    assert len(test) == NUM and all(row["completions"][1 - row["label"]].startswith("well") for row in test)
+    before = tasks.fingerprint(tasks.load_task("hh-on-reward-bench"))
+    write(copies, "reward-bench", change=lambda row: row | {"chosen": row["chosen"] + "!"})
+    tasks.fingerprint.cache_clear()
+    assert tasks.fingerprint(tasks.load_task("hh-on-reward-bench")) != before
+    assert {row["label"] for row in test} == {0, 1}, "shown in an order that the row decides"
+
+
 def test_ties_are_left_out(copies: Path) -> None:
     for name in ("helpsteer3", "shp"):
         items(name, copies)
@@ -218,8 +233,8 @@ def test_offline_the_cache_knows_what_a_branch_was(monkeypatch: pytest.MonkeyPat
     for cached_function in (hub.commit_of, tasks.files, tasks.check, tasks.fingerprint):
         cached_function.cache_clear()
     task = tasks.load_task("boolq")
-    pinned = tasks.pinned(task)
-    assert pinned.hub is not None and pinned.hub.revision == commit
+    assert tasks.pinned(task) == (commit, None)
+    pinned = tasks.of(str(task.path), commits=(commit, None))
     monkeypatch.setattr("huggingface_hub.file_download.HF_HUB_CACHE", str(tmp_path), raising=False)
     first = tasks.fingerprint(task)
     (cached / "refs/refs/convert/parquet").write_text("d" * 40)

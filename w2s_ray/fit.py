@@ -87,8 +87,8 @@ class Data:
     """Absolute path of the task's YAML."""
     tokenizer_sources: tuple[tuple[str, str | None], ...] = field(metadata=LOCATION)
     """(hub id or folder, revision) for each of `tokenizers`, in the same order."""
-    commit: str | None = field(default=None, metadata=LOCATION)
-    """The hub's commit that the rows come from; the fingerprint says so too."""
+    commits: tuple[str | None, str | None] = field(default=(None, None), metadata=LOCATION)
+    """The hub's commits that the rows, and the test rows of another task, come from; the fingerprint says so too."""
     difficulty: tuple[str, float, float] | None = field(default=None, metadata=LATER)
     """(column, least, most) of the rows that the halves are dealt from; the test set takes rows of any."""
 

@@ -95,6 +95,8 @@ class Task(BaseModel):
     """File of rows, relative to the YAML, or its https address; of the hub, a split."""
     test: str | None = None
     """File, or split, of test rows; without it the test set is taken from the rows of `train`."""
+    test_of: str | None = None
+    """Another task, by name or path, all of whose rows are the test set: to be tested where nothing was learned from."""
     header: tuple[str, ...] | None = None
     """Names of the columns of csv and tsv files that have none."""
     max_rows: int | None = Field(default=None, ge=1)
@@ -125,12 +127,16 @@ class Task(BaseModel):
     difficulty: str | None = None
     """Column with a number, more for the harder (Elo, pieces, steps): to learn from some rows and be tested on all."""
     path: Path
+    test_revision: str | None = None
+    """Of the task that the test set is of; a plan fixes it."""
 
     @model_validator(mode="after")
     def _of_one_setting(self) -> Task:
         wanted = NUM_COMPLETIONS[self.setting]
         if len(self.completions) != wanted:
             raise ValueError(f"{self.setting} takes {wanted} completions, given {len(self.completions)}")
+        if self.test is not None and self.test_of is not None:
+            raise ValueError("test and test_of: allowed is one of them")
         if self.setting == "generation" and self.label:
             raise ValueError("generation takes no label: its completion is the right one")
         return self
@@ -185,7 +191,7 @@ def load_task(name_or_path: str | Path, *, base: Path | None = None) -> Task:
     else:
         path = _inside(base, given, what="task") if not Path(given).is_absolute() else Path(given)
     content = _read_yaml(path)
-    known = [field for field in Task.model_fields if field != "path"]
+    known = [field for field in Task.model_fields if field not in ("path", "test_revision")]
     for key in content:
         if key not in known:
             raise InputError(f"{path}: unknown key '{key}'{nearest(str(key), known)}; allowed: {', '.join(known)}")
@@ -223,20 +229,39 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return content
 
 
-def of(source: str, *, commit: str | None) -> Task:
-    """The task of a plan, wherever it is worked on: of the commit that was planned with, whatever a branch is by now."""
+def of(source: str, *, commits: tuple[str | None, str | None]) -> Task:
+    """The task of a plan, wherever it is worked on: of the commits that were planned with, whatever a branch is by now."""
     task = load_task(source)
-    if task.hub is None or commit is None:
-        return task
-    return task.model_copy(update={"hub": task.hub.model_copy(update={"revision": commit})})
+    if task.hub is not None and commits[0] is not None:
+        task = task.model_copy(update={"hub": task.hub.model_copy(update={"revision": commits[0]})})
+    return task.model_copy(update={"test_revision": commits[1]})
 
 
-def pinned(task: Task) -> Task:
-    """With the hub's revision as the commit that it stands for now."""
+def pinned(task: Task) -> tuple[str | None, str | None]:
+    """The commits that its revision, and that of the task that its test set is of, stand for now; None for what is no
+    repository of the hub, or has a copy here."""
+    other = tested_on(task)
+    return _commit(task), _commit(other) if other else None
+
+
+def _commit(task: Task) -> str | None:
     if task.hub is None or hub.copy_of(task.hub.id, kind="dataset") is not None:
-        return task
-    commit = hub.commit_of(task.hub.id, task.hub.revision, kind="dataset")
-    return task.model_copy(update={"hub": task.hub.model_copy(update={"revision": commit})})
+        return None
+    return hub.commit_of(task.hub.id, task.hub.revision, kind="dataset")
+
+
+def tested_on(task: Task) -> Task | None:
+    """The task that the test set is of, if it is another."""
+    if task.test_of is None:
+        return None
+    other = load_task(task.test_of, base=task.path.parent)
+    if other.setting != task.setting or other.test_of is not None:
+        raise InputError(
+            f"{task.path}: test_of: '{other.name}' is a {other.setting} of its own; allowed is a {task.setting}"
+        )
+    if other.hub is not None and task.test_revision is not None:
+        other = other.model_copy(update={"hub": other.hub.model_copy(update={"revision": task.test_revision})})
+    return other
 
 
 @lru_cache(maxsize=256)
@@ -268,12 +293,14 @@ def files(task: Task) -> dict[str, list[Path]]:
 def fingerprint(task: Task) -> str:
     """SHA-256 over what the task says (not what it is called) and over its files' content, or over their commit."""
     # nothing is learned from a row's difficulty; where it chooses rows, a Fit's data say so themselves
-    said = task.model_dump(exclude={"path", "name", "description", "licence", "train", "test", "difficulty", "hub"})
+    apart = {"path", "name", "description", "licence", "train", "test", "difficulty", "hub", "test_of", "test_revision"}
+    said = task.model_dump(exclude=apart)
     for later in ("header", "max_rows", "shape", "lines", "remove", "where", "positive", "negative"):
         if later not in task.model_fields_set:  # came after the first stores were filled
             del said[later]
-    if task.hub is not None and hub.copy_of(task.hub.id, kind="dataset") is None:
-        commit = hub.commit_of(task.hub.id, task.hub.revision, kind="dataset")
+    if (other := tested_on(task)) is not None:
+        said["test_of"] = fingerprint(other)
+    if task.hub is not None and (commit := _commit(task)) is not None:
         splits = {part: task.hub.pattern(split) for part, split in task.sources.items()}
         return hashlib.sha256(
             canonical_json({"task": said, "hub": [task.hub.id, commit], "splits": splits}).encode()
@@ -318,6 +345,8 @@ def size(task: Task) -> Size:
     mean = sum(read) / max(1, len(read))
     per_row = task.shape.items_per_row
     num_test = round(_num_rows(task, "test") * per_row) if task.test else None
+    if (other := tested_on(task)) is not None:
+        num_test = size(other).num_rows + (size(other).num_test or 0)
     return Size(num_rows=round(_num_rows(task, "train") * per_row), num_test=num_test, mean_characters=mean)
 
 
@@ -460,6 +489,8 @@ def _difficulties(task: Task, where: str, items: list[Item]) -> list[float | Non
 @lru_cache(maxsize=256)
 def check(task: Task) -> None:
     """Read every row once and refuse the first bad one. Rows are counted from 1, without a header."""
+    if (other := tested_on(task)) is not None:
+        check(other)
     for part in task.sources:
         where = _name(task, part)
         items = _items(task, part)
@@ -497,33 +528,42 @@ def read_rows(task: Task) -> pa.Table:
     rows: dict[str, dict[str, Any]] = {}
     answers: dict[str, Any] = {}
     contradictory = set()
-    for part in reversed(task.sources):
-        where, items = _name(task, part), _items(task, part)
-        texts, completions = _filled(task, items, task.template), _completions(task, items)
-        labels, difficulties = _labels(task, where, items), _difficulties(task, where, items)
-        ids = (
-            [_own_id(task, item) for item in items]
-            if task.id
-            else [
-                _hash("\0".join([text, *sorted(shown)]) if task.setting == "comparison" else text)[:16]
-                for text, shown in zip(texts, completions, strict=True)
-            ]
-        )
-        groups = (
-            [value(item.fields, task.group) for item in items]
-            if task.group
-            else [t or i for t, i in zip(texts, ids, strict=True)]
-        )
-        columns = (map(str, ids), texts, completions, groups, labels, difficulties)
-        for id_, text, shown, group, label, difficulty in zip(*columns, strict=True):
-            answer = shown[1 - (label or 0)] if task.setting == "comparison" else (label, *shown)
+    parts = [(part, task, part) for part in reversed(task.sources)]
+    if (other := tested_on(task)) is not None:
+        parts = [*(("test", other, part) for part in reversed(other.sources)), *parts]
+    for part, source, its_part in parts:
+        for row in _filled_rows(source, its_part):
+            id_, shown = row["id"], row["completions"]
+            answer = shown[1 - (row["label"] or 0)] if task.setting == "comparison" else (row["label"], *shown)
             if answers.setdefault(id_, answer) != answer or (len(shown) == 2 and shown[0] == shown[1]):
                 contradictory.add(id_)
-            if task.setting == "comparison" and task.label_column is None and int(_hash(f"order:{id_}"), 16) % 2:
-                shown, label = shown[::-1], 1 - (label or 0)
-            found = {"id": id_, "text": text, "completions": shown, "group": str(group), "label": label}
-            rows.setdefault(id_, found | {"difficulty": difficulty, "part": part})
+            if task.setting == "comparison" and source.label_column is None and int(_hash(f"order:{id_}"), 16) % 2:
+                row |= {"completions": shown[::-1], "label": 1 - (row["label"] or 0)}
+            rows.setdefault(id_, row | {"part": part})
     return pa.Table.from_pylist([row for row in rows.values() if row["id"] not in contradictory], schema=ROWS)
+
+
+def _filled_rows(task: Task, part: str) -> Iterator[dict[str, Any]]:
+    """The items of a part with their texts, as ROWS says."""
+    where, items = _name(task, part), _items(task, part)
+    texts, completions = _filled(task, items, task.template), _completions(task, items)
+    labels, difficulties = _labels(task, where, items), _difficulties(task, where, items)
+    ids = (
+        [_own_id(task, item) for item in items]
+        if task.id
+        else [
+            _hash("\0".join([text, *sorted(shown)]) if task.setting == "comparison" else text)[:16]
+            for text, shown in zip(texts, completions, strict=True)
+        ]
+    )
+    groups = (
+        [value(item.fields, task.group) for item in items]
+        if task.group
+        else [t or i for t, i in zip(texts, ids, strict=True)]
+    )
+    columns = (map(str, ids), texts, completions, map(str, groups), labels, difficulties)
+    for row in zip(*columns, strict=True):
+        yield dict(zip(("id", "text", "completions", "group", "label", "difficulty"), row, strict=True))
 
 
 def _own_id(task: Task, item: Item) -> str:
