@@ -248,3 +248,36 @@ def test_a_driver_that_is_slow_to_take_results_is_not_waited_for_forever(
     save_study(tmp_path, grid={"pairs": [["small", "small"]]}, compute={"fits_per_pack": 8})
     result = w2s("run", tmp_path / "study.yaml", "--store", tmp_path / "store", "--out", tmp_path / "out")
     assert result.exit_code == 0 and "3 Fits in" in result.output, result.output
+
+
+def test_a_budget_stops_in_good_order_and_the_same_command_goes_on(tmp_path: Path, ray_here: None) -> None:
+    save_study(tmp_path, grid={"pairs": [["small", "small"]]}, compute={"fits_per_pack": 1, "usd_per_worker_hour": 2.0})
+    arguments = ["run", tmp_path / "study.yaml", "--store", tmp_path / "store", "--out", tmp_path / "out"]
+    stopped = w2s(*arguments, "--budget-usd", 0.0002)  # a third of a second
+    assert stopped.exit_code == 130 and "the budget is spent" in stopped.output, stopped.output
+    assert "of 3 Fits are in the store. Go on with the same command" in stopped.output
+    assert not list((tmp_path / "store" / "leases").glob("*")), "every lease is given back"
+    free = save_study(tmp_path, grid={"pairs": [["small", "small"]]}, compute={"fits_per_pack": 8})
+    assert "names no compute.usd_per_worker_hour" in str(w2s("run", free, "--budget-usd", 1).exception)
+    assert w2s(*arguments, "--budget-hours", 1).exit_code == 0
+
+
+def test_a_pack_that_waits_for_its_place_is_explained(
+    tmp_path: Path, ray_here: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import threading
+
+    import ray
+
+    from w2s_ray.scheduling import watch
+
+    monkeypatch.setattr(watch, "SILENT_S", 2.0)
+    holder = ray.remote(num_cpus=2)(dict).remote()  # takes every CPU for itself
+    ray.get(holder.__ray_ready__.remote())
+    threading.Timer(20.0, lambda: ray.kill(holder)).start()
+    save_study(tmp_path, grid={"pairs": [["small", "small"]]}, compute={"fits_per_pack": 8})
+    result = w2s("run", tmp_path / "study.yaml", "--store", tmp_path / "store", "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert "for 1 worker(s) of 1 CPU(s) and 0 GPU(s) each, or for them to start" in result.output
+    assert "the cluster has 2 CPU, 0 GPU, of which 0 CPU, 0 GPU are free" in result.output
+    assert "1 group(s) of workers wait for a place: 1 CPU, 0 GPU" in result.output

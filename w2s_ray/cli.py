@@ -61,7 +61,13 @@ def plan(
     as_json: JsonOption = False,
     gap: Annotated[float, typer.Option(help="Ceiling minus supervisor to assume for the precision of PGR.")] = 0.1,
     usd: Annotated[
-        float | None, typer.Option("--usd-per-hour", help="Price of a GPU (or of a CPU worker) for an hour.", min=0)
+        float | None,
+        typer.Option(
+            "--usd-per-hour",
+            help="Price of a worker (a GPU, or CPUs) for an hour.",
+            min=0,
+            show_default="compute.usd_per_worker_hour",
+        ),
     ] = None,
 ) -> None:
     """Say what a study will run and what that costs. Starts nothing, writes nothing.
@@ -105,6 +111,7 @@ def plan(
         "pgr_half_width_95": {task: round(width, 3) for task, width in widths.items()},
         "num_seeds": num_seeds,
     }
+    usd = planned.study.compute.usd_per_worker_hour if usd is None else usd
     if usd is not None:
         facts["usd_to_run"] = round(usd * facts["worker_hours_to_run"], 2)
     if as_json:
@@ -149,6 +156,14 @@ def run(
     ] = None,
     max_parallel: Annotated[int | None, typer.Option(help="Packs at a time.", show_default="as many as fit")] = None,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try Fits again that failed before.")] = False,
+    budget_hours: Annotated[
+        float | None,
+        typer.Option(help="Stop in good order after so many worker hours.", min=0, show_default="no limit"),
+    ] = None,
+    budget_usd: Annotated[
+        float | None,
+        typer.Option(help="The same in dollars, at compute.usd_per_worker_hour.", min=0, show_default="no limit"),
+    ] = None,
     trust_remote_code: TrustOption = False,
 ) -> None:
     """Run what is missing of a study, then write its tables and report. The same command again resumes.
@@ -168,6 +183,11 @@ def run(
 
     from w2s_ray.scheduling.run import run_plan
 
+    if budget_usd is not None:
+        price = planned.study.compute.usd_per_worker_hour
+        if not price:
+            raise InputError(f"--budget-usd: {study} names no compute.usd_per_worker_hour to count with")
+        budget_hours = min(budget_usd / price, budget_hours if budget_hours is not None else float("inf"))
     outcome = run_plan(
         planned,
         store_=opened,
@@ -176,6 +196,7 @@ def run(
         retry_failed=retry_failed,
         log_file=log_file,
         console=out,
+        budget_worker_hours=budget_hours,
     )
     facts = {
         "wall_s": round(outcome.wall_s, 1),
@@ -196,8 +217,9 @@ def run(
     elif not outcome.interrupted and not outcome.failed:
         out.print("nothing to run: every Fit is in the store")
     if outcome.interrupted:
+        why = f"the budget is spent ({outcome.worker_hours:.3g} worker hours): " if outcome.budget_spent else ""
         out.print(
-            f"stopped in good order: {outcome.num_done:,} of {len(planned.fits):,} Fits are in the store. "
+            f"{why}stopped in good order: {outcome.num_done:,} of {len(planned.fits):,} Fits are in the store. "
             f"Go on with the same command:\n  {' '.join(['w2s', *sys.argv[1:]])}"
         )
         raise typer.Exit(130)

@@ -171,6 +171,7 @@ class Compute(Section):
     activation_checkpointing: bool = _execution(False, "trade compute for memory")
     attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = _execution("auto", "attention kernels")
     checkpoint_every_s: float = _execution(120.0, "seconds of training between two mid-fit checkpoints", ge=0)
+    usd_per_worker_hour: float | None = _execution(None, "price, for `w2s plan` and --budget-usd", ge=0)
     fits_per_pack: Annotated[int, Field(ge=1)] | Literal["auto"] = _execution(
         "auto", "Fits in one Ray Train run; auto: enough to make start-up a small share"
     )

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pyarrow.fs import LocalFileSystem
 from rich.console import Console
 
 from w2s_ray import store
@@ -61,6 +62,8 @@ class Outcome:
     busy_share: float
     phase_s: dict[str, float]
     interrupted: bool
+    budget_spent: bool = False
+    worker_hours: float = 0.0
 
 
 def run_plan(
@@ -72,6 +75,7 @@ def run_plan(
     retry_failed: bool,
     log_file: Path,
     console: Console,
+    budget_worker_hours: float | None = None,
 ) -> Outcome:
     """Run what is missing. Returns when every Fit is done, failed or blocked, or on Ctrl-C."""
     began_s = time.monotonic()
@@ -88,6 +92,7 @@ def run_plan(
         store.clear_failure(store_, walk.fits[key])
     os.environ.update(QUIET)
     with _log_to(log_file), _ray(address, log_file=log_file) as nodes:
+        check_shared(store_, num_nodes=len(nodes))
         check_placement(shapes, nodes=nodes, max_parallel=max_parallel, where=f"the cluster at {address or 'hand'}")
         num_cpus, num_gpus = sum(n.num_cpus for n in nodes), sum(n.num_gpus for n in nodes)
         walk.num_slots = num_slots(shapes, nodes=nodes, max_parallel=max_parallel)
@@ -100,6 +105,7 @@ def run_plan(
             began_s=began_s,
             console=console,
             study=plan.study.name,
+            budget_worker_hours=budget_worker_hours,
         )
 
 
@@ -144,17 +150,20 @@ def _tune(
     began_s: float,
     console: Console,
     study: str,
+    budget_worker_hours: float | None,
 ) -> Outcome:
     from ray import tune
 
     from w2s_ray.scheduling.progress import Progress
     from w2s_ray.scheduling.searcher import DagSearcher
     from w2s_ray.scheduling.trainable import train_pack
+    from w2s_ray.scheduling.watch import BudgetSpent, Watch
 
     ray_folder = f"{study}-{uuid.uuid4().hex[:8]}"
     storage_path = store.uri_of(store_, "ray", ray_folder)
     searcher = DagSearcher(walk, store_=store_, num_cpus=num_cpus, num_gpus=num_gpus)
-    interrupted = False
+    interrupted = budget_spent = False
+    watch = Watch(searcher, budget_worker_hours=budget_worker_hours, console=console)
     with Progress(walk, console=console) as progress:
         progress.began_s = began_s
         # A bundle needs some resource; a mebibyte of memory leaves every core to Ray Train's workers.
@@ -171,14 +180,14 @@ def _tune(
                 trial_dirname_creator=lambda trial: trial.config["pack"].name,
             ),
             run_config=tune.RunConfig(
-                name=f"tune-{uuid.uuid4().hex[:8]}", storage_path=storage_path, callbacks=[progress], verbose=0
+                name=f"tune-{uuid.uuid4().hex[:8]}", storage_path=storage_path, callbacks=[progress, watch], verbose=0
             ),
         )
         try:
             with _term_is_interrupt():
                 tuner.fit()
-        except KeyboardInterrupt:
-            interrupted = True
+        except KeyboardInterrupt as error:
+            interrupted, budget_spent = True, isinstance(error, BudgetSpent)
         finally:
             searcher.close()
     with contextlib.suppress(OSError):  # Ray's snapshots: a cache that nobody reads again
@@ -191,6 +200,8 @@ def _tune(
         busy_share=progress.busy_share,
         phase_s=progress.phase_s,
         interrupted=interrupted,
+        budget_spent=budget_spent,
+        worker_hours=searcher.worker_s / 3600,
     )
 
 
@@ -223,6 +234,32 @@ def check_placement(shapes: set[Execution], *, nodes: list[Node], max_parallel: 
                 f"{shape.gpus_per_worker:g} GPU(s) each, but {where} has {have} on {len(nodes)} node(s), "
                 f"room for {room}. Lower compute.workers, cpus_per_worker or gpus_per_worker, or add nodes"
             )
+
+
+def check_shared(store_: Store, *, num_nodes: int) -> None:
+    """Refuse a store that is a folder of this machine alone: other nodes would write to folders of their own."""
+    if num_nodes < 2 or not isinstance(store_.fs, LocalFileSystem):
+        return
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    mark = store_.path(f".shared-{uuid.uuid4().hex}")
+    store.write_bytes(store_, mark, b"w2s")
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    try:
+        see = ray.remote(num_cpus=0)(os.path.exists)
+        asked = [
+            see.options(scheduling_strategy=NodeAffinitySchedulingStrategy(n["NodeID"], soft=False)) for n in alive
+        ]
+        seen = ray.get([each.remote(mark) for each in asked], timeout=120)
+    finally:
+        store_.fs.delete_file(mark)
+    blind = [node["NodeManagerAddress"] for node, sees in zip(alive, seen, strict=True) if not sees]
+    if blind:
+        raise InputError(
+            f"--store {store_.uri}: is a folder of this machine, which {len(blind)} of {len(alive)} nodes don't see "
+            f"({', '.join(blind[:3])}); use a folder that all share, or a bucket (s3://..., gs://...)"
+        )
 
 
 def num_slots(shapes: set[Execution], *, nodes: list[Node], max_parallel: int | None) -> int:

@@ -34,8 +34,9 @@ class DagSearcher(Searcher):
         self.store = store_
         self.owner = uuid.uuid4().hex
         self.free = [num_cpus, num_gpus]
-        self.packs: dict[str, Pack] = {}
-        self.names: dict[str, str] = {}
+        self.packs: dict[str, tuple[Pack, float]] = {}
+        """Trial -> pack, and when it was handed out."""
+        self.ended_worker_s = 0.0
         self.elsewhere: frozenset[str] = frozenset()
         self.looked_at = 0.0
         self.closed = threading.Event()
@@ -54,14 +55,14 @@ class DagSearcher(Searcher):
         if not self._lease(pack):
             self.walk.returned(pack, crashed=False)
             return None
-        self.packs[trial_id] = pack
+        self.packs[trial_id] = (pack, time.monotonic())
         self.free = [self.free[0] - pack.num_cpus, self.free[1] - pack.num_gpus]
         return {"pack": pack}
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        pack = self.packs.get(trial_id)
-        if pack is None or "event" not in result:
+        if trial_id not in self.packs or "event" not in result:
             return
+        pack, _ = self.packs[trial_id]
         match result["event"]:
             case "start" | "step":
                 self.walk.started(pack.name, result["key"])
@@ -71,9 +72,10 @@ class DagSearcher(Searcher):
                 self.walk.failure(result["key"], result.get("reason", ""))
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        pack = self.packs.pop(trial_id, None)
-        if pack is None:
+        if trial_id not in self.packs:
             return
+        pack, began_s = self.packs.pop(trial_id)
+        self.ended_worker_s += (time.monotonic() - began_s) * pack.execution.workers
         self.free = [self.free[0] + pack.num_cpus, self.free[1] + pack.num_gpus]
         self._settle(pack.fits)
         for key in self.walk.returned(pack, crashed=True):
@@ -82,6 +84,12 @@ class DagSearcher(Searcher):
             self.walk.failure(key, reason)
         with self.lock:
             store.drop_lease(self.store, self._lease_name(pack))
+
+    @property
+    def worker_s(self) -> float:
+        """Seconds of workers that this run has taken so far."""
+        now_s = time.monotonic()
+        return self.ended_worker_s + sum((now_s - s) * pack.execution.workers for pack, s in list(self.packs.values()))
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: the store remembers."""
@@ -136,7 +144,7 @@ class DagSearcher(Searcher):
     def _beat(self) -> None:
         while not self.closed.wait(HEARTBEAT_S):
             with self.lock:
-                for pack in list(self.packs.values()):
+                for pack, _ in list(self.packs.values()):
                     try:
                         keys = [fit.key for fit in pack.fits]
                         store.write_lease(self.store, self._lease_name(pack), owner=self.owner, keys=keys)
@@ -147,6 +155,6 @@ class DagSearcher(Searcher):
         """Give back every lease; called however the run ends."""
         self.closed.set()
         with self.lock:
-            for pack in self.packs.values():
+            for pack, _ in self.packs.values():
                 store.drop_lease(self.store, self._lease_name(pack))
             self.packs.clear()
