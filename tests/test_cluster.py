@@ -1,0 +1,79 @@
+"""The files of cluster/, as far as they can be checked without a cloud; and that secrets end up nowhere."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from w2s_ray import store
+from w2s_ray.fit import Execution
+from w2s_ray.plan import load_plan
+from w2s_ray.training.pack import run_pack
+
+from tiny import save_study
+
+FOLDER = Path(__file__).parent.parent / "cluster"
+
+
+@pytest.mark.parametrize("name", ["aws", "gcp"])
+def test_ray_takes_the_autoscalers_files(name: str) -> None:
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    config = prepare_config(yaml.safe_load((FOLDER / f"{name}.yaml").read_text()))
+    validate_config(config)
+    head, gpu = (config["available_node_types"][kind] for kind in ("head", "gpu"))
+    assert head["resources"]["CPU"] == 0 and "spot" in str(gpu["node_config"]).lower()
+    for command in (*config["head_start_ray_commands"], *config["worker_start_ray_commands"]):
+        assert "ray start" not in command or "RAY_AUTH_MODE=token" in command
+    assert any("--dashboard-host=127.0.0.1" in command for command in config["head_start_ray_commands"])
+
+
+def test_the_ray_job_is_whole() -> None:
+    job = yaml.safe_load((FOLDER / "kuberay-job.yaml").read_text())
+    assert (job["apiVersion"], job["kind"]) == ("ray.io/v1", "RayJob")
+    spec, cluster = job["spec"], job["spec"]["rayClusterSpec"]
+    assert spec["shutdownAfterJobFinishes"] and spec["ttlSecondsAfterFinished"] > 0 and spec["backoffLimit"] > 0
+    assert cluster["authOptions"] == {"mode": "token"} and cluster["headGroupSpec"]["serviceType"] == "ClusterIP"
+    pods = [cluster["headGroupSpec"]["template"], *(group["template"] for group in cluster["workerGroupSpecs"])]
+    containers = [container for pod in pods for container in pod["spec"]["containers"]]
+    assert {container["image"] for container in containers} == {"IMAGE"}
+    assert all("limits" in container["resources"] for container in containers)
+    assert not any("value" in variable for container in containers for variable in container.get("env", []))
+
+
+def test_the_slurm_script_is_sound() -> None:
+    done = subprocess.run(
+        [str(Path(sys.executable).with_name("shellcheck")), FOLDER / "slurm.sh"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    text = (FOLDER / "slurm.sh").read_text()
+    assert "--requeue" in text and "RAY_AUTH_MODE=token" in text
+
+
+def test_the_image_copies_what_the_package_needs() -> None:
+    copied = [line.split() for line in (FOLDER / "Dockerfile").read_text().splitlines() if line.startswith("COPY")]
+    sources = {source for _, *words in copied for source in words[:-1] if not source.startswith("--")}
+    assert all((FOLDER.parent / source).exists() for source in sources)
+    assert {"pyproject.toml", "w2s_ray", "analysis"} <= sources
+
+
+def test_secrets_are_written_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    planted = {"HF_TOKEN": "hf_planted", "AWS_SECRET_ACCESS_KEY": "aws_planted", "RAY_AUTH_TOKEN": "ray_planted"}
+    for name, value in planted.items():
+        monkeypatch.setenv(name, value)
+    opened = store.open_store(tmp_path / "store")
+
+    said: list[Any] = []
+    plan = load_plan(save_study(tmp_path, grid={"pairs": [["small", "small"]]}))
+    run_pack(list(plan.fits), store_uri=opened.uri, execution=Execution(), report=said.append)
+    written = b"".join(path.read_bytes() for path in Path(opened.root).rglob("*") if path.is_file())
+    assert len(store.committed(opened, plan.fits)) == 3
+    assert not any(value.encode() in written or value in str(said) for value in planted.values())
