@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import textwrap
@@ -62,3 +63,46 @@ def test_what_fits_no_cluster_of_this_shape_is_refused_with_what_would(tmp_path:
     found = run_on_cluster(study, tmp_path)
     assert found["rc"] == 2 and "needs 2 worker(s) of 2 CPU(s)" in str(found["output"])
     assert "room for 0" in str(found["output"]) and not (tmp_path / "store" / "fits").exists()
+
+
+JOB = """
+import json, subprocess, sys
+import ray
+context = ray.init("local", num_cpus=2, include_dashboard=True, dashboard_host="127.0.0.1", log_to_driver=False)
+command = [sys.executable, "-m", "w2s_ray.cli", "submit", "study.yaml", "--address", f"http://{context.dashboard_url}"]
+command += ["--store", sys.argv[1]]
+said = []
+for more in (["--no-follow"], [], ["--stop"]):
+    done = subprocess.run([*command, *more], text=True, capture_output=True, timeout=240)
+    said.append([done.returncode, done.stdout + done.stderr[-500:]])
+print(json.dumps(said))
+"""
+
+
+def test_a_job_is_submitted_joined_and_leaves_the_study_done(tmp_path: Path) -> None:
+    study = save_study(tmp_path, grid={"pairs": [["small", "small"]]}, compute={"fits_per_pack": 8})
+    done = subprocess.run(
+        [sys.executable, "-c", JOB, str(tmp_path / "store")],
+        capture_output=True,
+        text=True,
+        timeout=400,
+        cwd=tmp_path,
+        env=os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},  # of which python a node runs
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    (left, first), (joined, second), (refused, third) = json.loads(done.stdout.splitlines()[-1])
+    assert left == 0 and "is submitted to http://127.0.0.1" in first
+    assert joined == 0 and "runs already: joined" in second and "3 Fits in" in second and "succeeded" in second, second
+    assert refused == 2 and "no job of this study runs" in third
+    assert len(store.committed(store.open_store(tmp_path / "store"), load_plan(study).fits)) == 3
+
+
+def test_what_cannot_travel_is_refused(tmp_path: Path) -> None:
+    study = save_study(tmp_path)
+    command = [sys.executable, "-m", "w2s_ray.cli", "submit", str(study), "--address", "http://127.0.0.1:1"]
+    for more, message in (
+        (["--store", "here"], "would lie in the job's own folder"),
+        (["--store", "/tmp/there"], "no job server answers there"),
+    ):
+        done = subprocess.run([*command, *more], capture_output=True, text=True, check=False)
+        assert done.returncode == 2 and message in done.stdout + done.stderr, done.stderr

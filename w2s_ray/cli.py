@@ -234,6 +234,41 @@ def run(
 
 
 @app.command()
+def submit(
+    study: StudyFile,
+    address: Annotated[str, typer.Option(help="The cluster's job server, such as http://127.0.0.1:8265.")],
+    store: Annotated[
+        str,
+        typer.Option("--store", envvar="W2S_STORE", help="Bucket, or folder that all nodes share.", show_default=False),
+    ],
+    max_parallel: Annotated[int | None, typer.Option(help="Packs at a time.", show_default="as many as fit")] = None,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try Fits again that failed before.")] = False,
+    budget_hours: Annotated[float | None, typer.Option(help="Stop after so many worker hours.", min=0)] = None,
+    follow: Annotated[bool, typer.Option("--follow/--no-follow", help="Show the job's lines until it ends.")] = True,
+    stop: Annotated[bool, typer.Option("--stop", help="Stop the job that runs this study.")] = False,
+) -> None:
+    """Run a study as a Ray job: the working folder travels to the cluster. The same command again joins the job.
+
+    Example: w2s submit studies/nlp.yaml --address http://127.0.0.1:8265 --store s3://bucket/w2s
+    """
+    from w2s_ray.scheduling.submit import submit as submit_job
+    from w2s_ray.study import load_study
+
+    name = load_study(study).name
+    if "://" not in store and not Path(store).is_absolute():
+        raise InputError(
+            f"--store {store}: would lie in the job's own folder and be lost; give a bucket or a whole path"
+        )
+    options = {"--max-parallel": max_parallel, "--budget-hours": budget_hours}
+    given = [str(word) for option, value in options.items() if value is not None for word in (option, value)]
+    arguments = ["--store", store, "--address", "auto", *given, *(["--retry-failed"] if retry_failed else [])]
+    job = submit_job(study, name=name, address=address, arguments=arguments, follow=follow, stop=stop, console=out)
+    out.print(f"job {job.id}: {job.status.lower()}")
+    if job.status == "FAILED":
+        raise typer.Exit(1)
+
+
+@app.command()
 def status(study: StudyFile, store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> None:
     """Compare what a study expects with what the store holds.
 

@@ -278,7 +278,8 @@ def _ray(address: str | None, *, log_file: Path) -> Iterator[list[Node]]:
     if ours:
         try:
             if address is None:
-                ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+                # "local": without it Ray would join whatever cluster was started on this machine before
+                ray.init("local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
             else:
                 runtime_env = {"env_vars": QUIET}
                 ray.init(address, log_to_driver=False, logging_level=logging.ERROR, runtime_env=runtime_env)
