@@ -16,6 +16,14 @@ from fits import write_truth
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+LONGEST = ("test_run.py", "test_training.py", "test_nodes.py", "test_settings.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The files that take longest come first, so that two processes end at about the same time."""
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
+
 @pytest.fixture(scope="session")
 def ray_here() -> Iterator[None]:
     """A Ray of two CPUs in this process; `w2s run` takes the Ray that is there."""

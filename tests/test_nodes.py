@@ -11,8 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
-from w2s_ray import store
+from w2s_ray import cli, store
 from w2s_ray.fit import Execution
 from w2s_ray.plan import load_plan
 from w2s_ray.training.pack import run_pack
@@ -79,7 +80,9 @@ print(json.dumps(said))
 """
 
 
+@pytest.mark.slow
 def test_a_job_is_submitted_joined_and_leaves_the_study_done(tmp_path: Path) -> None:
+    pytest.importorskip("aiohttp", reason="pip install '.[cluster]'")
     study = save_study(tmp_path, grid={"pairs": [["small", "small"]]}, compute={"fits_per_pack": 8})
     done = subprocess.run(
         [sys.executable, "-c", JOB, str(tmp_path / "store")],
@@ -91,13 +94,15 @@ def test_a_job_is_submitted_joined_and_leaves_the_study_done(tmp_path: Path) -> 
     )
     assert done.returncode == 0, done.stderr[-3000:]
     (left, first), (joined, second), (refused, third) = json.loads(done.stdout.splitlines()[-1])
-    assert left == 0 and "is submitted to http://127.0.0.1" in first
+    assert left == 0 and "is submitted to http://127.0.0.1" in first, first
     assert joined == 0 and "runs already: joined" in second and "3 Fits in" in second and "succeeded" in second, second
     assert refused == 2 and "no job of this study runs" in third
     assert len(store.committed(store.open_store(tmp_path / "store"), load_plan(study).fits)) == 3
 
 
+@pytest.mark.slow
 def test_what_cannot_travel_is_refused(tmp_path: Path) -> None:
+    pytest.importorskip("aiohttp", reason="pip install '.[cluster]'")
     study = save_study(tmp_path)
     command = [sys.executable, "-m", "w2s_ray.cli", "submit", str(study), "--address", "http://127.0.0.1:1"]
     for more, message in (
@@ -106,3 +111,9 @@ def test_what_cannot_travel_is_refused(tmp_path: Path) -> None:
     ):
         done = subprocess.run([*command, *more], capture_output=True, text=True, check=False)
         assert done.returncode == 2 and message in done.stdout + done.stderr, done.stderr
+
+
+def test_a_store_that_the_job_would_lose_is_refused(tmp_path: Path) -> None:
+    study = save_study(tmp_path)
+    result = CliRunner().invoke(cli.app, ["submit", str(study), "--address", "http://127.0.0.1:1", "--store", "here"])
+    assert "would lie in the job's own folder" in str(result.exception)

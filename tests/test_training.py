@@ -389,12 +389,12 @@ def test_hundreds_of_engines_leave_no_trace(folder: Path) -> None:
         for _ in range(5):
             one(stage)
         rss_before, parameters_before = state()
-        for _ in range(25):
+        for _ in range(15):
             one(stage)
         rss_after, parameters_after = state()
         if stage < 3:  # ZeRO-3 leaves empty shells behind
             assert parameters_after <= parameters_before, f"ZeRO-{stage} keeps parameters of engines that are gone"
-        assert rss_after - rss_before < 20 * 2**20, f"ZeRO-{stage} grew by {(rss_after - rss_before) / 2**20:.0f} MiB"
+        assert rss_after - rss_before < 12 * 2**20, f"ZeRO-{stage} grew by {(rss_after - rss_before) / 2**20:.0f} MiB"
 
 
 # --- failures -----------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import shlex
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ EXCLUDES = (
     "w2s-out",
 )
 """What of the working tree stays here: history, environments, caches, results."""
+AGENT_S = 60.0
 LARGEST_BYTES = 500 * 2**20
 """Ray takes a working directory of at most so much."""
 
@@ -65,7 +67,8 @@ def submit(
         console.print(f"job {job_id} runs already: joined")
     else:
         _check_size(folder)
-        job_id = client.submit_job(
+        job_id = _submitted(
+            client,
             entrypoint=entrypoint,
             submission_id=f"{stem}-{len(known) + 1}",
             runtime_env={"working_dir": str(folder), "excludes": list(EXCLUDES)},
@@ -91,6 +94,18 @@ def _client(address: str) -> Any:
         raise InputError(f"--address {address}: no job server answers there ({error})") from error
     except ConnectionError as error:
         raise InputError(f"--address {address}: no job server answers there ({error})") from error
+
+
+def _submitted(client: Any, **job: Any) -> str:
+    """The job's id. A cluster that has just started has no agent yet to take a job."""
+    deadline_s = time.monotonic() + AGENT_S
+    while True:
+        try:
+            return str(client.submit_job(**job))
+        except RuntimeError as error:
+            if "agent" not in str(error) or time.monotonic() > deadline_s:
+                raise InputError(f"submit: the cluster did not take the job: {str(error).strip()[:500]}") from error
+            time.sleep(3)
 
 
 def _check_size(folder: Path) -> None:
