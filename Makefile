@@ -10,10 +10,10 @@ quickstart: $(READY)
 	$(BIN)/w2s run studies/quickstart.yaml
 
 test: check
-	$(BIN)/pytest -n 2 --dist loadfile
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-all: check
-	$(BIN)/pytest -n 2 --dist loadfile -m ''
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m ''
 
 check: $(READY)
 	$(BIN)/ruff format --check .
