@@ -35,8 +35,10 @@ def figures(tables: dict[str, pl.DataFrame], *, axis: str = "params") -> dict[st
         rows = pgr.filter(pl.col("setting") == setting)
         over, by_task = rows.filter(pl.col("task").is_null()), rows.filter(pl.col("task").is_not_null())
         many = rows["method"].n_unique() > MANY
-        drawn: dict[str, Figure | None] = {"methods": methods_list(by_task)} if many else {}
-        if not many:
+        drawn: dict[str, Figure | None]
+        if many:
+            drawn = {"methods": methods_list(by_task)}
+        else:
             drawn = {
                 "score": score_chart(over, axis=axis),
                 "pgr": pgr_chart(over, axis=axis),
@@ -148,7 +150,8 @@ def methods_list(rows: pl.DataFrame) -> Figure | None:
     if rows.is_empty():
         return None
     by_task = rows.with_columns(pl.format("{}: {} to {}", "task", "weak", "strong").alias("panel"))
-    low, high = max(-0.5, min(0.0, rows["pgr_low"].min())), min(1.6, max(1.1, rows["pgr_high"].max()))  # type: ignore[type-var]
+    low, high = rows.select(pl.col("pgr_low").min(), pl.col("pgr_high").max()).row(0)
+    low, high = max(-0.5, min(0.0, low or 0.0)), min(1.6, max(1.1, high or 0.0))  # no interval may have a finite end
     x = alt.Scale(domain=[low, high], clamp=True)
     panels = []
     for (panel,), group in by_task.group_by("panel", maintain_order=True):

@@ -22,6 +22,9 @@ SEMANTICS = 1
 
 Setting = Literal["classification", "generation", "comparison"]
 
+UNTRAINED = ("zero_shot", "few_shot")
+"""Methods that ask a pretrained model as it is."""
+
 IDENTITY = {"kind": "identity"}
 LOCATION = {"kind": "location"}
 LATER = {"kind": "identity", "later": True}
@@ -193,7 +196,7 @@ class Fit:
     @property
     def role(self) -> str:
         """What a Fit is in the paper's words; with `ceiling_split: A` one Fit serves as supervisor and ceiling."""
-        if self.method.name in ("zero_shot", "few_shot"):
+        if self.method.name in UNTRAINED:
             return "untrained"
         if self.method.name == "generative":
             return "start"

@@ -17,8 +17,8 @@ from typing import Any, Literal
 from w2s_ray import families, store, tasks
 from w2s_ray.errors import InputError, nearest
 from w2s_ray.families import Family
-from w2s_ray.fit import Data, Execution, Fit, Method, Model, Setting, Training
-from w2s_ray.methods import PARAMS, UNTRAINED, refusal
+from w2s_ray.fit import UNTRAINED, Data, Execution, Fit, Method, Model, Setting, Training
+from w2s_ray.methods import PARAMS, refusal
 from w2s_ray.store import Store
 from w2s_ray.study import MAX_CELLS, Compute, Grid, Study, load_study, resolve_method
 
@@ -431,7 +431,7 @@ def cost(fit: Fit, *, execution: Execution, shape: tasks.Size) -> Cost:
     predicted, parts = num_test * (epochs * fit.training.evals_per_epoch + 1), int(fit.half.partition("/")[2] or 1)
     if fit.role == "start":
         predicted = 0
-    if fit.method.name in UNTRAINED:
+    if fit.role == "untrained":
         epochs, predicted = 0, num_test
     if fit.labels_others:
         predicted += num_train

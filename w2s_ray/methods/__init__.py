@@ -247,8 +247,6 @@ CHAINS: dict[str, type[Params]] = {
 
 PARAMS: dict[str, type[Params]] = {**LOSSES, **TRANSFORMS, **CHAINS}
 
-UNTRAINED = ("zero_shot", "few_shot")
-
 HARD = "labels of a generation are moves or words that were written, not probabilities"
 NOT_WRITTEN: dict[str, str] = {
     "kl": f"{HARD}, for which this divergence is the naive loss",

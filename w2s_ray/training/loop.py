@@ -149,7 +149,7 @@ def train_fit(fit: Fit, *, store_: Store, execution: Execution, report: Report, 
 def _written_setting(fit: Fit) -> Setting:
     """What the model does while it learns: a start learns to write, and so does a judge of completions that learns
     nothing."""
-    if fit.role == "start" or (fit.method.name in methods.UNTRAINED and fit.data.setting == "comparison"):
+    if fit.role == "start" or (fit.role == "untrained" and fit.data.setting == "comparison"):
         return "generation"
     return fit.data.setting
 
@@ -157,7 +157,7 @@ def _written_setting(fit: Fit) -> Setting:
 def _num_epochs(fit: Fit) -> int:
     if fit.role == "start":
         return int(dict(fit.method.params)["epochs"])
-    return 0 if fit.method.name in methods.UNTRAINED else fit.training.epochs
+    return 0 if fit.role == "untrained" else fit.training.epochs
 
 
 def _weights(fit: Fit, *, store_: Store) -> tuple[str, dict[str, torch.Tensor]] | None:
@@ -169,7 +169,7 @@ def _weights(fit: Fit, *, store_: Store) -> tuple[str, dict[str, torch.Tensor]] 
 
 def _check_elicits(fit: Fit, model: Any, prepared: Prepared, *, head_start: str) -> None:
     """Refuse what could only fail quietly: a head of zeros that was never trained, a prompt longer than the model."""
-    if fit.method.name not in methods.UNTRAINED:
+    if fit.role != "untrained":
         return
     if fit.data.setting == "classification" and head_start == "zero":
         raise TrainingFailed(
