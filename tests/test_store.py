@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import subprocess
-import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,29 +15,10 @@ import pytest
 
 from w2s_ray import store
 from w2s_ray.errors import InputError
-from w2s_ray.store import Store, StoreError
+from w2s_ray.store import Store, StoreDown, StoreError
 
 from fits import fit
-
-KEYS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
-
-
-@pytest.fixture(scope="module")
-def s3_uri() -> Iterator[str]:
-    """A bucket on a moto server of our own."""
-    boto3 = pytest.importorskip("boto3")
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    before = {name: os.environ.get(name) for name in KEYS}
-    os.environ.update(KEYS)
-    boto3.client("s3", endpoint_url=f"http://{host}:{port}").create_bucket(Bucket="w2s")
-    yield f"s3://w2s/store?endpoint_override={host}:{port}&scheme=http&allow_bucket_creation=true"
-    server.stop()
-    for name, value in before.items():
-        os.environ.pop(name) if value is None else os.environ.update({name: value})
+from proxy import Proxy
 
 
 @pytest.fixture(params=["local", "s3"])
@@ -109,6 +90,91 @@ def test_a_file_in_the_making_is_not_seen(opened: Store) -> None:
     assert [info.base_name for info in opened.fs.get_file_info(store.pafs.FileSelector(opened.path("x")))] == ["y.json"]
 
 
+def test_of_two_that_commit_at_once_one_stays_whole(tmp_path: Path) -> None:
+    opened = store.open_store(tmp_path / "store")
+    folders = [tmp_path / name for name in ("one", "other")]
+    for seed in range(20):
+        for folder in folders:
+            folder.mkdir(exist_ok=True)
+            for name in ("fit.json", "test.parquet"):
+                (folder / name).write_text(f"{folder.name} {seed}" * 500)
+        racers = [threading.Thread(target=store.commit, args=(opened, fit(seed=seed), folder)) for folder in folders]
+        for racer in racers:
+            racer.start()
+        for racer in racers:
+            racer.join()
+        assert store.damage(opened, fit(seed=seed).folder) == []
+        both = [store.read_file(opened, fit(seed=seed).folder, name) for name in ("fit.json", "test.parquet")]
+        assert both[0] == both[1], "all files are of one and the same"
+    assert store.names(opened, "staging") == []
+
+
+def test_what_a_killed_commit_left_is_cleared_away(tmp_path: Path, files: Path) -> None:
+    opened = store.open_store(tmp_path / "store")
+    left = Path(opened.path("staging", f"{fit().folder}-0123"))
+    left.mkdir(parents=True)
+    store.commit(opened, fit(), files)
+    assert store.names(opened, "staging") == []
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of one MiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "w2s", folder], capture_output=True, check=False)
+    if mounted.returncode:
+        pytest.skip("only root can mount a small disk")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+def test_a_full_disk_is_said_and_loses_nothing(small_disk: Path, files: Path) -> None:
+    opened = store.open_store(small_disk / "store")
+    store.commit(opened, fit(), files)
+    (files / "test.parquet").write_bytes(os.urandom(2**21))
+    with pytest.raises(StoreDown, match="is full"):
+        store.commit(opened, fit(seed=1), files)
+    with pytest.raises(StoreDown, match="is full"):
+        store.check_room(opened)
+    assert store.committed(opened, [fit(), fit(seed=1)]) == {fit().key: fit().folder}
+    assert store.damage(opened, fit().folder) == [] and store.names(opened, "staging") == []
+
+
+def test_a_disk_that_turns_read_only_is_said(small_disk: Path, files: Path) -> None:
+    opened = store.open_store(small_disk / "store")
+    store.commit(opened, fit(), files)
+    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    with pytest.raises(StoreDown, match="does not let us in"):
+        store.commit(opened, fit(seed=1), files)
+    with pytest.raises(InputError, match="not writable"):
+        store.check_writable(opened)
+    assert store.damage(opened, fit().folder) == []
+
+
+def test_an_outage_is_waited_out(s3_uri: str, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Proxy.to(s3_uri) as proxy:
+        opened = store.open_store(proxy.uri.replace("/store?", f"/{tmp_path.name}?"))
+        store.commit(opened, fit(), files)
+        proxy.drop()
+        threading.Timer(3.0, proxy.restore).start()
+        began_s = time.monotonic()
+        store.commit(opened, fit(seed=1), files)
+        assert time.monotonic() - began_s >= 2.5
+        assert store.damage(opened, fit(seed=1).folder) == []
+        proxy.drop()
+        monkeypatch.setattr(store, "PATIENCE_S", 1.0)
+        with pytest.raises(StoreDown, match="was away"):
+            store.read_file(opened, fit().folder, "test.parquet")
+        proxy.restore()
+        assert store.damage(opened, fit().folder) == [], "an outage is no damage"
+
+
+def test_a_bucket_of_google_goes_the_same_way() -> None:
+    opened = store.open_store("gs://anonymous@bucket/w2s")
+    assert opened.fs.type_name == "gcs" and opened.path("fits") == "bucket/w2s/fits"
+
+
 def test_failures_are_kept_and_cleared(opened: Store) -> None:
     store.write_failure(opened, fit(), kind="nan", reason="loss is NaN at step 3", detail="")
     assert store.read_failures(opened)[fit().key]["reason"] == "loss is NaN at step 3"
@@ -116,23 +182,6 @@ def test_failures_are_kept_and_cleared(opened: Store) -> None:
     assert list(store.read_failures(opened)) == [fit().key]
     store.clear_failure(opened, fit())
     assert fit().key not in store.read_failures(opened)
-
-
-def test_a_lease_lives_while_its_driver_does(opened: Store) -> None:
-    store.write_lease(opened, "mine", owner="me", keys=["k1", "k2"])
-    assert set(store.live_leases(opened)) == {"k1", "k2"}
-    assert store.live_leases(opened, besides="me") == {}
-    path = opened.path("leases", "mine.json")
-    lease = json.loads(store.read_bytes(opened, path))
-    store.write_bytes(opened, path, json.dumps(lease | {"beat": time.time() - 2 * store.LEASE_STALE_S}).encode())
-    assert store.live_leases(opened) == {}, "no heartbeat, no lease"
-    dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)
-    store.write_bytes(opened, path, json.dumps(lease | {"pid": int(dead.stdout)}).encode())
-    assert store.live_leases(opened) == {}, "a dead process on this host holds nothing"
-    store.write_bytes(opened, path, json.dumps(lease | {"host": "another", "pid": int(dead.stdout)}).encode())
-    assert set(store.live_leases(opened)) == {"k1", "k2"}, "of another host only the heartbeat tells"
-    store.drop_lease(opened, "mine")
-    assert store.live_leases(opened) == {}
 
 
 def test_the_newest_whole_checkpoint_is_taken(opened: Store, files: Path, tmp_path: Path) -> None:

@@ -164,6 +164,16 @@ def run(
         float | None,
         typer.Option(help="The same in dollars, at compute.usd_per_worker_hour.", min=0, show_default="no limit"),
     ] = None,
+    wait_for_nodes: Annotated[
+        float,
+        typer.Option(help="Minutes to wait for nodes, where a Fit fits on none yet.", min=0, metavar="MINUTES"),
+    ] = 0.0,
+    track: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Copy learning curves to tensorboard, mlflow or wandb; may be given again.", show_default="no"
+        ),
+    ] = None,
     trust_remote_code: TrustOption = False,
 ) -> None:
     """Run what is missing of a study, then write its tables and report. The same command again resumes.
@@ -172,10 +182,12 @@ def run(
     """
     from w2s_ray import plan as plans
     from w2s_ray import store as stores
+    from w2s_ray.tracking import tracking
 
     planned = plans.load_plan(study, trust_remote_code=trust_remote_code)
     opened = stores.open_store(store)
     folder = out_dir or Path("w2s-out") / planned.study.name
+    followed = tracking(track or [], study=planned.study.name, folder=folder)
     log_file = folder / "run.log"
     out.print(
         f"[bold]{planned.study.name}[/bold]: {len(planned.cells):,} cells, {len(planned.fits):,} Fits; store {store}"
@@ -197,6 +209,8 @@ def run(
         log_file=log_file,
         console=out,
         budget_worker_hours=budget_hours,
+        wait_for_nodes_min=wait_for_nodes,
+        tracking=followed,
     )
     facts = {
         "wall_s": round(outcome.wall_s, 1),
@@ -216,6 +230,12 @@ def run(
         )
     elif not outcome.interrupted and not outcome.failed:
         out.print("nothing to run: every Fit is in the store")
+    if outcome.trouble:
+        err.print(
+            f"[red]stopped:[/red] {escape(outcome.trouble)}\n{outcome.num_done:,} of {len(planned.fits):,} Fits are in the "
+            f"store, whole. When this is mended, go on with the same command; log: {log_file}"
+        )
+        raise typer.Exit(1)
     if outcome.interrupted:
         why = f"the budget is spent ({outcome.worker_hours:.3g} worker hours): " if outcome.budget_spent else ""
         out.print(
@@ -244,6 +264,10 @@ def submit(
     max_parallel: Annotated[int | None, typer.Option(help="Packs at a time.", show_default="as many as fit")] = None,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try Fits again that failed before.")] = False,
     budget_hours: Annotated[float | None, typer.Option(help="Stop after so many worker hours.", min=0)] = None,
+    budget_usd: Annotated[float | None, typer.Option(help="The same in dollars.", min=0)] = None,
+    wait_for_nodes: Annotated[
+        float | None, typer.Option(help="Minutes to wait for nodes.", min=0, metavar="MINUTES")
+    ] = None,
     follow: Annotated[bool, typer.Option("--follow/--no-follow", help="Show the job's lines until it ends.")] = True,
     stop: Annotated[bool, typer.Option("--stop", help="Stop the job that runs this study.")] = False,
 ) -> None:
@@ -259,7 +283,12 @@ def submit(
         raise InputError(
             f"--store {store}: would lie in the job's own folder and be lost; give a bucket or a whole path"
         )
-    options = {"--max-parallel": max_parallel, "--budget-hours": budget_hours}
+    options = {
+        "--max-parallel": max_parallel,
+        "--budget-hours": budget_hours,
+        "--budget-usd": budget_usd,
+        "--wait-for-nodes": wait_for_nodes,
+    }
     given = [str(word) for option, value in options.items() if value is not None for word in (option, value)]
     arguments = ["--store", store, "--address", "auto", *given, *(["--retry-failed"] if retry_failed else [])]
     job = submit_job(study, name=name, address=address, arguments=arguments, follow=follow, stop=stop, console=out)

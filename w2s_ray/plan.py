@@ -14,7 +14,7 @@ from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
-from w2s_ray import families, store, tasks
+from w2s_ray import families, leases, store, tasks
 from w2s_ray.errors import InputError, nearest
 from w2s_ray.families import Family
 from w2s_ray.fit import UNTRAINED, Data, Execution, Fit, Method, Model, Setting, Training
@@ -389,9 +389,9 @@ def method_label(method: Method) -> str:
 def status(plan: Plan, *, store_: Store) -> Status:
     """Where every Fit of the plan stands, from the store alone."""
     done = frozenset(store.committed(store_, plan.fits))
-    leases = store.live_leases(store_)
+    held = leases.shown(store_)
     failures = store.read_failures(store_)
-    running = {f.key: leases[f.key] for f in plan.fits if f.key in leases and f.key not in done}
+    running = {f.key: held[f.key] for f in plan.fits if f.key in held and f.key not in done}
     failed = {f.key: failures[f.key] for f in plan.fits if f.key in failures and f.key not in done | running.keys()}
     blocked = {}
     for fit in plan.fits:

@@ -5,26 +5,30 @@ Layout under the root:
     failures/<name>-<hash12>.json   why a Fit failed, the last time it was tried
     leases/<pack>.json              which driver works on which Fits, with a heartbeat
     partial/<name>-<hash12>/...     mid-fit checkpoints of long Fits, removed when the Fit is committed
+    staging/<name>-<hash12>/...     a Fit's files on their way into a folder's `fits/`
     tasks/<name>-<hash12>/          the truth of a task's rows, for scoring without the task's own files
     quarantine/                     what `w2s verify --repair` moved aside
 
-Promises: no `done.json`, no Fit. `done.json` appears whole or not at all (rename on a local file system, one PUT on an
-object store). Everything read from a Fit is checked against its hash. Nothing here is ever unpickled.
+Promises: no `done.json`, no Fit. In a folder a Fit appears whole or not at all, by one rename; in a bucket its marker does,
+by one PUT. Everything read from a Fit is checked against its hash. Nothing here is ever unpickled. A short outage is waited
+out; a store that stays away, is full or may not be written is a `StoreDown`, and loses nothing that was committed.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import json
+import logging
 import os
-import socket
+import shutil
 import time
 import uuid
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -35,12 +39,32 @@ from w2s_ray.fit import Fit
 
 DONE = "done.json"
 ADVICE = "micro_batch.json"
-LEASE_STALE_S = 60.0
-"""A lease whose heartbeat is older than this belongs to a dead driver."""
+PATIENCE_S = 120.0
+"""An outage of the store is waited out for so long."""
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+FORBIDDEN = {errno.EROFS, errno.EACCES, errno.EPERM}
+PASSING = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EHOSTDOWN, errno.ENOTCONN}
+"""What a shared folder says while its server is away."""
+REFUSALS = (
+    "ACCESS_DENIED",
+    "PERMISSION_DENIED",
+    "UNAUTHENTICATED",
+    "INVALID_ACCESS_KEY",
+    "SIGNATURE",
+    "NO_SUCH_BUCKET",
+)
+"""What a bucket says when waiting doesn't help."""
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 class StoreError(Exception):
     """What the store holds is not what was committed; the message names the file and the way out."""
+
+
+class StoreDown(Exception):
+    """The store is away, full or forbidden: no Fit's fault, and the same command goes on when it is back."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +98,29 @@ def uri_of(store: Store, *parts: str) -> str:
     return "/".join((base.rstrip("/"), *parts)) + mark + options
 
 
+def patiently(store: Store, act: Callable[[], T]) -> T:
+    """What `act` returns, an outage waited out. A file that is not there is an answer and no outage."""
+    deadline_s, pause_s = time.monotonic() + PATIENCE_S, 0.5
+    while True:
+        try:
+            return act()
+        except (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError):
+            raise
+        except OSError as error:
+            local = isinstance(store.fs, pafs.LocalFileSystem)
+            if error.errno in FULL:
+                raise StoreDown(f"the store {store.uri} is full ({error})") from error
+            if error.errno in FORBIDDEN or (not local and any(word in str(error) for word in REFUSALS)):
+                raise StoreDown(f"the store {store.uri} does not let us in ({error})") from error
+            if local and error.errno not in PASSING:
+                raise
+            if time.monotonic() + pause_s > deadline_s:
+                raise StoreDown(f"the store {store.uri} was away for {PATIENCE_S:.0f} s ({error})") from error
+            log.warning("the store does not answer, waiting: %s", error)
+            time.sleep(pause_s)
+            pause_s = min(2 * pause_s, 10.0)
+
+
 def check_writable(store: Store) -> None:
     """Refuse a store that can't be written, before anything is trained."""
     probe = store.path(f".writable-{uuid.uuid4().hex}")
@@ -86,33 +133,71 @@ def check_writable(store: Store) -> None:
         raise InputError(f"--store {store.uri}: not writable ({error})") from error
 
 
+def check_room(store: Store) -> None:
+    """StoreDown, where the store can't take another MiB."""
+    probe = store.path(f".room-{uuid.uuid4().hex}")
+    write_bytes(store, probe, bytes(2**20))
+    delete_file(store, probe)
+
+
 def write_bytes(store: Store, path: str, content: bytes) -> None:
     """Write a whole file or nothing: temporary file, fsync and rename locally, one PUT elsewhere."""
-    store.fs.create_dir(path.rsplit("/", 1)[0], recursive=True)
-    if isinstance(store.fs, pafs.LocalFileSystem):
-        temporary = Path(f"{path}.{uuid.uuid4().hex}.tmp")
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    else:
-        with store.fs.open_output_stream(path) as stream:
-            stream.write(content)
+
+    def write() -> None:
+        store.fs.create_dir(path.rsplit("/", 1)[0], recursive=True)
+        if isinstance(store.fs, pafs.LocalFileSystem):
+            temporary = Path(f"{path}.{uuid.uuid4().hex}.tmp")
+            try:
+                _write_synced(temporary, content)
+                temporary.replace(path)
+            finally:
+                temporary.unlink(missing_ok=True)
+        else:
+            with store.fs.open_output_stream(path) as stream:
+                stream.write(content)
+
+    patiently(store, write)
+
+
+def _write_synced(path: Path, content: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def read_bytes(store: Store, path: str) -> bytes:
-    with store.fs.open_input_file(path) as file:
-        return file.read()
+    def read() -> bytes:
+        with store.fs.open_input_file(path) as file:
+            return file.read()
+
+    return patiently(store, read)
 
 
 def exists(store: Store, path: str) -> bool:
-    return store.fs.get_file_info(path).type == pafs.FileType.File
+    return _infos(store, [path])[0].type == pafs.FileType.File
 
 
-def _names(store: Store, room: str) -> list[str]:
+def _infos(store: Store, paths: list[str]) -> list[pafs.FileInfo]:
+    return patiently(store, lambda: store.fs.get_file_info(paths))
+
+
+def names(store: Store, room: str) -> list[str]:
+    """What lies in a folder of the store; nothing, where there is no such folder."""
     selector = pafs.FileSelector(store.path(room), allow_not_found=True)
-    return [info.base_name for info in store.fs.get_file_info(selector)]
+    return [info.base_name for info in patiently(store, lambda: store.fs.get_file_info(selector))]
+
+
+def delete_file(store: Store, path: str) -> None:
+    """Remove a file, if it is there."""
+    if exists(store, path):
+        patiently(store, lambda: store.fs.delete_file(path))
+
+
+def delete_folder(store: Store, path: str) -> None:
+    """Remove a folder with all that is in it, if it is there."""
+    if _infos(store, [path])[0].type == pafs.FileType.Directory:
+        patiently(store, lambda: store.fs.delete_dir(path))
 
 
 # --- Fits ---------------------------------------------------------------------------------------------------------
@@ -120,29 +205,61 @@ def _names(store: Store, room: str) -> list[str]:
 
 def committed(store: Store, fits: Iterable[Fit]) -> dict[str, str]:
     """Key -> folder of those among `fits` that are in the store: one listing and one batch of stats."""
-    by_hash = {name[-12:]: name for name in _names(store, "fits")}
+    by_hash = {name[-12:]: name for name in names(store, "fits")}
     found = [(fit.key, by_hash[fit.key[:12]]) for fit in fits if fit.key[:12] in by_hash]
-    infos = store.fs.get_file_info([store.path("fits", folder, DONE) for _, folder in found])
+    infos = _infos(store, [store.path("fits", folder, DONE) for _, folder in found])
     return {key: folder for (key, folder), info in zip(found, infos, strict=True) if info.size}
 
 
 def is_committed(store: Store, fit: Fit) -> bool:
-    return bool(store.fs.get_file_info(store.path("fits", fit.folder, DONE)).size) or fit.key in committed(store, [fit])
+    return bool(_infos(store, [store.path("fits", fit.folder, DONE)])[0].size) or fit.key in committed(store, [fit])
 
 
 def commit(store: Store, fit: Fit, folder: Path) -> None:
-    """Publish the files of a local folder as this Fit. `done.json` last; a Fit already there stays as it is."""
+    """Publish the files of a local folder as this Fit, `done.json` last; a Fit already there stays as it is."""
     if is_committed(store, fit):
         return
-    files = {}
-    for file in sorted(folder.iterdir()):
-        content = file.read_bytes()
-        write_bytes(store, store.path("fits", fit.folder, file.name), content)
-        files[file.name] = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-    done = {"key": fit.key, "files": files}
-    write_bytes(store, store.path("fits", fit.folder, DONE), json.dumps(done, indent=1).encode())
+    contents = {file.name: file.read_bytes() for file in sorted(folder.iterdir())}
+    files = {
+        name: {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        for name, content in contents.items()
+    }
+    contents[DONE] = json.dumps({"key": fit.key, "files": files}, indent=1).encode()
+    if isinstance(store.fs, pafs.LocalFileSystem):
+        _commit_by_rename(store, fit, contents)
+    else:
+        for name, content in contents.items():
+            write_bytes(store, store.path("fits", fit.folder, name), content)
     clear_failure(store, fit)
     drop_partial(store, fit)
+
+
+def _commit_by_rename(store: Store, fit: Fit, contents: dict[str, bytes]) -> None:
+    """Of two who commit one Fit in the same moment the first one's files stay, all of them."""
+    target, staging = (
+        Path(store.path("fits", fit.folder)),
+        Path(store.path("staging", f"{fit.folder}-{uuid.uuid4().hex}")),
+    )
+
+    def put() -> None:
+        shutil.rmtree(staging, ignore_errors=True)
+        staging.mkdir(parents=True)
+        for name, content in contents.items():
+            _write_synced(staging / name, content)
+        target.parent.mkdir(exist_ok=True)
+        if target.exists() and not is_committed(store, fit):
+            shutil.rmtree(target)
+        try:
+            staging.rename(target)
+        except OSError:
+            if not is_committed(store, fit):
+                raise
+
+    try:
+        patiently(store, put)
+    finally:
+        for left in (name for name in names(store, "staging") if name.startswith(fit.folder)):  # a killed one's, too
+            shutil.rmtree(store.path("staging", left), ignore_errors=True)
 
 
 def read_done(store: Store, folder: str) -> dict[str, Any]:
@@ -190,9 +307,9 @@ def damage(store: Store, folder: str) -> list[str]:
 
 def committed_folders(store: Store) -> list[str]:
     """Every committed folder in the store, whichever study it belongs to."""
-    names = sorted(_names(store, "fits"))
-    infos = store.fs.get_file_info([store.path("fits", name, DONE) for name in names])
-    return [name for name, info in zip(names, infos, strict=True) if info.type == pafs.FileType.File]
+    found = sorted(names(store, "fits"))
+    infos = _infos(store, [store.path("fits", name, DONE) for name in found])
+    return [name for name, info in zip(found, infos, strict=True) if info.type == pafs.FileType.File]
 
 
 def quarantine(store: Store, folder: str) -> str:
@@ -242,7 +359,7 @@ def write_failure(store: Store, fit: Fit, *, kind: str, reason: str, detail: str
 def read_failures(store: Store) -> dict[str, dict[str, Any]]:
     """Key -> failure record. A record that can't be read counts as absent: its Fit is simply tried again."""
     found = {}
-    for name in _names(store, "failures"):
+    for name in names(store, "failures"):
         try:
             record = json.loads(read_bytes(store, store.path("failures", name)))
             found[record["key"]] = record
@@ -252,55 +369,7 @@ def read_failures(store: Store) -> dict[str, dict[str, Any]]:
 
 
 def clear_failure(store: Store, fit: Fit) -> None:
-    path = store.path("failures", f"{fit.folder}.json")
-    if exists(store, path):
-        store.fs.delete_file(path)
-
-
-# --- leases -------------------------------------------------------------------------------------------------------
-
-
-def write_lease(store: Store, lease: str, *, owner: str, keys: list[str]) -> None:
-    """Take or renew a lease on Fits. `owner` names the driver."""
-    record = {
-        "owner": owner,
-        "host": socket.gethostname(),
-        "pid": os.getpid(),
-        "keys": keys,
-        "beat": time.time(),
-    }
-    write_bytes(store, store.path("leases", f"{lease}.json"), json.dumps(record).encode())
-
-
-def drop_lease(store: Store, lease: str) -> None:
-    path = store.path("leases", f"{lease}.json")
-    if exists(store, path):
-        store.fs.delete_file(path)
-
-
-def live_leases(store: Store, *, besides: str | None = None) -> dict[str, dict[str, Any]]:
-    """Key -> lease of a driver that is alive (fresh heartbeat, and on this host a running process), but for `besides`."""
-    found: dict[str, dict[str, Any]] = {}
-    for name in _names(store, "leases"):
-        try:
-            lease = json.loads(read_bytes(store, store.path("leases", name)))
-            dead = time.time() - lease["beat"] > LEASE_STALE_S
-            dead = dead or (lease["host"] == socket.gethostname() and not _running(lease["pid"]))
-            if not dead and lease["owner"] != besides:
-                found |= dict.fromkeys(lease["keys"], lease)
-        except (OSError, ValueError, KeyError, TypeError):
-            continue
-    return found
-
-
-def _running(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+    delete_file(store, store.path("failures", f"{fit.folder}.json"))
 
 
 # --- mid-fit checkpoints ------------------------------------------------------------------------------------------
@@ -317,9 +386,9 @@ def seal_partial(store: Store, fit: Fit, *, step: int, entries: list[dict[str, A
     """Make a checkpoint count: its marker, last. The ones before it are dropped."""
     marker = json.dumps({"step": step, "files": {entry["name"]: entry["sha256"] for entry in entries}})
     write_bytes(store, store.path("partial", fit.folder, _step_name(step), DONE), marker.encode())
-    for name in _names(store, f"partial/{fit.folder}"):
+    for name in names(store, f"partial/{fit.folder}"):
         if name.startswith("step-") and name < _step_name(step):
-            store.fs.delete_dir(store.path("partial", fit.folder, name))
+            delete_folder(store, store.path("partial", fit.folder, name))
 
 
 def _step_name(step: int) -> str:
@@ -328,7 +397,7 @@ def _step_name(step: int) -> str:
 
 def read_partial(store: Store, fit: Fit, *, folder: Path) -> int | None:
     """Fetch the newest whole checkpoint into a local folder; its step, or None. Damaged ones are passed over."""
-    for name in sorted(_names(store, f"partial/{fit.folder}"), reverse=True):
+    for name in sorted(names(store, f"partial/{fit.folder}"), reverse=True):
         if not name.startswith("step-"):
             continue
         try:
@@ -358,6 +427,4 @@ def advised_micro_batch(store: Store, fit: Fit) -> int | None:
 
 
 def drop_partial(store: Store, fit: Fit) -> None:
-    path = store.path("partial", fit.folder)
-    if store.fs.get_file_info(path).type == pafs.FileType.Directory:
-        store.fs.delete_dir(path)
+    delete_folder(store, store.path("partial", fit.folder))

@@ -83,7 +83,7 @@ class Walk:
                 shape.workers * shape.cpus_per_worker <= free_cpus
                 and shape.workers * shape.gpus_per_worker <= free_gpus
             )
-            return has_room and self._ready(key, ())
+            return has_room and self.is_ready(key)
 
         by_path = sorted(open_, key=lambda key: (-self.path_s[key], self.fits[key].folder))
         first = next((key for key in by_path if can_start(key)), None)
@@ -100,7 +100,8 @@ class Walk:
             execution=self.executions[first],
         )
 
-    def _ready(self, key: str, with_: list[str] | tuple[str, ...]) -> bool:
+    def is_ready(self, key: str, with_: list[str] | tuple[str, ...] = ()) -> bool:
+        """Whether all that a Fit stands on is there, or in `with_`."""
         return all(parent.key in self.done or parent.key in with_ for parent in self.fits[key].parents)
 
     def _budget_s(self) -> float:
@@ -128,7 +129,7 @@ class Walk:
                 full = len(chosen) >= self.fits_per_pack if self.fits_per_pack else spent_s >= budget_s * 0.999
                 if full:
                     return chosen
-                if self._ready(key, chosen):
+                if self.is_ready(key, chosen):
                     chosen.append(key)
                     waiting.remove(key)
                     spent_s += self.seconds[key]
@@ -178,7 +179,7 @@ class Walk:
         if not left or not crashed:
             return []
         # without word from it, the Fit in hand was the first one left that could run: a pack keeps its order
-        suspects = [in_hand] if in_hand in left else [key for key in left if self._ready(key, ())][:1]
+        suspects = [in_hand] if in_hand in left else [key for key in left if self.is_ready(key)][:1]
         for key in suspects:
             self.crashes[key] += 1
         return [key for key in suspects if self.crashes[key] >= MAX_CRASHES]

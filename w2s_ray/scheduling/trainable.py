@@ -1,7 +1,8 @@
 """One pack as one Ray Train run, and the Tune function that starts it.
 
 The Tune function holds no CPU: Ray Train's workers take the resources, so that a slot can't deadlock against itself.
-Each run has a name of its own and is never restored: what it finished is in the store, where the next one looks.
+Each run has a name of its own and is never restored: what it finished is in the store, where the next one looks. A notice
+that a node will be taken away reaches the training loop through what a report answers.
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ import uuid
 from typing import Any
 
 from w2s_ray.scheduling.packs import Pack
+from w2s_ray.tracking import Tracking
 
 
-def train_pack(config: dict[str, Any], *, store_uri: str, ray_uri: str) -> None:
+def train_pack(config: dict[str, Any], *, store_uri: str, ray_uri: str, tracking: Tracking | None) -> None:
     """Tune trainable: run one pack to its end on Ray Train."""
     import ray.train
     from ray.train._internal.session import get_session
@@ -31,7 +33,7 @@ def train_pack(config: dict[str, Any], *, store_uri: str, ray_uri: str) -> None:
         resources["GPU"] = execution.gpus_per_worker
     trainer = TorchTrainer(
         work,
-        train_loop_config={"pack": pack, "store_uri": store_uri},
+        train_loop_config={"pack": pack, "lease": config["lease"], "store_uri": store_uri, "tracking": tracking},
         torch_config=TorchConfig(backend="nccl" if execution.gpus_per_worker else "gloo"),
         scaling_config=ray.train.ScalingConfig(
             num_workers=execution.workers,
@@ -57,4 +59,16 @@ def work(config: dict[str, Any]) -> None:
     logging.getLogger("ray.train").setLevel(logging.WARNING)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     pack: Pack = config["pack"]
-    run_pack(list(pack.fits), store_uri=config["store_uri"], execution=pack.execution, report=ray.train.report)
+
+    def report(event: dict[str, Any]) -> bool:
+        ray.train.report(event)
+        return ray.train.get_preemption_info() is not None
+
+    run_pack(
+        list(pack.fits),
+        store_uri=config["store_uri"],
+        execution=pack.execution,
+        report=report,
+        lease=config["lease"],
+        tracking=config["tracking"],
+    )

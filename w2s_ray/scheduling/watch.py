@@ -1,7 +1,9 @@
-"""What a run keeps an eye on beside its work: a budget that it must not pass, and packs that say nothing for too long.
+"""What a run keeps an eye on beside its work: a budget that it must not pass, packs that say nothing for too long, nodes that
+come and go, and whether it may go on at all.
 
-Promises: a budget is worker hours, start-up and waiting for other workers included; when it is spent the run stops in good
-order, as on Ctrl-C. Silence is explained, by what a pack waits for, again and again until it ends.
+Promises: a budget is worker hours, start-up and waiting for other workers included; when it is spent, or the lease or the
+store is lost, the run stops in good order, as on Ctrl-C. Silence is explained, by what a pack waits for, again and again until
+it ends. An autoscaler is asked for what could run now, and for nothing at the end.
 """
 
 from __future__ import annotations
@@ -12,7 +14,9 @@ from typing import Any
 from ray.tune import Callback
 from rich.console import Console
 
+from w2s_ray.fit import Execution
 from w2s_ray.plan import duration
+from w2s_ray.scheduling import cluster
 from w2s_ray.scheduling.packs import Pack
 from w2s_ray.scheduling.searcher import DagSearcher
 
@@ -24,11 +28,20 @@ class BudgetSpent(KeyboardInterrupt):
     """Ends a run as Ctrl-C does."""
 
 
+class Trouble(KeyboardInterrupt):
+    """Ends a run as Ctrl-C does; says why it can't go on."""
+
+
 class Watch(Callback):
     """A Tune callback: Tune calls it in every turn of its loop, also while nothing happens."""
 
-    def __init__(self, searcher: DagSearcher, *, budget_worker_hours: float | None, console: Console) -> None:
+    def __init__(
+        self, searcher: DagSearcher, *, budget_worker_hours: float | None, console: Console, grows: bool
+    ) -> None:
         self.searcher = searcher
+        self.grows = grows
+        """Whether the cluster may have an autoscaler, which wants to be told what is needed."""
+        self.asked: list[Execution] = []
         self.budget_s = None if budget_worker_hours is None else budget_worker_hours * 3600
         self.console = console
         self.said: dict[str, tuple[float, dict[str, Any]]] = {}
@@ -44,6 +57,9 @@ class Watch(Callback):
     def on_step_begin(self, iteration: int, trials: list[Any], **_: Any) -> None:
         if self.budget_s is not None and self.searcher.worker_s >= self.budget_s:
             raise BudgetSpent
+        if self.searcher.trouble is not None:
+            raise Trouble(str(self.searcher.trouble))
+        self._look_at_nodes()
         now_s = time.monotonic()
         if now_s - self.explained_s < SILENT_S:
             return
@@ -56,6 +72,22 @@ class Watch(Callback):
             self.explained_s = now_s
             for line in [*silent, resources()]:
                 self.console.print(f"[yellow]{line}[/yellow]")
+
+    def _look_at_nodes(self) -> None:
+        num_before = len(self.searcher.nodes)
+        if self.searcher.look_at_nodes() and len(self.searcher.nodes) != num_before:
+            nodes, slots = len(self.searcher.nodes), self.searcher.walk.num_slots
+            self.console.print(
+                f"the cluster has {nodes} node(s) now, where {num_before} were: {slots} pack(s) at a time"
+            )
+        if self.grows and (wanted := self.searcher.wanted()) != self.asked:
+            self.asked = wanted
+            cluster.ask_for(wanted)
+
+    def close(self) -> None:
+        """Take back what was asked of an autoscaler."""
+        if self.asked:
+            cluster.ask_for([])
 
 
 def _explained(pack: Pack, silent_s: float, result: dict[str, Any]) -> str:

@@ -21,6 +21,8 @@ import torch.distributed as dist
 from torch import nn
 
 from w2s_ray.fit import Execution, Training
+from w2s_ray.leases import LeaseLost
+from w2s_ray.store import StoreDown
 
 for _name in ("DeepSpeed", "deepspeed"):
     logging.getLogger(_name).setLevel(logging.ERROR)
@@ -67,8 +69,8 @@ class Agreed(Exception):
 
 @contextmanager
 def together() -> Iterator[None]:
-    """A part without collectives that all workers leave well or none does: a failure of one is raised on every one (as
-    `Agreed` in a group), so that nobody waits for it for ever."""
+    """A part without collectives that all workers leave well or none does: a failure of one is raised on every one (in a
+    group as `Agreed`, or as `StoreDown` when it is no Fit's fault), so that nobody waits for it for ever."""
     problem: Exception | None = None
     try:
         yield
@@ -78,10 +80,12 @@ def together() -> Iterator[None]:
         if problem is not None:
             raise problem
         return
-    said: list[str | None] = [None] * world_size()
-    dist.all_gather_object(said, f"{problem}" or type(problem).__name__ if problem else None)
-    if any(said):
-        raise Agreed("; ".join(dict.fromkeys(text for text in said if text))) from problem
+    mine = (f"{problem}" or type(problem).__name__, isinstance(problem, (StoreDown, LeaseLost))) if problem else None
+    said: list[tuple[str, bool] | None] = [None] * world_size()
+    dist.all_gather_object(said, mine)
+    if problems := [each for each in said if each]:
+        kind = StoreDown if any(blameless for _, blameless in problems) else Agreed
+        raise kind("; ".join(dict.fromkeys(text for text, _ in problems))) from problem
 
 
 def micro_batch_size(training: Training, execution: Execution) -> int:

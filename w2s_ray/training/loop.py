@@ -31,6 +31,7 @@ from w2s_ray import methods, store
 from w2s_ray.fit import BUSY, Execution, Fit, Method, Setting, describe
 from w2s_ray.methods import naive
 from w2s_ray.store import Store
+from w2s_ray.tracking import Log
 from w2s_ray.training import checkpoint, data, features
 from w2s_ray.training import engine as engines
 from w2s_ray.training.data import Answers, Prepared, Rows, prepare
@@ -39,7 +40,12 @@ from w2s_ray.training.model import build
 
 REPORT_EVERY_S = 2.0
 
-Report = Callable[[dict[str, Any]], None]
+Report = Callable[[dict[str, Any]], bool | None]
+"""Tell the driver; True: this machine is about to be taken away, so save what there is."""
+
+
+def nothing(*_: object) -> None:
+    """For who has no tracker and no lease."""
 
 
 class TrainingFailed(Exception):
@@ -65,7 +71,16 @@ class Clock:
             self.seconds[name] += time.perf_counter() - began
 
 
-def train_fit(fit: Fit, *, store_: Store, execution: Execution, report: Report, scratch: Path) -> dict[str, float]:
+def train_fit(
+    fit: Fit,
+    *,
+    store_: Store,
+    execution: Execution,
+    report: Report,
+    scratch: Path,
+    log_point: Log = nothing,
+    check_lease: Callable[[], None] = nothing,
+) -> dict[str, float]:
     """Train, predict, commit. Returns seconds by phase; raises TrainingFailed where training itself can't go on."""
     clock = Clock()
     with clock.phase("load"), engines.together():
@@ -108,7 +123,7 @@ def train_fit(fit: Fit, *, store_: Store, execution: Execution, report: Report, 
         progress = progress or checkpoint.Progress(step=0, curve=[], loss_sum=0.0, hits=0.0, num_rows=0)
         _train(
             engine, fit, taught, prepared, progress=progress, execution=execution, store_=store_, clock=clock,
-            report=report, scratch=scratch / "checkpoint",
+            report=report, scratch=scratch / "checkpoint", log_point=log_point,
         )  # fmt: skip
         with clock.phase("eval"):
             if fit.role == "start":
@@ -141,6 +156,7 @@ def train_fit(fit: Fit, *, store_: Store, execution: Execution, report: Report, 
                 resumed_from=resumed_from,
             )
             (files / "fit.json").write_text(json.dumps(describe(fit) | {"provenance": facts}, indent=1))
+            check_lease()
             store.write_truth(store_, store.truth_name(fit), prepared.truth)
             store.commit(store_, fit, files)
     return dict(clock.seconds)
@@ -214,6 +230,7 @@ def _train(
     clock: Clock,
     report: Report,
     scratch: Path,
+    log_point: Log,
 ) -> None:
     training, setting, num_epochs = fit.training, _written_setting(fit), _num_epochs(fit)
     if num_epochs == 0:
@@ -227,7 +244,7 @@ def _train(
         round(steps_per_epoch * point / training.evals_per_epoch)
         for point in range(1, num_epochs * training.evals_per_epoch + 1)
     }
-    report_every, saved_s, first_step = 0, 0.0, progress.step
+    report_every, saved_s, first_step, saved_to_leave = 0, 0.0, progress.step, False
     began_s = time.perf_counter()
     engine.train()
     while progress.step < num_steps:
@@ -262,6 +279,7 @@ def _train(
             with clock.phase("eval"):
                 point = _curve_point(engine, fit, taught, prepared, progress, steps_per_epoch=steps_per_epoch)
                 progress.curve.append(point)
+                log_point(progress.step, point)
             progress.loss_sum, progress.hits, progress.num_rows = 0.0, 0.0, 0
             progress.verified_loss_sum, progress.num_verified = 0.0, 0
         done = progress.step - first_step
@@ -269,21 +287,16 @@ def _train(
         if done in (1, 10):  # all workers report together, so the pace is agreed on; the first step is slow
             report_every = _agreed(max(1, round(REPORT_EVERY_S / max(elapsed_s / done, 1e-4))))
         if report_every and done % report_every == 0:
-            report(
-                {
-                    "event": "step",
-                    "key": fit.key,
-                    "step": progress.step,
-                    "num_steps": num_steps,
-                    "loss": loss,
-                    "rows_per_s": done * training.batch_size / elapsed_s,
-                }
-            )
+            pace = {"loss": loss, "rows_per_s": done * training.batch_size / elapsed_s}
+            place = {"step": progress.step, "num_steps": num_steps}
+            leaving = bool(report({"event": "step", "key": fit.key, **place, **pace}))
+            log_point(progress.step, pace)
             # checkpoints fall on the same beat; rank 0's clock decides for all
-            if _agreed(int(elapsed_s - saved_s >= execution.checkpoint_every_s)) and progress.step < num_steps:
+            due = _agreed(int(elapsed_s - saved_s >= execution.checkpoint_every_s))
+            if (due or (leaving and not saved_to_leave)) and progress.step < num_steps:
                 with clock.phase("checkpoint"):
                     checkpoint.save(engine, fit, progress, execution=execution, store_=store_, scratch=scratch)
-                saved_s = time.perf_counter() - began_s
+                saved_s, saved_to_leave = time.perf_counter() - began_s, leaving
 
 
 def _agreed(value: int) -> int:

@@ -1,24 +1,30 @@
 """Several Fits in one process, one after another, each committed as soon as it is done.
 
 Promises: a Fit that is in the store is passed over; a Fit that fails is recorded with its reason and fails alone; a Fit
-whose parents are not there is left for later; when memory runs out the micro-batch is halved and the Fit starts over.
+whose parents are not there is left for later; when memory runs out the micro-batch is halved and the Fit starts over. What is
+no Fit's fault (the store is gone or full, the lease is lost) ends the pack and is recorded of none.
 """
 
 from __future__ import annotations
 
 import logging
+import socket
 import tempfile
 import traceback
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from pyarrow.fs import LocalFileSystem
 
-from w2s_ray import store
+from w2s_ray import leases, store
 from w2s_ray.errors import InputError
 from w2s_ray.fit import Execution, Fit
-from w2s_ray.store import Store, StoreError
+from w2s_ray.leases import LeaseLost
+from w2s_ray.store import Store, StoreDown, StoreError
+from w2s_ray.tracking import Log, Tracking, run_of
 from w2s_ray.training import engine as engines
 from w2s_ray.training.loop import Report, TrainingFailed, train_fit
 
@@ -27,13 +33,30 @@ log = logging.getLogger(__name__)
 FAILURES = (TrainingFailed, engines.Agreed, StoreError, InputError, OSError, RuntimeError, ValueError)
 
 
-def run_pack(fits: list[Fit], *, store_uri: str, execution: Execution, report: Report) -> None:
-    """Work through Fits in order. Every worker of the world calls this with the same Fits."""
+def run_pack(
+    fits: list[Fit],
+    *,
+    store_uri: str,
+    execution: Execution,
+    report: Report,
+    lease: str | None = None,
+    tracking: Tracking | None = None,
+) -> None:
+    """Work through Fits in order. Every worker of the world calls this with the same Fits. With a lease, only as long as
+    it is held."""
     torch.set_num_threads(execution.cpus_per_worker)
     engines.join_processes()
     opened = store.open_store(store_uri)
     report({"event": "start", "key": fits[0].key})  # one for the pack: a report takes as long as a hundred small steps
+    if lease and isinstance(opened.fs, LocalFileSystem) and not Path(opened.path("leases")).exists():
+        raise StoreDown(f"node {socket.gethostname()} does not see the folder {opened.root}")
+
+    def check_lease() -> None:
+        if lease and not leases.holds(opened, lease):
+            raise LeaseLost(f"{lease} is held no more")
+
     for fit in fits:
+        check_lease()
         if store.is_committed(opened, fit):
             report({"event": "done", "key": fit.key, "seconds": {}})
             continue
@@ -41,8 +64,17 @@ def run_pack(fits: list[Fit], *, store_uri: str, execution: Execution, report: R
             log.warning("%s waits for %s", fit.folder, ", ".join(missing))
             continue
         try:
-            seconds = _with_less_memory(fit, store_=opened, execution=execution, report=report)
+            with run_of(fit, tracking if engines.rank() == 0 else None) as log_point:
+                seconds = _with_less_memory(
+                    fit, store_=opened, execution=execution, report=report, log_point=log_point, check_lease=check_lease
+                )
+        except StoreDown as error:
+            if engines.world_size() == 1:  # a report is a matter of the whole group
+                report({"event": "store", "key": fit.key, "reason": str(error)})
+            raise
         except FAILURES as error:
+            if isinstance(error, OSError) and error.errno in store.FULL:
+                raise StoreDown(f"the disk of node {socket.gethostname()} is full ({error})") from error
             if engines.world_size() > 1 and not isinstance(error, (TrainingFailed, engines.Agreed)):
                 # A fellow went away, or waits for this worker in the middle of a step: the whole group ends and starts
                 # again. A Fit in whose hand groups end again and again is recorded by the driver.
@@ -57,7 +89,15 @@ def run_pack(fits: list[Fit], *, store_uri: str, execution: Execution, report: R
             report({"event": "done", "key": fit.key, "seconds": seconds})
 
 
-def _with_less_memory(fit: Fit, *, store_: Store, execution: Execution, report: Report) -> dict[str, float]:
+def _with_less_memory(
+    fit: Fit,
+    *,
+    store_: Store,
+    execution: Execution,
+    report: Report,
+    log_point: Log,
+    check_lease: Callable[[], None],
+) -> dict[str, float]:
     """Train, with half the micro-batch each time that memory runs out. In a group it may run out on one worker while the
     others wait for it, so the group ends, and starts again with what the store was told."""
     while True:
@@ -65,7 +105,10 @@ def _with_less_memory(fit: Fit, *, store_: Store, execution: Execution, report: 
         execution = replace(execution, micro_batch_size=micro)
         with tempfile.TemporaryDirectory(prefix="w2s-") as scratch:
             try:
-                return train_fit(fit, store_=store_, execution=execution, report=report, scratch=Path(scratch))
+                return train_fit(
+                    fit, store_=store_, execution=execution, report=report, scratch=Path(scratch),
+                    log_point=log_point, check_lease=check_lease,
+                )  # fmt: skip
             except RuntimeError as error:
                 if not _is_out_of_memory(error):
                     raise

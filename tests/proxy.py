@@ -1,0 +1,65 @@
+"""A network between a test and a server, that can be cut."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class Proxy:
+    """Passes bytes on to a server until it is told to drop every connection and take no new ones."""
+
+    def __init__(self, uri: str) -> None:
+        found = re.search(r"endpoint_override=([^:&]+):(\d+)", uri)
+        assert found
+        self.server = (found[1], int(found[2]))
+        self.listener = self._listen(0)
+        self.port = self.listener.getsockname()[1]
+        self.uri = uri.replace(f"{found[1]}:{found[2]}", f"127.0.0.1:{self.port}")
+        self.connections: list[socket.socket] = []
+        threading.Thread(target=self._serve, args=(self.listener,), daemon=True).start()
+
+    @classmethod
+    @contextmanager
+    def to(cls, uri: str) -> Iterator[Proxy]:
+        proxy = cls(uri)
+        yield proxy
+        proxy.drop()
+
+    def drop(self) -> None:
+        for each in (self.listener, *self.connections):
+            with contextlib.suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
+            each.close()
+        self.connections.clear()
+
+    def restore(self) -> None:
+        self.listener = self._listen(self.port)
+        threading.Thread(target=self._serve, args=(self.listener,), daemon=True).start()
+
+    def _listen(self, port: int) -> socket.socket:
+        listener = socket.socket()
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(("127.0.0.1", port))
+        listener.listen(64)
+        return listener
+
+    def _serve(self, listener: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                near, _ = listener.accept()
+                far = socket.create_connection(self.server)
+                self.connections += [near, far]
+                for one, other in ((near, far), (far, near)):
+                    threading.Thread(target=self._pass, args=(one, other), daemon=True).start()
+
+    def _pass(self, one: socket.socket, other: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while chunk := one.recv(65536):
+                other.sendall(chunk)
+        for each in (one, other):
+            each.close()
