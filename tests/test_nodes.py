@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -21,24 +20,40 @@ from w2s_ray.training.pack import run_pack
 from tiny import save_study
 
 CLUSTER = """
-import json, os, subprocess, sys
+import json, subprocess, sys, time
+from pathlib import Path
 import ray
 from ray.cluster_utils import Cluster
+study, store, out, *more = sys.argv[1:]
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-cluster.add_node(num_cpus=1)
-command = [sys.executable, "-m", "w2s_ray.cli", "run", sys.argv[1], "--store", sys.argv[2], "--out", sys.argv[3]]
-process = subprocess.Popen([*command, "--address", cluster.address], text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-output, _ = process.communicate(timeout=300)
-print(json.dumps({"rc": process.returncode, "output": output}))
-cluster.shutdown()
+
+def start():
+    command = [sys.executable, "-m", "w2s_ray.cli", "run", study, "--store", store, "--out", out, *more]
+    command += ["--address", cluster.address]
+    return subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+def wait_for(pattern, number=1):
+    deadline = time.monotonic() + 120
+    while len(list(Path(store).glob(pattern))) < number and time.monotonic() < deadline:
+        time.sleep(0.1)
+
+def end(process):
+    output, _ = process.communicate(timeout=300)
+    print(json.dumps({"rc": process.returncode, "output": output}))
+    cluster.shutdown()
 """
+TWO_NODES = (
+    CLUSTER
+    + """
+cluster.add_node(num_cpus=1)
+end(start())
+"""
+)
 
 
-def run_on_cluster(study: Path, folder: Path) -> dict[str, object]:
-    arguments = [str(study), str(folder / "store"), str(folder / "out")]
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(CLUSTER), *arguments], capture_output=True, text=True, timeout=400
-    )
+def run_on_cluster(study: Path, folder: Path, *more: str, script: str = TWO_NODES) -> dict[str, object]:
+    arguments = [str(study), str(folder / "store"), str(folder / "out"), *more]
+    done = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stderr[-3000:]
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
@@ -57,6 +72,82 @@ def test_two_workers_on_two_nodes_give_the_numbers_of_one(stage: int, tmp_path: 
         assert facts["world_size"] == 2 and facts["execution"]["zero_stage"] == stage
         said = [store.read_table(each, fit.folder, "test.parquet")["probability"].to_numpy() for each in (one, two)]
         np.testing.assert_allclose(said[1], said[0], atol=1e-4)
+
+
+COMES_AND_GOES = (
+    CLUSTER
+    + """
+process = start()
+wait_for("fits/*/done.json")
+second = cluster.add_node(num_cpus=1)
+wait_for("fits/*/done.json", 4)
+cluster.remove_node(second, allow_graceful=False)
+end(process)
+"""
+)
+
+
+def test_nodes_that_come_are_used_and_nodes_that_go_are_no_fits_fault(tmp_path: Path) -> None:
+    grid = {"pairs": [["small", "small"]], "seeds": 4, "training": {"epochs": 40, "learning_rate": 0.001}}
+    study = save_study(tmp_path, grid=grid, compute={"fits_per_pack": 1})
+    found = run_on_cluster(study, tmp_path, script=COMES_AND_GOES)
+    assert found["rc"] == 0 and "12 Fits in" in str(found["output"]), found["output"]
+    assert "the cluster has 2 node(s) now, where 1 were: 2 pack(s) at a time" in str(found["output"])
+    assert "the cluster has 1 node(s) now, where 2 were: 1 pack(s) at a time" in str(found["output"])
+
+
+LATE = (
+    CLUSTER
+    + """
+process = start()
+print(next(line for line in process.stdout if "waiting for nodes" in line))
+cluster.add_node(num_cpus=2)
+end(process)
+"""
+)
+
+
+@pytest.mark.slow
+def test_nodes_may_come_late_if_it_is_said_how_late(tmp_path: Path) -> None:
+    study = save_study(
+        tmp_path, grid={"pairs": [["small", "small"]]}, compute={"cpus_per_worker": 2, "fits_per_pack": 8}
+    )
+    found = run_on_cluster(study, tmp_path, "--wait-for-nodes", "3", script=LATE)
+    assert found["rc"] == 0 and "3 Fits in" in str(found["output"]), found["output"]
+
+
+TAKEN_AWAY = (
+    CLUSTER
+    + """
+second = cluster.add_node(num_cpus=2)
+process = start()
+wait_for("leases/*.json")
+time.sleep(20)  # its worker has started to train
+from ray._raylet import GcsClient
+from ray.core.generated import autoscaler_pb2
+accepted, why = GcsClient(cluster.address).drain_node(
+    second.node_id, autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION"), "spot",
+    time.time_ns() // 1000000 + 20000,
+)
+assert accepted, why
+wait_for("partial/*/step-*/done.json")
+cluster.remove_node(second, allow_graceful=False)
+cluster.add_node(num_cpus=2)
+end(process)
+"""
+)
+
+
+@pytest.mark.slow
+def test_a_notice_that_a_node_goes_saves_the_fit_in_hand(tmp_path: Path) -> None:
+    grid = {"pairs": [["small", "small"]], "training": {"epochs": 1500, "learning_rate": 0.001}}
+    compute = {"cpus_per_worker": 2, "fits_per_pack": 8, "checkpoint_every_s": 3600}
+    study = save_study(tmp_path, grid=grid, compute=compute)
+    found = run_on_cluster(study, tmp_path, script=TAKEN_AWAY)
+    assert found["rc"] == 0 and "3 Fits in" in str(found["output"]), found["output"]
+    opened = store.open_store(tmp_path / "store")
+    facts = [json.loads(store.read_file(opened, fit.folder, "fit.json"))["provenance"] for fit in load_plan(study).fits]
+    assert any(each["resumed_from_step"] > 0 for each in facts), "only the notice made it save"
 
 
 def test_what_fits_no_cluster_of_this_shape_is_refused_with_what_would(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ everything else goes on; a Fit that was in hand in `MAX_CRASHES` lost packs is r
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from dataclasses import dataclass, field
 
@@ -72,6 +73,14 @@ class Walk:
     @property
     def finished(self) -> bool:
         return not self.todo and not self.running
+
+    @property
+    def num_packs_worth(self) -> int:
+        """How many packs at a time the work that is left is worth: each takes a while to start."""
+        left = self.todo | self.running
+        if self.fits_per_pack:
+            return math.ceil(len(left) / self.fits_per_pack)
+        return math.ceil(sum(self.seconds[key] for key in left) / SHORT_RUN_S)
 
     def next_pack(self, *, free_cpus: float, free_gpus: float, elsewhere: frozenset[str] = frozenset()) -> Pack | None:
         """The next pack that fits into the free resources, or None. `elsewhere`: Fits that another driver works on."""

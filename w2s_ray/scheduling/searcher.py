@@ -170,7 +170,8 @@ class DagSearcher(Searcher):
         self.wanted_s = self.looked_at_nodes_s
         running = [pack.execution for pack, _ in self.packs.values()]
         ready = [self.walk.executions[key] for key in sorted(self.walk.todo) if self.walk.is_ready(key)]
-        self.wanted_now = (running + ready)[: min(self.max_parallel or MAX_BUNDLES, MAX_BUNDLES)]
+        most = min(self.walk.num_packs_worth, self.max_parallel or MAX_BUNDLES)
+        self.wanted_now = (running + ready)[: max(most, len(running))]
         return self.wanted_now
 
     # --- the store ---
