@@ -80,7 +80,7 @@ COMES_AND_GOES = (
 process = start()
 wait_for("fits/*/done.json")
 second = cluster.add_node(num_cpus=1)
-wait_for("fits/*/done.json", 4)
+wait_for("fits/*/done.json", 3)
 cluster.remove_node(second, allow_graceful=False)
 end(process)
 """
@@ -88,10 +88,11 @@ end(process)
 
 
 def test_nodes_that_come_are_used_and_nodes_that_go_are_no_fits_fault(tmp_path: Path) -> None:
-    grid = {"pairs": [["small", "small"]], "seeds": 4, "training": {"epochs": 40, "learning_rate": 0.001}}
+    grid = {"pairs": [["small", "small"]], "seeds": 2}
     study = save_study(tmp_path, grid=grid, compute={"fits_per_pack": 1})
     found = run_on_cluster(study, tmp_path, script=COMES_AND_GOES)
-    assert found["rc"] == 0 and "12 Fits in" in str(found["output"]), found["output"]
+    print(found["output"])
+    assert found["rc"] == 0 and "6 Fits in" in str(found["output"]), found["output"]
     assert "the cluster has 2 node(s) now, where 1 were: 2 pack(s) at a time" in str(found["output"])
     assert "the cluster has 1 node(s) now, where 2 were: 1 pack(s) at a time" in str(found["output"])
 
@@ -140,7 +141,7 @@ end(process)
 
 @pytest.mark.slow
 def test_a_notice_that_a_node_goes_saves_the_fit_in_hand(tmp_path: Path) -> None:
-    grid = {"pairs": [["small", "small"]], "training": {"epochs": 1500, "learning_rate": 0.001}}
+    grid = {"pairs": [["small", "small"]], "training": {"epochs": 1000, "learning_rate": 0.001}}
     compute = {"cpus_per_worker": 2, "fits_per_pack": 8, "checkpoint_every_s": 3600}
     study = save_study(tmp_path, grid=grid, compute=compute)
     found = run_on_cluster(study, tmp_path, script=TAKEN_AWAY)

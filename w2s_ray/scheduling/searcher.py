@@ -145,18 +145,16 @@ class DagSearcher(Searcher):
             sum(node.num_gpus for node in self.nodes) - sum(pack.num_gpus for pack in packs),
         )
 
-    def look_at_nodes(self, *, now: bool = False) -> bool:
-        """Take notice of nodes that came or went. Whether any did."""
+    def look_at_nodes(self, *, now: bool = False) -> None:
+        """Take notice of nodes that came or went."""
         if not now and time.monotonic() - self.looked_at_nodes_s < LOOK_AT_NODES_S:
-            return False
+            return
         self.looked_at_nodes_s = time.monotonic()
         before, self.nodes = self.nodes, self.ask_nodes()
-        if self.nodes == before:
-            return False
         if {node.id for node in before} - {node.id for node in self.nodes}:
             self.node_lost_s = time.monotonic()
-        self._fit_to_nodes()
-        return True
+        if self.nodes != before:
+            self._fit_to_nodes()
 
     def _fit_to_nodes(self) -> None:
         shapes = {self.walk.executions[key] for key in self.walk.todo | self.walk.running}

@@ -42,6 +42,7 @@ class Watch(Callback):
         self.grows = grows
         """Whether the cluster may have an autoscaler, which wants to be told what is needed."""
         self.asked: list[Execution] = []
+        self.num_nodes = len(searcher.nodes)
         self.budget_s = None if budget_worker_hours is None else budget_worker_hours * 3600
         self.console = console
         self.said: dict[str, tuple[float, dict[str, Any]]] = {}
@@ -74,12 +75,13 @@ class Watch(Callback):
                 self.console.print(f"[yellow]{line}[/yellow]")
 
     def _look_at_nodes(self) -> None:
-        num_before = len(self.searcher.nodes)
-        if self.searcher.look_at_nodes() and len(self.searcher.nodes) != num_before:
-            nodes, slots = len(self.searcher.nodes), self.searcher.walk.num_slots
+        self.searcher.look_at_nodes()
+        num_nodes, num_slots = len(self.searcher.nodes), self.searcher.walk.num_slots
+        if num_nodes != self.num_nodes:
             self.console.print(
-                f"the cluster has {nodes} node(s) now, where {num_before} were: {slots} pack(s) at a time"
+                f"the cluster has {num_nodes} node(s) now, where {self.num_nodes} were: {num_slots} pack(s) at a time"
             )
+            self.num_nodes = num_nodes
         if self.grows and (wanted := self.searcher.wanted()) != self.asked:
             self.asked = wanted
             cluster.ask_for(wanted)
