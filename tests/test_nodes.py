@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
+import socket
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -115,6 +118,77 @@ def test_nodes_may_come_late_if_it_is_said_how_late(tmp_path: Path) -> None:
     )
     found = run_on_cluster(study, tmp_path, "--wait-for-nodes", "3", script=LATE)
     assert found["rc"] == 0 and "3 Fits in" in str(found["output"]), found["output"]
+
+
+AUTOSCALER = """
+cluster_name: fake
+max_workers: 2
+idle_timeout_minutes: 1
+upscaling_speed: 20
+provider:
+  type: fake_multinode
+  gcs_address: ADDRESS
+  use_node_id_as_ip: true
+  disable_node_updaters: true
+  disable_launch_config_check: true
+auth: {}
+available_node_types:
+  ray.head.default: {resources: {CPU: 0}, node_config: {}, max_workers: 0}
+  cpu: {resources: {CPU: 1}, node_config: {}, min_workers: 0, max_workers: 2}
+head_node_type: ray.head.default
+head_node: {}
+worker_nodes: {}
+file_mounts: {}
+cluster_synced_files: []
+file_mounts_sync_continuously: false
+rsync_exclude: []
+rsync_filter: []
+initialization_commands: []
+setup_commands: []
+head_setup_commands: []
+worker_setup_commands: []
+head_start_ray_commands: []
+worker_start_ray_commands: []
+"""
+
+
+@pytest.mark.slow
+def test_an_autoscaler_adds_the_nodes_that_a_study_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray's own stand-in for a cloud, whose nodes are raylets here. There is a head without CPUs to begin with."""
+    import psutil
+
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    monkeypatch.setenv("RAY_FAKE_CLUSTER", "1")
+    monkeypatch.setenv("AUTOSCALER_UPDATE_INTERVAL_S", "1")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    (tmp_path / "autoscaler.yaml").write_text(AUTOSCALER.replace("ADDRESS", f"127.0.0.1:{port}"))
+    bin_ = Path(sys.executable).parent
+    with tempfile.TemporaryDirectory(prefix="ray") as short:  # sockets want short names
+        head = subprocess.Popen(
+            [bin_ / "ray", "start", "--head", "--block", "--num-cpus=0", f"--port={port}", "--include-dashboard=false",
+             f"--autoscaling-config={tmp_path / 'autoscaler.yaml'}", f"--temp-dir={short}"],
+            env=os.environ | {"PATH": f"{bin_}:{os.environ['PATH']}"}, stdout=(tmp_path / "head.txt").open("w"), stderr=subprocess.STDOUT,
+        )  # fmt: skip
+        try:
+            study = save_study(tmp_path, grid={"pairs": [["small", "small"]], "seeds": 4}, compute={"fits_per_pack": 1})
+            command = [sys.executable, "-m", "w2s_ray.cli", "run", str(study), "--store", str(tmp_path / "store")]
+            command += ["--out", str(tmp_path / "out"), "--address", f"127.0.0.1:{port}"]
+            refused = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+            assert refused.returncode == 2 and "--wait-for-nodes MINUTES" in refused.stderr, refused.stderr
+            done = subprocess.run(
+                [*command, "--wait-for-nodes", "2"], capture_output=True, text=True, timeout=300, check=False
+            )
+        finally:
+            family = psutil.Process(head.pid).children(recursive=True)
+            for each in [head, *family]:
+                each.kill()
+            head.wait()
+    assert done.returncode == 0 and "12 Fits in" in done.stdout, done.stdout + done.stderr
+    assert "waiting for nodes" in done.stdout
+    assert ": 2 pack(s) at a time" in done.stdout, "as many as there was work for, and the autoscaler allowed"
 
 
 TAKEN_AWAY = (
