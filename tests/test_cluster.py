@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import kubernetes_validate
 import pytest
+import typer
 import yaml
 
-from w2s_ray import store
+from w2s_ray import cli, store
 from w2s_ray.fit import Execution
 from w2s_ray.plan import load_plan
 from w2s_ray.training.pack import run_pack
@@ -33,17 +37,45 @@ def test_ray_takes_the_autoscalers_files(name: str) -> None:
     assert any("--dashboard-host=127.0.0.1" in command for command in config["head_start_ray_commands"])
 
 
-def test_the_ray_job_is_whole() -> None:
-    job = yaml.safe_load((FOLDER / "kuberay-job.yaml").read_text())
-    assert (job["apiVersion"], job["kind"]) == ("ray.io/v1", "RayJob")
-    spec, cluster = job["spec"], job["spec"]["rayClusterSpec"]
-    assert spec["shutdownAfterJobFinishes"] and spec["ttlSecondsAfterFinished"] > 0 and spec["backoffLimit"] > 0
+def ray_cluster(name: str) -> dict[str, Any]:
+    """The part of a manifest that describes the cluster."""
+    manifest = yaml.safe_load((FOLDER / f"{name}.yaml").read_text())
+    assert manifest["apiVersion"] == "ray.io/v1"
+    assert (manifest["kind"] == "RayJob") == ("rayClusterSpec" in manifest["spec"])
+    return dict(manifest["spec"].get("rayClusterSpec", manifest["spec"]))
+
+
+@pytest.mark.parametrize("name", ["kuberay-job", "kuberay-cluster"])
+def test_a_clusters_manifest_is_whole_and_guarded(name: str) -> None:
+    cluster = ray_cluster(name)
+    known = "rayVersion authOptions enableInTreeAutoscaling autoscalerOptions headGroupSpec workerGroupSpecs"
+    assert set(cluster) <= set(known.split()), "fields of KubeRay's resource definition"
     assert cluster["authOptions"] == {"mode": "token"} and cluster["headGroupSpec"]["serviceType"] == "ClusterIP"
-    pods = [cluster["headGroupSpec"]["template"], *(group["template"] for group in cluster["workerGroupSpecs"])]
-    containers = [container for pod in pods for container in pod["spec"]["containers"]]
-    assert {container["image"] for container in containers} == {"IMAGE"}
-    assert all("limits" in container["resources"] for container in containers)
-    assert not any("value" in variable for container in containers for variable in container.get("env", []))
+    head, workers = cluster["headGroupSpec"], cluster["workerGroupSpecs"]
+    assert set(head) <= {"serviceType", "rayStartParams", "template"} and head["rayStartParams"]["num-cpus"] == "0"
+    for group in workers:
+        fields = {"groupName", "replicas", "minReplicas", "maxReplicas", "rayStartParams", "template"}
+        assert set(group) == fields and group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
+    for template in (head["template"], *(group["template"] for group in workers)):
+        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "pod"}, "spec": template["spec"]}
+        kubernetes_validate.validate(pod, "1.34", strict=True)
+        for container in template["spec"]["containers"]:
+            assert container["image"] == "IMAGE" and "limits" in container["resources"]
+            assert not any("value" in variable for variable in container.get("env", [])), "no secret in a manifest"
+
+
+def test_the_ray_job_comes_to_an_end() -> None:
+    spec = yaml.safe_load((FOLDER / "kuberay-job.yaml").read_text())["spec"]
+    assert spec["shutdownAfterJobFinishes"] and spec["ttlSecondsAfterFinished"] > 0 and spec["backoffLimit"] > 0
+
+
+def test_the_recipes_commands_are_ours() -> None:
+    commands = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
+    texts = [path.read_text() for path in FOLDER.iterdir()]
+    found = [match for text in texts for match in re.findall(r"w2s (run|submit) ([^'#\n]*)", text)]
+    assert len(found) >= 5
+    for verb, arguments in found:
+        commands[verb].make_context(verb, shlex.split(arguments.replace("&", "")))  # refuses what it does not know
 
 
 def test_the_slurm_script_is_sound() -> None:
