@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from w2s_ray import cli
 from w2s_ray.errors import InputError
+from w2s_ray.study import load_study
 
 from tiny import save_study
 
@@ -216,3 +217,13 @@ def test_the_schema_accepts_the_shipped_studies_and_refuses_others() -> None:
 
 def test_a_bad_gap_is_refused(folder: Path) -> None:
     assert "--gap" in refusal(folder, "plan", "--gap", "2")
+
+
+def test_one_mistake_is_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "study.yaml"
+    path.write_text("name: x\ngrids: [{family: chess, tasks: [chess-mate], training: {epochs: 1500}}]")
+    with pytest.raises(InputError) as refused:
+        load_study(path)
+    assert str(refused.value).splitlines() == [
+        f"{path}: grids[0].training.epochs: given 1500: Input should be less than or equal to 1000"
+    ]

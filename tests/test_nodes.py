@@ -9,6 +9,8 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -75,6 +77,63 @@ def test_two_workers_on_two_nodes_give_the_numbers_of_one(stage: int, tmp_path: 
         assert facts["world_size"] == 2 and facts["execution"]["zero_stage"] == stage
         said = [store.read_table(each, fit.folder, "test.parquet")["probability"].to_numpy() for each in (one, two)]
         np.testing.assert_allclose(said[1], said[0], atol=1e-4)
+
+
+@pytest.fixture
+def other_network() -> Iterator[str]:
+    """The name of a network namespace that reaches this one: 10.77.0.1 here, 10.77.0.2 there, both by `w2s0`."""
+    name = f"w2s-{os.getpid()}"
+    inside = ["ip", "netns", "exec", name]
+    steps = [
+        ["ip", "netns", "add", name],
+        ["ip", "link", "add", "w2s0", "type", "veth", "peer", "name", "w2s0", "netns", name],
+        ["ip", "address", "add", "10.77.0.1/24", "dev", "w2s0"],
+        ["ip", "link", "set", "w2s0", "up"],
+        [*inside, "ip", "address", "add", "10.77.0.2/24", "dev", "w2s0"],
+        [*inside, "ip", "link", "set", "w2s0", "up"],
+        [*inside, "ip", "link", "set", "lo", "up"],
+    ]
+    try:
+        for step in steps:
+            subprocess.run(step, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"no network of its own can be made here: {error}")
+    yield name
+    subprocess.run(["ip", "netns", "delete", name], check=True)
+
+
+@pytest.mark.slow
+def test_a_node_in_a_network_of_its_own(tmp_path: Path, other_network: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two workers, each on a node that reaches the other by one wire alone."""
+    import psutil
+
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "w2s0")
+    ray = str(Path(sys.executable).parent / "ray")
+    start = [ray, "start", "--block", "--num-cpus=1", "--disable-usage-stats"]
+    study = save_study(tmp_path, grid={"pairs": [["small", "small"]]}, compute={"workers": 2, "zero_stage": 2})
+    command = [sys.executable, "-m", "w2s_ray.cli", "run", str(study), "--store", str(tmp_path / "store")]
+    command += ["--out", str(tmp_path / "out"), "--address", "10.77.0.1:6399", "--wait-for-nodes", "1"]
+    nodes = []
+    with tempfile.TemporaryDirectory(prefix="ray") as short, (tmp_path / "nodes.txt").open("w") as said:
+        head = ["--head", "--node-ip-address=10.77.0.1", "--port=6399", "--include-dashboard=false"]
+        far = ["--address=10.77.0.1:6399", "--node-ip-address=10.77.0.2"]
+        try:
+            for node in ([*start, *head, f"--temp-dir={short}"], ["ip", "netns", "exec", other_network, *start, *far]):
+                nodes.append(subprocess.Popen(node, stdout=said, stderr=said))
+                time.sleep(10)
+            done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+        finally:
+            for node in nodes:
+                for each in [*psutil.Process(node.pid).children(recursive=True), node]:
+                    each.kill()
+                node.wait()
+    assert done.returncode == 0 and "3 Fits in" in done.stdout, done.stdout + done.stderr
+    opened = store.open_store(tmp_path / "store")
+    for fit in load_plan(study).fits:
+        facts = json.loads(store.read_file(opened, fit.folder, "fit.json"))["provenance"]
+        assert facts["world_size"] == 2
 
 
 COMES_AND_GOES = (

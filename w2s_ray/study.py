@@ -244,7 +244,11 @@ def load_study(path: str | Path) -> Study:
     try:
         return Study.model_validate(content)
     except ValidationError as error:
-        lines = [f"{path}: {_say(problem)}" for problem in error.errors()]
+        problems = error.errors()
+        places = [problem["loc"] for problem in problems]
+        # what holds a wrong part is reported, too, as being without it; the part itself says what to mend
+        parts = [p for p in problems if not any(place[: len(p["loc"])] == p["loc"] != place for place in places)]
+        lines = [f"{path}: {_say(problem)}" for problem in parts]
         raise InputError("\n".join(dict.fromkeys(lines))) from error
 
 
