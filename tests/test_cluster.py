@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import http.server
+import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import kubernetes_validate
 import pytest
@@ -78,16 +82,62 @@ def test_the_recipes_commands_are_ours() -> None:
         commands[verb].make_context(verb, shlex.split(arguments.replace("&", "")))  # refuses what it does not know
 
 
-def test_the_slurm_script_is_sound() -> None:
-    done = subprocess.run(
-        [str(Path(sys.executable).with_name("shellcheck")), FOLDER / "slurm.sh"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+@pytest.mark.parametrize("name", ["slurm.sh", "spot_notice.sh"])
+def test_a_script_is_sound(name: str) -> None:
+    checked = [str(Path(sys.executable).with_name("shellcheck")), FOLDER / name]
+    done = subprocess.run(checked, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
+
+
+def test_the_slurm_script_is_queued_again_and_guarded() -> None:
     text = (FOLDER / "slurm.sh").read_text()
     assert "--requeue" in text and "RAY_AUTH_MODE=token" in text
+
+
+class Metadata(http.server.BaseHTTPRequestHandler):
+    """What a cloud says to its machines: twice nothing, then that this one will go."""
+
+    asked: ClassVar[list[str]] = []
+
+    def do_GET(self) -> None:
+        self.asked.append(self.path)
+        known = len(self.asked) > 2
+        self.send_response(200 if known else 404)
+        self.end_headers()
+        self.wfile.write(b"TRUE" if known else b"")
+
+    def do_PUT(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b"token")
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="the script asks by curl")
+@pytest.mark.parametrize("cloud, seconds", [("AWS", "110"), ("GCP", "25")])
+def test_a_clouds_notice_reaches_ray(cloud: str, seconds: str, tmp_path: Path) -> None:
+    Metadata.asked.clear()
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Metadata)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    (tmp_path / "ray").write_text('#!/bin/sh\necho "$@"\n')
+    (tmp_path / "ray").chmod(0o755)
+    nowhere = "http://127.0.0.1:1"
+    addresses = {"AWS_METADATA": nowhere, "GCP_METADATA": nowhere}
+    addresses[f"{cloud}_METADATA"] = f"http://127.0.0.1:{server.server_port}"
+    done = subprocess.run(
+        [FOLDER / "spot_notice.sh", "head:6379"],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=True,
+        env=os.environ | addresses | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "EVERY_S": "0.1"},
+    )
+    server.shutdown()
+    assert len(Metadata.asked) == 3
+    assert done.stdout.startswith("drain-node --address head:6379 --reason DRAIN_NODE_REASON_PREEMPTION")
+    assert done.stdout.split()[-2:] == ["--deadline-remaining-seconds", seconds]
 
 
 def test_the_image_copies_what_the_package_needs() -> None:
