@@ -122,7 +122,7 @@ class Neighbours:
         write(self.opened, name, owner=self.owner, keys=keys)
         others = {n: lease for n, lease in read(self.opened).items() if lease["owner"] != self.owner}
         rivals = {n for n, lease in others.items() if set(lease["keys"]) & set(keys)}
-        if rivals - self.dead:
+        if any(n not in self.dead or others[n]["beat"] != self.beats[n] for n in rivals):
             drop(self.opened, name)
             return False
         for rival in rivals:

@@ -230,12 +230,12 @@ class DagSearcher(Searcher):
         leases.write(self.store, name, owner=self.owner, keys=[fit.key for fit in pack.fits])
 
     def close(self) -> None:
-        """Give back every lease; called however the run ends."""
+        """Give back every lease, and clear away those of the dead; called however the run ends."""
         self.closed.set()
         with self.lock:
-            for pack, _ in self.packs.values():
+            for name in [*(self._lease_name(pack) for pack, _ in self.packs.values()), *self.neighbours.dead]:
                 try:
-                    leases.drop(self.store, self._lease_name(pack))
+                    leases.drop(self.store, name)
                 except (OSError, StoreDown) as error:
-                    log.warning("lease of %s not given back: %s", pack.name, error)
+                    log.warning("lease %s not given back: %s", name, error)
             self.packs.clear()
