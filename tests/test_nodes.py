@@ -301,6 +301,8 @@ said = []
 for more in (["--no-follow"], [], ["--stop"]):
     done = subprocess.run([*command, *more], text=True, capture_output=True, timeout=240)
     said.append([done.returncode, done.stdout + done.stderr[-500:]])
+from ray.job_submission import JobSubmissionClient
+said.append([0, str(JobSubmissionClient(f"http://{context.dashboard_url}").list_jobs())])
 print(json.dumps(said))
 """
 
@@ -315,13 +317,16 @@ def test_a_job_is_submitted_joined_and_leaves_the_study_done(tmp_path: Path) -> 
         text=True,
         timeout=400,
         cwd=tmp_path,
-        env=os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},  # of which python a node runs
+        env=os.environ
+        | {"HF_TOKEN": "hf_planted", "AWS_SECRET_ACCESS_KEY": "aws_planted"}
+        | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},  # of which python a node runs
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    (left, first), (joined, second), (refused, third) = json.loads(done.stdout.splitlines()[-1])
+    (left, first), (joined, second), (refused, third), (_, records) = json.loads(done.stdout.splitlines()[-1])
     assert left == 0 and "is submitted to http://127.0.0.1" in first, first
     assert joined == 0 and "runs already: joined" in second and "3 Fits in" in second and "succeeded" in second, second
     assert refused == 2 and "no job of this study runs" in third
+    assert "w2s-tiny" in records and "planted" not in records, "secrets stay out of the job's record"
     assert len(store.committed(store.open_store(tmp_path / "store"), load_plan(study).fits)) == 3
 
 

@@ -144,6 +144,8 @@ def test_a_fit_that_cannot_be_trained_fails_alone(tmp_path: Path, ray_here: None
 
 
 def test_two_workers_under_ray(tmp_path: Path, ray_here: None) -> None:
+    """They take both CPUs that there are: did Tune's trial hold one for itself, as a trainer in a trial does by default, the
+    workers would wait for it and it for them."""
     study = save_study(tmp_path, compute={"workers": 2, "zero_stage": 2, "precision": "bf16"})
     result = w2s("run", study, "--store", tmp_path / "store", "--out", tmp_path / "out")
     assert result.exit_code == 0, result.output
