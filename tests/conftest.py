@@ -16,7 +16,7 @@ from fits import write_truth
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
-LONGEST = ("test_run.py", "test_training.py", "test_nodes.py", "test_settings.py")
+LONGEST = ("test_run.py", "test_training.py", "test_nodes.py", "test_settings.py", "test_chaos.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

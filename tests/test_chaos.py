@@ -56,6 +56,7 @@ def cut_off_once_it_works(proxy: Proxy, past_it: store.Store) -> None:
     proxy.restore()
 
 
+@pytest.mark.slow
 def test_two_drivers_share_the_work(tmp_path: Path) -> None:
     """Each with a Ray of its own on one store; how often a Fit was begun shows in its tracker's folder."""
     study = save_study(tmp_path, grid=SMALL | {"seeds": 2}, compute={"fits_per_pack": 1})

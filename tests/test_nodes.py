@@ -149,6 +149,7 @@ end(process)
 )
 
 
+@pytest.mark.slow
 def test_nodes_that_come_are_used_and_nodes_that_go_are_no_fits_fault(tmp_path: Path) -> None:
     grid = {"pairs": [["small", "small"]], "seeds": 2}
     study = save_study(tmp_path, grid=grid, compute={"fits_per_pack": 1})
