@@ -15,7 +15,7 @@ import polars as pl
 import pytest
 from scipy.stats import norm
 
-from analysis import agreement, compare, scaling, stopping, tables
+from analysis import agreement, charts, compare, scaling, stopping, tables
 from analysis.bootstrap import Sample, resample
 from analysis.pgr import pgr_table
 from analysis.report import write_report
@@ -343,3 +343,21 @@ def test_the_precision_to_expect_by_hand() -> None:
     assert pgr_half_width(2000, gap=0.1, num_seeds=1) == pytest.approx(1.96 * (0.1125 / 2000) ** 0.5 / 0.1)
     assert pgr_half_width(8000, gap=0.1, num_seeds=3) == pytest.approx(pgr_half_width(2000, gap=0.1, num_seeds=3) / 2)
     assert 0.94 < pgr_half_width(2000, gap=0.1, num_seeds=5) / pgr_half_width(2000, gap=0.1, num_seeds=1) < 1
+
+
+def test_a_learning_curve_of_many_points_is_thinned_and_keeps_its_end() -> None:
+    rows = [
+        {
+            "setting": "classification", "family": "f", "task": "t", "strong": "big", "strong_params": 2, "method": method,
+            "weak": "small", "weak_params": 1, "seed": seed, "role": role, "line": line, "epoch": point / 100,
+            "test_accuracy": 0.5 + point / 4000, "train_loss": 0.1, "train_accuracy": 0.9,
+        }
+        for role, line, method in (("student", "small", "naive"), ("ceiling", "ceiling", "truth"))
+        for seed in range(8)
+        for point in range(1, 1001)
+    ]  # fmt: skip
+    figure = charts.learning_chart(pl.DataFrame(rows))
+    assert figure is not None
+    drawn = [row for values in figure.to_dict()["datasets"].values() for row in values]
+    assert len(drawn) <= 2 * charts.MOST_POINTS, "16,000 points would be too many to draw"
+    assert max(row["epoch"] for row in drawn) == 10.0, "where training ended is shown"
