@@ -6,19 +6,22 @@ import hashlib
 import json
 import os
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from w2s_ray import store
+from w2s_ray import cli, store
 from w2s_ray.errors import InputError
 from w2s_ray.store import Store, StoreDown, StoreError
 
 from fits import fit
 from proxy import Proxy
+from tiny import save_study
 
 
 @pytest.fixture(params=["local", "s3"])
@@ -98,11 +101,9 @@ def test_of_two_that_commit_at_once_one_stays_whole(tmp_path: Path) -> None:
             folder.mkdir(exist_ok=True)
             for name in ("fit.json", "test.parquet"):
                 (folder / name).write_text(f"{folder.name} {seed}" * 500)
-        racers = [threading.Thread(target=store.commit, args=(opened, fit(seed=seed), folder)) for folder in folders]
-        for racer in racers:
-            racer.start()
-        for racer in racers:
-            racer.join()
+        with ThreadPoolExecutor() as racers:
+            for racer in [racers.submit(store.commit, opened, fit(seed=seed), folder) for folder in folders]:
+                racer.result()
         assert store.damage(opened, fit(seed=seed).folder) == []
         both = [store.read_file(opened, fit(seed=seed).folder, name) for name in ("fit.json", "test.parquet")]
         assert both[0] == both[1], "all files are of one and the same"
@@ -168,6 +169,20 @@ def test_an_outage_is_waited_out(s3_uri: str, files: Path, tmp_path: Path, monke
             store.read_file(opened, fit().folder, "test.parquet")
         proxy.restore()
         assert store.damage(opened, fit().folder) == [], "an outage is no damage"
+
+
+def test_a_store_that_is_away_is_a_message(
+    s3_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(store, "PATIENCE_S", 1.0)
+    with Proxy.to(s3_uri) as proxy:
+        monkeypatch.setattr(sys, "argv", ["w2s", "status", str(save_study(tmp_path)), "--store", proxy.uri])
+        proxy.drop()
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+    assert ended.value.code == 1
+    said = capsys.readouterr().err
+    assert "was away for 1 s" in said and "Traceback" not in said
 
 
 def test_a_bucket_of_google_goes_the_same_way() -> None:

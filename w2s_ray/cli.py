@@ -643,15 +643,15 @@ def _ago(at: float) -> str:
 
 
 def main() -> None:
-    """Console entry: wrong input becomes its message and exit code 2."""
-    from w2s_ray.store import StoreError
+    """Console entry: wrong input becomes its message and exit code 2, a damaged or absent store 1."""
+    from w2s_ray.store import StoreDown, StoreError
 
     try:
         app(standalone_mode=True)
     except InputError as error:
         err.print(f"[red]error:[/red] {escape(str(error))}")
         sys.exit(2)
-    except StoreError as error:
+    except (StoreError, StoreDown) as error:
         err.print(f"[red]error:[/red] {escape(str(error))}")
         sys.exit(1)
     except KeyboardInterrupt:

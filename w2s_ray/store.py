@@ -236,20 +236,18 @@ def commit(store: Store, fit: Fit, folder: Path) -> None:
 
 def _commit_by_rename(store: Store, fit: Fit, contents: dict[str, bytes]) -> None:
     """Of two who commit one Fit in the same moment the first one's files stay, all of them."""
-    target, staging = (
-        Path(store.path("fits", fit.folder)),
-        Path(store.path("staging", f"{fit.folder}-{uuid.uuid4().hex}")),
-    )
+    target = Path(store.path("fits", fit.folder))
+    staging = Path(store.path("staging", f"{fit.folder}-{uuid.uuid4().hex}"))
 
     def put() -> None:
-        shutil.rmtree(staging, ignore_errors=True)
-        staging.mkdir(parents=True)
-        for name, content in contents.items():
-            _write_synced(staging / name, content)
-        target.parent.mkdir(exist_ok=True)
-        if target.exists() and not is_committed(store, fit):
-            shutil.rmtree(target)
         try:
+            shutil.rmtree(staging, ignore_errors=True)
+            staging.mkdir(parents=True)
+            for name, content in contents.items():
+                _write_synced(staging / name, content)
+            target.parent.mkdir(exist_ok=True)
+            if target.exists() and not is_committed(store, fit):
+                target.rename(f"{staging}-old")  # what lay there without a marker
             staging.rename(target)
         except OSError:
             if not is_committed(store, fit):
@@ -257,9 +255,11 @@ def _commit_by_rename(store: Store, fit: Fit, contents: dict[str, bytes]) -> Non
 
     try:
         patiently(store, put)
-    finally:
-        for left in (name for name in names(store, "staging") if name.startswith(fit.folder)):  # a killed one's, too
-            shutil.rmtree(store.path("staging", left), ignore_errors=True)
+    except BaseException:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
+    for left in (name for name in names(store, "staging") if name.startswith(fit.folder)):  # of one that was killed
+        shutil.rmtree(store.path("staging", left), ignore_errors=True)
 
 
 def read_done(store: Store, folder: str) -> dict[str, Any]:
