@@ -43,6 +43,34 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable outpu
 TrustOption = Annotated[
     bool, typer.Option("--trust-remote-code", help="Let models bring their own code. Only for code you have read.")
 ]
+MaxParallelOption = Annotated[
+    int | None, typer.Option("--max-parallel", help="Packs at a time.", show_default="as many as fit")
+]
+RetryOption = Annotated[bool, typer.Option("--retry-failed", help="Try Fits again that failed before.")]
+BudgetHoursOption = Annotated[
+    float | None,
+    typer.Option(
+        "--budget-hours", help="Stop in good order after so many worker hours.", min=0, show_default="no limit"
+    ),
+]
+BudgetUsdOption = Annotated[
+    float | None,
+    typer.Option(
+        "--budget-usd", help="The same in dollars, at compute.usd_per_worker_hour.", min=0, show_default="no limit"
+    ),
+]
+WaitOption = Annotated[
+    float,
+    typer.Option(
+        "--wait-for-nodes", help="Minutes to wait for nodes, where a Fit fits on none yet.", min=0, metavar="MINUTES"
+    ),
+]
+TrackOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--track", help="Copy learning curves to tensorboard, mlflow or wandb; may be given again.", show_default="no"
+    ),
+]
 Axis = Literal["params", "compute", "fraction"]
 DEFAULT_STORE = "./w2s-store"
 PLURALS = {
@@ -154,26 +182,12 @@ def run(
         str | None,
         typer.Option(help="Ray cluster to run on: 'auto', host:port or ray://...", show_default="this machine alone"),
     ] = None,
-    max_parallel: Annotated[int | None, typer.Option(help="Packs at a time.", show_default="as many as fit")] = None,
-    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try Fits again that failed before.")] = False,
-    budget_hours: Annotated[
-        float | None,
-        typer.Option(help="Stop in good order after so many worker hours.", min=0, show_default="no limit"),
-    ] = None,
-    budget_usd: Annotated[
-        float | None,
-        typer.Option(help="The same in dollars, at compute.usd_per_worker_hour.", min=0, show_default="no limit"),
-    ] = None,
-    wait_for_nodes: Annotated[
-        float,
-        typer.Option(help="Minutes to wait for nodes, where a Fit fits on none yet.", min=0, metavar="MINUTES"),
-    ] = 0.0,
-    track: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Copy learning curves to tensorboard, mlflow or wandb; may be given again.", show_default="no"
-        ),
-    ] = None,
+    max_parallel: MaxParallelOption = None,
+    retry_failed: RetryOption = False,
+    budget_hours: BudgetHoursOption = None,
+    budget_usd: BudgetUsdOption = None,
+    wait_for_nodes: WaitOption = 0.0,
+    track: TrackOption = None,
     trust_remote_code: TrustOption = False,
 ) -> None:
     """Run what is missing of a study, then write its tables and report. The same command again resumes.
@@ -261,13 +275,12 @@ def submit(
         str,
         typer.Option("--store", envvar="W2S_STORE", help="Bucket, or folder that all nodes share.", show_default=False),
     ],
-    max_parallel: Annotated[int | None, typer.Option(help="Packs at a time.", show_default="as many as fit")] = None,
-    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try Fits again that failed before.")] = False,
-    budget_hours: Annotated[float | None, typer.Option(help="Stop after so many worker hours.", min=0)] = None,
-    budget_usd: Annotated[float | None, typer.Option(help="The same in dollars.", min=0)] = None,
-    wait_for_nodes: Annotated[
-        float | None, typer.Option(help="Minutes to wait for nodes.", min=0, metavar="MINUTES")
-    ] = None,
+    max_parallel: MaxParallelOption = None,
+    retry_failed: RetryOption = False,
+    budget_hours: BudgetHoursOption = None,
+    budget_usd: BudgetUsdOption = None,
+    wait_for_nodes: WaitOption = 0.0,
+    track: TrackOption = None,
     follow: Annotated[bool, typer.Option("--follow/--no-follow", help="Show the job's lines until it ends.")] = True,
     stop: Annotated[bool, typer.Option("--stop", help="Stop the job that runs this study.")] = False,
 ) -> None:
@@ -278,7 +291,7 @@ def submit(
     from w2s_ray.scheduling.submit import submit as submit_job
     from w2s_ray.study import load_study
 
-    name = load_study(study).name
+    study_name = load_study(study).name
     if "://" not in store and not Path(store).is_absolute():
         raise InputError(
             f"--store {store}: would lie in the job's own folder and be lost; give a bucket or a whole path"
@@ -287,11 +300,14 @@ def submit(
         "--max-parallel": max_parallel,
         "--budget-hours": budget_hours,
         "--budget-usd": budget_usd,
-        "--wait-for-nodes": wait_for_nodes,
+        "--wait-for-nodes": wait_for_nodes or None,
     }
     given = [str(word) for option, value in options.items() if value is not None for word in (option, value)]
+    given += [word for name in track or [] for word in ("--track", name)]
     arguments = ["--store", store, "--address", "auto", *given, *(["--retry-failed"] if retry_failed else [])]
-    job = submit_job(study, name=name, address=address, arguments=arguments, follow=follow, stop=stop, console=out)
+    job = submit_job(
+        study, name=study_name, address=address, arguments=arguments, follow=follow, stop=stop, console=out
+    )
     out.print(f"job {job.id}: {job.status.lower()}")
     if job.status == "FAILED":
         raise typer.Exit(1)
