@@ -27,7 +27,7 @@ from tiny import save_study
 
 GRID = {
     "methods": ["naive", "confidence"],
-    "training": {"epochs": 60, "batch_size": 16, "learning_rate": 0.001},
+    "training": {"epochs": 40, "batch_size": 16, "learning_rate": 0.001, "evals_per_epoch": 1},
     "split": {"num_train": 128, "num_test": 64},
 }
 """Ten Fits of a second or two."""
@@ -50,7 +50,7 @@ def predictions(opened: Store, study: Path) -> dict[str, bytes]:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("study")
-    save_study(folder, grid=GRID, compute={"checkpoint_every_s": 0.2, "fits_per_pack": 4})
+    save_study(folder, grid=GRID, compute={"checkpoint_every_s": 0.5, "fits_per_pack": 4})
     return folder
 
 
@@ -100,9 +100,9 @@ def test_a_grown_study_runs_only_what_is_new(folder: Path, undisturbed: Store) -
 
 def test_explain_names_the_field_that_differs(folder: Path, undisturbed: Store) -> None:
     other = folder / "other.yaml"
-    other.write_text((folder / "study.yaml").read_text().replace("epochs: 60", "epochs: 61"))
+    other.write_text((folder / "study.yaml").read_text().replace("epochs: 40", "epochs: 41"))
     explained = w2s("explain", other, "small->big/naive/0", "--store", undisturbed.root).output
-    assert "training.epochs: 60 there, 61 here" in explained
+    assert "training.epochs: 40 there, 41 here" in explained
 
 
 def test_verify_finds_and_repairs(folder: Path, undisturbed: Store, tmp_path: Path) -> None:
