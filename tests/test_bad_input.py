@@ -227,3 +227,10 @@ def test_one_mistake_is_one_line(tmp_path: Path) -> None:
     assert str(refused.value).splitlines() == [
         f"{path}: grids[0].training.epochs: given 1500: Input should be less than or equal to 1000"
     ]
+
+
+def test_rays_client_is_refused_with_the_way_to_go(tmp_path: Path) -> None:
+    arguments = ["run", str(save_study(tmp_path)), "--store", str(tmp_path / "store"), "--address", "ray://head:10001"]
+    result = CliRunner().invoke(cli.app, arguments)
+    assert isinstance(result.exception, InputError) and "w2s submit STUDY" in str(result.exception)
+    assert not (tmp_path / "store").exists()

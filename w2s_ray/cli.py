@@ -180,7 +180,7 @@ def run(
     out_dir: OutOption = None,
     address: Annotated[
         str | None,
-        typer.Option(help="Ray cluster to run on: 'auto', host:port or ray://...", show_default="this machine alone"),
+        typer.Option(help="Ray cluster to run on: 'auto' or host:port", show_default="this machine alone"),
     ] = None,
     max_parallel: MaxParallelOption = None,
     retry_failed: RetryOption = False,
@@ -198,6 +198,11 @@ def run(
     from w2s_ray import store as stores
     from w2s_ray.tracking import tracking
 
+    if address is not None and address.startswith("ray://"):
+        raise InputError(
+            f"--address {address}: the run has to see the cluster itself, which Ray's client hides; run it on a node of the "
+            "cluster (--address auto), or send it there: w2s submit STUDY --address http://HEAD:8265"
+        )
     planned = plans.load_plan(study, trust_remote_code=trust_remote_code)
     opened = stores.open_store(store)
     folder = out_dir or Path("w2s-out") / planned.study.name
