@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import logging
-import os
 import random
 import subprocess
 import sys
@@ -22,7 +21,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 from chaos import COMPUTE, GRID, Run, disturb
-from proxy import Proxy
+from proxy import Proxy, bucket
 from tiny import save_study
 
 
@@ -39,22 +38,6 @@ def small_disk(folder: Path) -> Iterator[Path | None]:
         yield folder
     finally:
         subprocess.run(["umount", "-l", str(folder)], check=True)
-
-
-@contextmanager
-def bucket() -> Iterator[Proxy]:
-    import boto3
-    from moto.server import ThreadedMotoServer
-
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    os.environ |= {"AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x", "AWS_DEFAULT_REGION": "us-east-1"}
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    boto3.client("s3", endpoint_url=f"http://{host}:{port}").create_bucket(Bucket="w2s")
-    with Proxy.to(f"s3://w2s/store?endpoint_override={host}:{port}&scheme=http") as proxy:
-        yield proxy
-    server.stop()
 
 
 def main() -> None:
@@ -78,7 +61,8 @@ def main() -> None:
             disk = stack.enter_context(small_disk(folder / "disk"))
             uri = str((disk or folder) / "chaos")
         else:
-            proxy = stack.enter_context(bucket())
+            logging.getLogger("werkzeug").setLevel(logging.ERROR)
+            proxy = stack.enter_context(Proxy.to(stack.enter_context(bucket())))
             uri = proxy.uri
         told = disturb(
             Run(study, uri, folder / "chaos-out"),

@@ -12,6 +12,7 @@ from w2s_ray import store
 from w2s_ray.store import Store
 
 from fits import write_truth
+from proxy import bucket
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -37,25 +38,10 @@ def ray_here() -> Iterator[None]:
     ray.shutdown()
 
 
-KEYS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
-
-
 @pytest.fixture(scope="session")
 def s3_uri() -> Iterator[str]:
-    """A bucket on a moto server of our own."""
-    import boto3
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    before = {name: os.environ.get(name) for name in KEYS}
-    os.environ.update(KEYS)
-    boto3.client("s3", endpoint_url=f"http://{host}:{port}").create_bucket(Bucket="w2s")
-    yield f"s3://w2s/store?endpoint_override={host}:{port}&scheme=http&allow_bucket_creation=true"
-    server.stop()
-    for name, value in before.items():
-        os.environ.pop(name) if value is None else os.environ.update({name: value})
+    with bucket() as uri:
+        yield uri
 
 
 @pytest.fixture

@@ -1,13 +1,34 @@
-"""A network between a test and a server, that can be cut."""
+"""An S3 server of our own, and a network between a test and it that can be cut."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+KEYS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
+
+
+@contextmanager
+def bucket() -> Iterator[str]:
+    """The URI of a folder in a bucket on moto's server."""
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    before = {name: os.environ.get(name) for name in KEYS}
+    os.environ.update(KEYS)
+    boto3.client("s3", endpoint_url=f"http://{host}:{port}").create_bucket(Bucket="w2s")
+    yield f"s3://w2s/store?endpoint_override={host}:{port}&scheme=http&allow_bucket_creation=true"
+    server.stop()
+    for name, value in before.items():
+        os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
 class Proxy:

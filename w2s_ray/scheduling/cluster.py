@@ -13,7 +13,6 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from pyarrow.fs import LocalFileSystem
 
@@ -106,6 +105,17 @@ def _workers_on(node: Node, shape: Execution) -> int:
     return int(min(by_cpu, by_gpu))
 
 
+def needs(shape: Execution) -> str:
+    """In words, what a pack of this shape takes."""
+    return f"{shape.workers} worker(s) of {shape.cpus_per_worker} CPU(s) and {shape.gpus_per_worker:g} GPU(s) each"
+
+
+def worker_resources(shape: Execution) -> dict[str, float]:
+    """What Ray is to keep for one worker."""
+    gpus = {"GPU": shape.gpus_per_worker} if shape.gpus_per_worker else {}
+    return {"CPU": shape.cpus_per_worker, **gpus}
+
+
 def num_slots(shapes: set[Execution], *, nodes: list[Node], max_parallel: int | None) -> int:
     """How many packs can run at once: as many as fit of the smallest shape."""
     most = max(sum(_workers_on(node, shape) for node in nodes) // shape.workers for shape in shapes)
@@ -129,8 +139,7 @@ def check_placement(shapes: set[Execution], *, nodes: list[Node], max_parallel: 
         shape, room = found
         have = f"{sum(n.num_cpus for n in nodes):g} CPUs and {sum(n.num_gpus for n in nodes):g} GPUs"
         raise InputError(
-            f"compute: a Fit needs {shape.workers} worker(s) of {shape.cpus_per_worker} CPU(s) and "
-            f"{shape.gpus_per_worker:g} GPU(s) each, but {where} has {have} on {len(nodes)} node(s), "
+            f"compute: a Fit needs {needs(shape)}, but {where} has {have} on {len(nodes)} node(s), "
             f"room for {room}. Lower compute.workers, cpus_per_worker or gpus_per_worker, or add nodes; for nodes that an "
             "autoscaler has yet to add, say how long: --wait-for-nodes MINUTES"
         )
@@ -146,10 +155,7 @@ def wait_for_nodes(shapes: set[Execution], *, minutes: float, say: Callable[[str
         ask_for([shape])
         if not said:
             said = True
-            say(
-                f"waiting for nodes: a Fit needs {shape.workers} worker(s) of {shape.cpus_per_worker} CPU(s) and "
-                f"{shape.gpus_per_worker:g} GPU(s) each, there is room for {room}"
-            )
+            say(f"waiting for nodes: a Fit needs {needs(shape)}, there is room for {room}")
         time.sleep(LOOK_EVERY_S)
     return nodes
 
@@ -158,12 +164,7 @@ def ask_for(shapes: list[Execution]) -> None:
     """Tell an autoscaler, if there is one, to have room for these packs at a time; it may remove what is beyond."""
     from ray.autoscaler.sdk import request_resources
 
-    bundles: list[dict[str, Any]] = []
-    for shape in shapes:
-        bundle: dict[str, float] = {"CPU": shape.cpus_per_worker}
-        if shape.gpus_per_worker:
-            bundle["GPU"] = shape.gpus_per_worker
-        bundles += [bundle] * shape.workers
+    bundles = [worker_resources(shape) for shape in shapes for _ in range(shape.workers)]
     request_resources(bundles=bundles[:MAX_BUNDLES])
 
 

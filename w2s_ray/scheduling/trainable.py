@@ -12,6 +12,7 @@ import os
 import uuid
 from typing import Any
 
+from w2s_ray.scheduling.cluster import worker_resources
 from w2s_ray.scheduling.packs import Pack
 from w2s_ray.tracking import Tracking
 
@@ -28,9 +29,6 @@ def train_pack(config: dict[str, Any], *, store_uri: str, ray_uri: str, tracking
     get_session().result_queue.maxsize = 0
     pack: Pack = config["pack"]
     execution = pack.execution
-    resources: dict[str, float] = {"CPU": execution.cpus_per_worker}
-    if execution.gpus_per_worker:
-        resources["GPU"] = execution.gpus_per_worker
     trainer = TorchTrainer(
         work,
         train_loop_config={"pack": pack, "lease": config["lease"], "store_uri": store_uri, "tracking": tracking},
@@ -38,7 +36,7 @@ def train_pack(config: dict[str, Any], *, store_uri: str, ray_uri: str, tracking
         scaling_config=ray.train.ScalingConfig(
             num_workers=execution.workers,
             use_gpu=execution.gpus_per_worker > 0,
-            resources_per_worker=resources,
+            resources_per_worker=worker_resources(execution),
         ),
         run_config=ray.train.RunConfig(
             name=f"{pack.name}-{uuid.uuid4().hex[:8]}",

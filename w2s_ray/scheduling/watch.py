@@ -93,12 +93,8 @@ class Watch(Callback):
 
 
 def _explained(pack: Pack, silent_s: float, result: dict[str, Any]) -> str:
-    shape = pack.execution
     if not result:
-        return (
-            f"{pack.name} has waited {duration(silent_s)} for {shape.workers} worker(s) of {shape.cpus_per_worker} CPU(s) "
-            f"and {shape.gpus_per_worker:g} GPU(s) each, or for them to start"
-        )
+        return f"{pack.name} has waited {duration(silent_s)} for {cluster.needs(pack.execution)}, or for them to start"
     at = f", at step {result['step']} of {result['num_steps']}" if "step" in result else ""
     return f"{pack.name} has said nothing for {duration(silent_s)}; its last word was of Fit {result['key'][:12]}{at}"
 
