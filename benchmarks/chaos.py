@@ -66,7 +66,7 @@ def main() -> None:
             uri = proxy.uri
         told = disturb(
             Run(study, uri, folder / "chaos-out"),
-            peace=peace.opened,
+            peace=peace.store,
             num_disturbances=options.disturbances,
             draw=random.Random(options.seed),
             disk=disk,

@@ -25,8 +25,8 @@ import pyarrow.parquet as pq
 import yaml
 from rich.progress import track
 
-from w2s_ray import store as stores
 from w2s_ray.plan import load_plan
+from w2s_ray.store import open_store
 
 ROUNDS = 5
 
@@ -49,13 +49,13 @@ def write_study(path: Path, *, num_seeds: int) -> Path:
 
 def fill(study: Path, store: Path, *, num_items: int) -> int:
     """Predictions that are right at a rate that grows with the model; returns how many Fits there are."""
-    plan, opened = load_plan(study), stores.open_store(store)
+    plan, store = load_plan(study), open_store(store)
     rng = np.random.default_rng(0)
     ids = [f"{i:016x}" for i in range(num_items)]
     labels = rng.integers(0, 2, num_items)
     truth = pa.table({"id": ids, "half": ["test"] * num_items, "label": pa.array(labels, pa.int8())})
     for fit in {fit.data: fit for fit in plan.fits}.values():
-        stores.write_truth(opened, stores.truth_name(fit), truth)
+        store.write_truth(fit, truth)
     for fit in track(plan.fits, description="filling the store"):
         rate = 0.5 + 0.06 * np.log10(fit.model.num_params / 1000) + (0.02 if fit.labels else 0.04)
         right = rng.random(num_items) < rate
@@ -71,7 +71,7 @@ def fill(study: Path, store: Path, *, num_items: int) -> int:
             }
             pq.write_table(pa.table(curve), Path(folder, "curve.parquet"))
             Path(folder, "fit.json").write_text(json.dumps({"provenance": {"machine": "none", "world_size": 1}}))
-            stores.commit(opened, fit, Path(folder))
+            store.commit(fit, Path(folder))
     return len(plan.fits)
 
 

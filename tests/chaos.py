@@ -20,9 +20,9 @@ from pathlib import Path
 
 import psutil
 
-from w2s_ray import store as stores
 from w2s_ray.fit import Fit
 from w2s_ray.plan import load_plan
+from w2s_ray.store import Store, open_store
 
 from proxy import Proxy
 
@@ -62,11 +62,11 @@ class Run:
         return self.process is None or self.process.poll() is not None
 
     @property
-    def opened(self) -> stores.Store:
-        return stores.open_store(self.uri)
+    def store(self) -> Store:
+        return open_store(self.uri)
 
     def done(self) -> list[str]:
-        return stores.committed_folders(self.opened)
+        return self.store.committed_folders()
 
     def num_attempts(self) -> int:
         """How often a Fit was begun: each time a file of its own appears in its tracker's folder."""
@@ -124,10 +124,12 @@ class Run:
         if not done:
             return False
         self.kill_all()
-        opened, folder = self.opened, draw.choice(done)
-        path = opened.path("fits", folder, draw.choice(["test.parquet", "curve.parquet", "fit.json", "done.json"]))
-        content = stores.read_bytes(opened, path)
-        stores.write_bytes(opened, path, content[: draw.randrange(len(content))])
+        store, folder = self.store, draw.choice(done)
+        path = store.storage.path(
+            "fits", folder, draw.choice(["test.parquet", "curve.parquet", "fit.json", "done.json"])
+        )
+        content = store.storage.read(path)
+        store.storage.write(path, content[: draw.randrange(len(content))])
         command = [sys.executable, "-m", "w2s_ray.cli", "verify", self.study, "--store", self.uri, "--repair"]
         subprocess.run([*map(str, command)], check=True, stdout=subprocess.DEVNULL)
         return True
@@ -194,7 +196,7 @@ def ways_of(run: Run, draw: random.Random, *, disk: Path | None, proxy: Proxy | 
 def disturb(
     run: Run,
     *,
-    peace: stores.Store,
+    peace: Store,
     num_disturbances: int,
     draw: random.Random,
     only: tuple[str, ...] = (),
@@ -226,16 +228,16 @@ def disturb(
             print(f"{told.ways.total():3d} {way}; {len(run.done())} of {len(fits)} Fits", flush=True)
         next_s = time.monotonic() + draw.uniform(1, 8)
     told.num_starts, told.num_attempts = run.num_starts, run.num_attempts()
-    told.failed = list(stores.read_failures(run.opened))
-    told.differ = differences(fits, run.opened, peace)
+    told.failed = list(run.store.read_failures())
+    told.differ = differences(fits, run.store, peace)
     return told
 
 
-def differences(fits: tuple[Fit, ...], one: stores.Store, other: stores.Store) -> list[str]:
+def differences(fits: tuple[Fit, ...], one: Store, other: Store) -> list[str]:
     """Files that are not the same byte for byte; provenance aside."""
     return [
         f"{fit.folder}/{name}"
         for fit in fits
-        for name in stores.read_done(other, fit.folder)["files"]
-        if name != "fit.json" and stores.read_file(one, fit.folder, name) != stores.read_file(other, fit.folder, name)
+        for name in other.read_done(fit.folder)["files"]
+        if name != "fit.json" and one.read_file(fit.folder, name) != other.read_file(fit.folder, name)
     ]

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from w2s_ray import store
-from w2s_ray.store import Store
+from w2s_ray.store import Store, open_store
 
 from fits import write_truth
 from proxy import bucket
@@ -45,8 +44,8 @@ def s3_uri() -> Iterator[str]:
 
 
 @pytest.fixture
-def opened(tmp_path: Path) -> Store:
+def store(tmp_path: Path) -> Store:
     """A store with the truth of eight test rows, four of each label."""
-    opened = store.open_store(tmp_path / "store")
-    write_truth(opened, [1, 1, 1, 1, 0, 0, 0, 0])
-    return opened
+    store = open_store(tmp_path / "store")
+    write_truth(store, [1, 1, 1, 1, 0, 0, 0, 0])
+    return store

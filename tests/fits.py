@@ -8,7 +8,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from w2s_ray import store
 from w2s_ray.fit import Data, Fit, Method, Model, Training
 from w2s_ray.plan import Cell
 from w2s_ray.store import Store
@@ -69,21 +68,21 @@ def fit(size: str = "s", half: Any = "B", labels: Fit | None = None, seed: int =
     return Fit(**whole | changes)
 
 
-def commit(opened: Store, each: Fit, probabilities: list[float], folder: Path) -> None:
+def commit(store: Store, each: Fit, probabilities: list[float], folder: Path) -> None:
     folder = folder / each.key[:8]
     folder.mkdir()
     ids = [f"i{i}" for i in range(len(probabilities))]
     pq.write_table(pa.table({"id": ids, "probability": pa.array(probabilities, pa.float32())}), folder / "test.parquet")
     pq.write_table(pa.table({"step": [1], "test_accuracy": [0.5]}), folder / "curve.parquet")
-    store.commit(opened, each, folder)
+    store.commit(each, folder)
 
 
-def write_truth(opened: Store, labels: list[int]) -> None:
+def write_truth(store: Store, labels: list[int]) -> None:
     ids = [f"i{i}" for i in range(len(labels))]
     table = pa.table(
         {"id": [*ids, "x"], "half": ["test"] * len(labels) + ["A"], "label": pa.array([*labels, 1], pa.int8())}
     )
-    store.write_truth(opened, store.truth_name(fit()), table)
+    store.write_truth(fit(), table)
 
 
 def cell(seed: int = 0, weak: str = "s", strong: str = "m") -> Cell:

@@ -19,7 +19,6 @@ from analysis import agreement, charts, compare, scaling, stopping, tables
 from analysis.bootstrap import Sample, resample
 from analysis.pgr import pgr_table
 from analysis.report import write_report
-from w2s_ray import store
 from w2s_ray.plan import pgr_half_width
 from w2s_ray.results import write_results
 from w2s_ray.store import Store
@@ -241,14 +240,14 @@ def test_calibration_by_hand() -> None:
 # --- two studies --------------------------------------------------------------------------------------------------
 
 
-def test_two_studies_side_by_side(opened: Store, tmp_path: Path) -> None:
+def test_two_studies_side_by_side(store: Store, tmp_path: Path) -> None:
     one = cell()
-    commit(opened, one.supervisor, [0.9, 0.9, 0.1, 0.1, 0.1, 0.1, 0.9, 0.9], tmp_path)  # 4 of 8
-    commit(opened, one.student, [0.9, 0.9, 0.9, 0.1, 0.1, 0.1, 0.1, 0.9], tmp_path)  # 6 of 8
-    commit(opened, one.ceiling, [0.9] * 4 + [0.1] * 4, tmp_path)  # 8 of 8
+    commit(store, one.supervisor, [0.9, 0.9, 0.1, 0.1, 0.1, 0.1, 0.9, 0.9], tmp_path)  # 4 of 8
+    commit(store, one.student, [0.9, 0.9, 0.9, 0.1, 0.1, 0.1, 0.1, 0.9], tmp_path)  # 6 of 8
+    commit(store, one.ceiling, [0.9] * 4 + [0.1] * 4, tmp_path)  # 8 of 8
     better = replace(one, method="confidence", student=one.ceiling)
     for name, each in (("a", one), ("b", better)):
-        write_results([each], study=name, store=opened, out=tmp_path / name)
+        write_results([each], study=name, store=store, out=tmp_path / name)
     page = compare.write_comparison(tmp_path / "a", tmp_path / "b", out=tmp_path / "both")
     over_tasks = pl.read_parquet(tmp_path / "both/compare.parquet").filter(pl.col("task").is_null())
     [row] = over_tasks.to_dicts()
@@ -261,9 +260,9 @@ def test_two_studies_side_by_side(opened: Store, tmp_path: Path) -> None:
     assert same["pgr_difference"].to_list() == [0.0, 0.0] == same["pgr_difference_high"].to_list()
 
 
-def test_studies_with_nothing_in_common_say_so(opened: Store, tmp_path: Path) -> None:
+def test_studies_with_nothing_in_common_say_so(store: Store, tmp_path: Path) -> None:
     for name, each in (("a", cell()), ("b", cell(weak="m", strong="l"))):
-        write_results([each], study=name, store=opened, out=tmp_path / name)
+        write_results([each], study=name, store=store, out=tmp_path / name)
     page = compare.write_comparison(tmp_path / "a", tmp_path / "b", out=tmp_path / "both")
     assert "nothing to compare" in page.read_text()
 
@@ -271,13 +270,13 @@ def test_studies_with_nothing_in_common_say_so(opened: Store, tmp_path: Path) ->
 # --- the report ---------------------------------------------------------------------------------------------------
 
 
-def test_the_report_stands_alone_and_escapes_names(opened: Store, tmp_path: Path) -> None:
+def test_the_report_stands_alone_and_escapes_names(store: Store, tmp_path: Path) -> None:
     one = cell()
-    commit(opened, one.supervisor, [0.9, 0.1, 0.1, 0.1, 0.9, 0.9, 0.1, 0.9], tmp_path)
-    commit(opened, one.student, [0.9, 0.9, 0.9, 0.1, 0.1, 0.1, 0.1, 0.9], tmp_path)
-    commit(opened, one.ceiling, [0.9, 0.9, 0.9, 0.9, 0.1, 0.1, 0.1, 0.1], tmp_path)
+    commit(store, one.supervisor, [0.9, 0.1, 0.1, 0.1, 0.9, 0.9, 0.1, 0.9], tmp_path)
+    commit(store, one.student, [0.9, 0.9, 0.9, 0.1, 0.1, 0.1, 0.1, 0.9], tmp_path)
+    commit(store, one.ceiling, [0.9, 0.9, 0.9, 0.9, 0.1, 0.1, 0.1, 0.1], tmp_path)
     evil = "<script>alert(1)</SCRIPT>"
-    write_results([one], study=evil, store=opened, out=tmp_path / "out")
+    write_results([one], study=evil, store=store, out=tmp_path / "out")
     page = write_report(tmp_path / "out", facts={"store": evil}).read_text()
     assert evil not in page and "&lt;script&gt;alert(1)" in page
     assert "src=" not in page.split("<script")[0] and 'rel="stylesheet"' not in page
@@ -287,11 +286,11 @@ def test_the_report_stands_alone_and_escapes_names(opened: Store, tmp_path: Path
     assert pl.read_csv(io.BytesIO((tmp_path / "out/tables/results.csv").read_bytes())).height == 1
 
 
-def test_a_report_of_nothing_says_so(opened: Store, tmp_path: Path) -> None:
-    write_results([cell()], study="x", store=opened, out=tmp_path / "out")
+def test_a_report_of_nothing_says_so(store: Store, tmp_path: Path) -> None:
+    write_results([cell()], study="x", store=store, out=tmp_path / "out")
     page = write_report(tmp_path / "out").read_text()
     assert "Nothing is done yet" in page and "not run yet" in page
-    write_results([], study="x", store=opened, out=tmp_path / "empty")
+    write_results([], study="x", store=store, out=tmp_path / "empty")
     assert "0 of 0 cells" in write_report(tmp_path / "empty").read_text()
 
 
@@ -309,16 +308,16 @@ def test_a_missing_or_foreign_table_is_one_message(tmp_path: Path, module: str, 
 
 
 @pytest.mark.parametrize("kind", ["failures", "one size", "ceiling below"])
-def test_a_report_says_why_there_is_no_curve(opened: Store, tmp_path: Path, kind: str) -> None:
+def test_a_report_says_why_there_is_no_curve(store: Store, tmp_path: Path, kind: str) -> None:
     one = cell(weak="m", strong="m") if kind == "one size" else cell()
     wrong, half, right = [0.1] * 4 + [0.9] * 4, [0.9] * 8, [0.9] * 4 + [0.1] * 4
     if kind == "failures":
-        store.write_failure(opened, one.supervisor, kind="nan", reason="the loss is nan at step 3", detail="")
+        store.write_failure(one.supervisor, kind="nan", reason="the loss is nan at step 3", detail="")
     else:
-        commit(opened, one.supervisor, right if kind == "ceiling below" else half, tmp_path)
-        commit(opened, one.student, half, tmp_path)
-        commit(opened, one.ceiling, wrong if kind == "ceiling below" else right, tmp_path)
-    write_results([one], study="x", store=opened, out=tmp_path / "out")
+        commit(store, one.supervisor, right if kind == "ceiling below" else half, tmp_path)
+        commit(store, one.student, half, tmp_path)
+        commit(store, one.ceiling, wrong if kind == "ceiling below" else right, tmp_path)
+    write_results([one], study="x", store=store, out=tmp_path / "out")
     page = write_report(tmp_path / "out").read_text()
     if kind == "failures":
         assert "Nothing is done yet" in page and "the loss is nan at step 3" in page
@@ -330,11 +329,11 @@ def test_a_report_says_why_there_is_no_curve(opened: Store, tmp_path: Path, kind
 
 
 @pytest.mark.parametrize("axis", ["compute", "fraction"])
-def test_the_size_axis_can_be_another(opened: Store, tmp_path: Path, axis: str) -> None:
+def test_the_size_axis_can_be_another(store: Store, tmp_path: Path, axis: str) -> None:
     one = cell()
     for each in (one.supervisor, one.student, one.ceiling):
-        commit(opened, each, [0.9] * 8, tmp_path)
-    write_results([one], study="x", store=opened, out=tmp_path / "out")
+        commit(store, each, [0.9] * 8, tmp_path)
+    write_results([one], study="x", store=store, out=tmp_path / "out")
     page = write_report(tmp_path / "out", axis=axis).read_text()
     assert {"compute": "pretraining compute", "fraction": "fraction of the largest"}[axis] in page
 

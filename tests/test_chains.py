@@ -13,12 +13,12 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from w2s_ray import cli, store
+from w2s_ray import cli
 from w2s_ray.errors import InputError
 from w2s_ray.fit import Execution, Fit
 from w2s_ray.plan import Cell, Plan, load_plan
 from w2s_ray.results import write_results
-from w2s_ray.store import Store
+from w2s_ray.store import Store, open_store
 from w2s_ray.training.data import part_of, prepare
 from w2s_ray.training.lessons import Lessons, lessons
 from w2s_ray.training.pack import run_pack
@@ -56,19 +56,19 @@ def quiet(_: object) -> None:
 
 
 def trained(plan: Plan, tmp_path: Path) -> Store:
-    opened = store.open_store(tmp_path / "store")
-    run_pack(list(plan.fits), store_uri=opened.uri, execution=Execution(), report=quiet)
-    assert store.read_failures(opened) == {}
-    return opened
+    store = open_store(tmp_path / "store")
+    run_pack(list(plan.fits), store_uri=store.uri, execution=Execution(), report=quiet)
+    assert store.read_failures() == {}
+    return store
 
 
-def learned(fit: Fit, opened: Store) -> Lessons:
+def learned(fit: Fit, store: Store) -> Lessons:
     prepared = prepare(fit)
-    return lessons(fit, prepared, store_=opened, features=lambda: prepared.parts["B"])
+    return lessons(fit, prepared, store=store, features=lambda: prepared.parts["B"])
 
 
-def scores(cells: tuple[Cell, ...], opened: Store, tmp_path: Path) -> dict[str, dict[str, Any]]:
-    table = write_results(cells, study="chains", store=opened, out=tmp_path / "out")
+def scores(cells: tuple[Cell, ...], store: Store, tmp_path: Path) -> dict[str, dict[str, Any]]:
+    table = write_results(cells, study="chains", store=store, out=tmp_path / "out")
     return {row["method"]: row for row in table.to_dicts()}
 
 
@@ -193,8 +193,8 @@ def test_labels_and_weights_are_those_of_the_method(folder: Path, tmp_path: Path
         "noise",
     ]
     plan = planned(folder, *methods)
-    opened = trained(plan, tmp_path)
-    naive, filtered, combined, noise = (learned(cell.student, opened) for cell in plan.cells)
+    store = trained(plan, tmp_path)
+    naive, filtered, combined, noise = (learned(cell.student, store) for cell in plan.cells)
     truth = dict(zip(prepare(plan.fits[0]).parts["B"].ids, prepare(plan.fits[0]).parts["B"].labels, strict=True))
     weak = dict(zip(naive.rows.ids, np.asarray(naive.answers), strict=True))
     assert len(naive.rows) == 96 and 0.25 * 96 - 1 <= len(filtered.rows) <= 0.25 * 96 + 1
@@ -210,10 +210,9 @@ def test_labels_and_weights_are_those_of_the_method(folder: Path, tmp_path: Path
 
 def test_both_losses_are_logged_apart(folder: Path, tmp_path: Path) -> None:
     plan = planned(folder, "naive", "combined")
-    opened = trained(plan, tmp_path)
+    store = trained(plan, tmp_path)
     naive, combined = (
-        pl.read_parquet(io.BytesIO(store.read_file(opened, cell.student.folder, "curve.parquet")))
-        for cell in plan.cells
+        pl.read_parquet(io.BytesIO(store.read_file(cell.student.folder, "curve.parquet"))) for cell in plan.cells
     )
     assert naive["verified_loss"].is_null().all() and combined["verified_loss"].is_not_null().all()
     assert (combined["verified_loss"] != combined["train_loss"]).all()
@@ -222,12 +221,12 @@ def test_both_losses_are_logged_apart(folder: Path, tmp_path: Path) -> None:
 def test_held_out_rows_are_not_learned_and_say_where_to_stop(folder: Path, tmp_path: Path) -> None:
     training = {"epochs": 2, "batch_size": 16, "learning_rate": 0.01, "validation": 0.25}
     plan = planned(folder, "naive", training=training)
-    opened = trained(plan, tmp_path)
+    store = trained(plan, tmp_path)
     student = plan.cells[0].student
-    taught = learned(student, opened)
+    taught = learned(student, store)
     assert taught.held_out is not None and len(taught.held_out) == 24 and len(taught.rows) == 72
     assert not set(taught.held_out.ids) & set(taught.rows.ids)
-    curve = pl.read_parquet(io.BytesIO(store.read_file(opened, student.folder, "curve.parquet")))
+    curve = pl.read_parquet(io.BytesIO(store.read_file(student.folder, "curve.parquet")))
     assert curve["validation_loss"].is_not_null().all() and curve["validation_accuracy"].is_between(0, 1).all()
     without = planned(folder, "naive", training=training | {"validation": 0.0})
     assert without.cells[0].student.key != student.key
@@ -243,31 +242,31 @@ def test_a_student_that_is_told_the_label_repeats_it(folder: Path, tmp_path: Pat
 def test_zero_shot_is_the_pretrained_model(folder: Path, tmp_path: Path) -> None:
     """A language model that has learned to write the right completion prefers it without any training of a judge."""
     plan = planned(folder, "zero_shot", "naive", task="writing.yaml")
-    opened = trained(plan, tmp_path)
+    store = trained(plan, tmp_path)
     zero_shot = next(cell for cell in plan.cells if cell.method == "zero_shot")
-    facts = json.loads(store.read_file(opened, zero_shot.student.folder, "fit.json"))
+    facts = json.loads(store.read_file(zero_shot.student.folder, "fit.json"))
     assert facts["provenance"]["flops"] == 0 and facts["role"] == "untrained"
-    curve = pl.read_parquet(io.BytesIO(store.read_file(opened, zero_shot.student.folder, "curve.parquet")))
+    curve = pl.read_parquet(io.BytesIO(store.read_file(zero_shot.student.folder, "curve.parquet")))
     assert curve.is_empty()
-    found = scores(plan.cells, opened, tmp_path)
+    found = scores(plan.cells, store, tmp_path)
     assert found["naive"]["zero_shot_score"] == found["zero_shot"]["student_score"] is not None
 
 
 def test_a_generative_start_has_learned_to_write_and_is_started_from(folder: Path, tmp_path: Path) -> None:
     training = {"epochs": 1, "batch_size": 16, "learning_rate": 0.01, "evals_per_epoch": 2}
     plan = planned(folder, {"name": "generative", "epochs": 3}, task="choosing.yaml", training=training)
-    opened = trained(plan, tmp_path)
+    store = trained(plan, tmp_path)
     student = plan.cells[0].student
     assert student.start is not None
-    assert "model.safetensors" in store.read_done(opened, student.start.folder)["files"]
-    curve = pl.read_parquet(io.BytesIO(store.read_file(opened, student.start.folder, "curve.parquet")))
+    assert "model.safetensors" in store.read_done(student.start.folder)["files"]
+    curve = pl.read_parquet(io.BytesIO(store.read_file(student.start.folder, "curve.parquet")))
     assert curve["train_loss"][-1] < 0.8 * curve["train_loss"][0] and curve["test_loss"].is_null().all()
     import torch
     from safetensors.torch import load
 
     from w2s_ray.training.model import build
 
-    weights = load(store.read_file(opened, student.start.folder, "model.safetensors"))
+    weights = load(store.read_file(student.start.folder, "model.safetensors"))
     built = [
         build(student.model, setting="comparison", tune="all", execution=Execution(), bf16=False, seed=0, start=start)[
             0
@@ -285,14 +284,14 @@ def test_few_shots_stand_in_the_prompt(folder: Path, tmp_path: Path) -> None:
         {"name": "few_shot", "shots": 40, "labels": "truth"},
     ]
     plan = planned(folder, *methods)
-    opened = store.open_store(tmp_path / "store")
-    run_pack(list(plan.fits), store_uri=opened.uri, execution=Execution(), report=quiet)
-    [failure] = store.read_failures(opened).values()
+    store = open_store(tmp_path / "store")
+    run_pack(list(plan.fits), store_uri=store.uri, execution=Execution(), report=quiet)
+    [failure] = store.read_failures().values()
     assert "the model reads 64; lower 'shots'" in failure["reason"]
     from w2s_ray.training.lessons import reworded
 
     fit = plan.cells[0].student
-    before, after = prepare(fit).parts["test"], reworded(fit, prepare(fit), store_=opened).parts["test"]
+    before, after = prepare(fit).parts["test"], reworded(fit, prepare(fit), store=store).parts["test"]
     shots = after.texts[0].removesuffix(before.texts[0]).splitlines()
     assert sorted(shot.split()[-1] for shot in shots) == ["0", "1"], "one of each class"
     assert all(len(a[0]) > len(b[0]) for a, b in zip(after.sequences, before.sequences, strict=True))
@@ -314,10 +313,10 @@ def test_easy_to_hard_from_the_study_to_the_figure(folder: Path, tmp_path: Path)
     easy = study["grids"][0] | {"label": "easy", "split": {"num_train": 60, "num_test": 64, "difficulty": {"max": 4}}}
     (folder / "study.yaml").write_text(yaml.safe_dump(study | {"grids": [*study["grids"], easy]}))
     plan = load_plan(folder / "study.yaml")
-    opened = trained(plan, tmp_path)
+    store = trained(plan, tmp_path)
     of_easy = next(cell for cell in plan.cells if cell.label == "easy").student
     assert all(len(text.split()) <= 4 for text in prepare(of_easy).parts["B"].texts)
-    write_results(plan.cells, study="chains", store=opened, out=tmp_path / "out")
+    write_results(plan.cells, study="chains", store=store, out=tmp_path / "out")
     write_report(tmp_path / "out")
     table = pl.read_csv(tmp_path / "out" / "tables" / "difficulty.csv")
     assert set(table["task"]) == {"hard (all)", "hard (easy)"} and set(table["role"]) == {

@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from w2s_ray import cli, store
+from w2s_ray import cli
 from w2s_ray.plan import load_plan
+from w2s_ray.store import Store, open_store
 
 from chaos import COMPUTE, GRID, Run, differences, disturb
 from proxy import Proxy
@@ -29,16 +30,16 @@ def test_a_study_in_a_bucket_whose_server_goes_away(tmp_path: Path, s3_uri: str,
     study = save_study(tmp_path, grid=SMALL | {"methods": ["naive", "confidence"]}, compute={"fits_per_pack": 2})
     with Proxy.to(s3_uri) as proxy:
         uri = proxy.uri.replace("/store?", f"/{secrets.token_hex(8)}?")
-        opened = store.open_store(uri)
-        cut = threading.Thread(target=cut_off_once_it_works, args=(proxy, store.open_store(s3_like(uri, s3_uri))))
+        store = open_store(uri)
+        cut = threading.Thread(target=cut_off_once_it_works, args=(proxy, open_store(s3_like(uri, s3_uri))))
         cut.start()
         result = CliRunner().invoke(
             cli.app, ["run", str(study), "--store", uri, "--out", str(tmp_path / "out")], catch_exceptions=False
         )
         cut.join()
         assert result.exit_code == 0 and "4 Fits in" in result.output, result.output
-        assert not store.names(opened, "leases") and not store.names(opened, "ray") and not store.read_failures(opened)
-        assert all(store.damage(opened, fit.folder) == [] for fit in load_plan(study).fits)
+        assert not store.storage.names("leases") and not store.storage.names("ray") and not store.read_failures()
+        assert all(store.damage(fit.folder) == [] for fit in load_plan(study).fits)
     assert (tmp_path / "out" / "report.html").exists()
 
 
@@ -47,9 +48,9 @@ def s3_like(uri: str, direct: str) -> str:
     return uri.partition("?")[0] + "?" + direct.partition("?")[2]
 
 
-def cut_off_once_it_works(proxy: Proxy, past_it: store.Store) -> None:
+def cut_off_once_it_works(proxy: Proxy, past_it: Store) -> None:
     deadline_s = time.monotonic() + 120
-    while not store.committed_folders(past_it) and time.monotonic() < deadline_s:
+    while not past_it.committed_folders() and time.monotonic() < deadline_s:
         time.sleep(0.1)
     proxy.drop()
     time.sleep(8)
@@ -98,7 +99,7 @@ def test_a_little_of_everything(tmp_path: Path) -> None:
     assert peace.process is not None and peace.process.wait() == 0
     run = Run(study, str(tmp_path / "chaos"), tmp_path / "chaos-out")
     ways = ("worker killed", "file cut short", "process paused", "everything killed", "trial killed")
-    told = disturb(run, peace=peace.opened, num_disturbances=5, draw=random.Random(0), only=ways)
+    told = disturb(run, peace=peace.store, num_disturbances=5, draw=random.Random(0), only=ways)
     assert not told.failed and not told.differ, told
     assert told.num_attempts - told.num_fits <= 2 * told.ways.total()
-    assert differences(load_plan(study).fits, run.opened, peace.opened) == []
+    assert differences(load_plan(study).fits, run.store, peace.store) == []

@@ -18,9 +18,10 @@ import pytest
 import typer
 import yaml
 
-from w2s_ray import cli, store
+from w2s_ray import cli
 from w2s_ray.fit import Execution
 from w2s_ray.plan import load_plan
+from w2s_ray.store import open_store
 from w2s_ray.training.pack import run_pack
 
 from tiny import save_study
@@ -151,11 +152,11 @@ def test_secrets_are_written_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyP
     planted = {"HF_TOKEN": "hf_planted", "AWS_SECRET_ACCESS_KEY": "aws_planted", "RAY_AUTH_TOKEN": "ray_planted"}
     for name, value in planted.items():
         monkeypatch.setenv(name, value)
-    opened = store.open_store(tmp_path / "store")
+    store = open_store(tmp_path / "store")
 
     said: list[Any] = []
     plan = load_plan(save_study(tmp_path, grid={"pairs": [["small", "small"]]}))
-    run_pack(list(plan.fits), store_uri=opened.uri, execution=Execution(), report=said.append)
-    written = b"".join(path.read_bytes() for path in Path(opened.root).rglob("*") if path.is_file())
-    assert len(store.committed(opened, plan.fits)) == 3
+    run_pack(list(plan.fits), store_uri=store.uri, execution=Execution(), report=said.append)
+    written = b"".join(path.read_bytes() for path in Path(store.storage.root).rglob("*") if path.is_file())
+    assert len(store.committed(plan.fits)) == 3
     assert not any(value.encode() in written or value in str(said) for value in planted.values())

@@ -9,11 +9,12 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from w2s_ray import cli, families, hub, store, tasks
+from w2s_ray import cli, families, hub, tasks
 from w2s_ray.errors import InputError
 from w2s_ray.fit import Execution
 from w2s_ray.plan import load_plan
 from w2s_ray.results import write_results
+from w2s_ray.store import open_store
 from w2s_ray.tasks.shapes import Choices, Shape, unfold
 from w2s_ray.training.pack import run_pack
 
@@ -272,10 +273,10 @@ def test_a_study_of_hub_models_and_data_runs_from_copies(task: str, copies: Path
     path = copies / "study.yaml"
     path.write_text(yaml.safe_dump({"name": "hub", "grids": [grid]}))
     plan = load_plan(path)
-    opened = store.open_store(copies / "store")
-    run_pack(list(plan.fits), store_uri=opened.uri, execution=Execution(), report=lambda event: None)
-    assert store.read_failures(opened) == {}
-    table = write_results(plan.cells, study="hub", store=opened, out=copies / "out")
+    store = open_store(copies / "store")
+    run_pack(list(plan.fits), store_uri=store.uri, execution=Execution(), report=lambda event: None)
+    assert store.read_failures() == {}
+    table = write_results(plan.cells, study="hub", store=store, out=copies / "out")
     assert table["status"].to_list() == ["done"] and table["n_test"].to_list() == [8]
 
 

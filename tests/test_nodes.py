@@ -17,9 +17,10 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from w2s_ray import cli, store
+from w2s_ray import cli
 from w2s_ray.fit import Execution
 from w2s_ray.plan import load_plan
+from w2s_ray.store import open_store
 from w2s_ray.training.pack import run_pack
 
 from tiny import save_study
@@ -69,13 +70,13 @@ def test_two_workers_on_two_nodes_give_the_numbers_of_one(stage: int, tmp_path: 
     study = save_study(tmp_path, grid=grid, compute={"workers": 2, "zero_stage": stage, "fits_per_pack": 8})
     found = run_on_cluster(study, tmp_path)
     assert found["rc"] == 0 and "3 Fits in" in str(found["output"]), found["output"]
-    two, one = store.open_store(tmp_path / "store"), store.open_store(tmp_path / "one")
+    two, one = open_store(tmp_path / "store"), open_store(tmp_path / "one")
     fits = load_plan(study).fits
     run_pack(list(fits), store_uri=one.uri, execution=Execution(), report=lambda event: None)
     for fit in fits:
-        facts = json.loads(store.read_file(two, fit.folder, "fit.json"))["provenance"]
+        facts = json.loads(two.read_file(fit.folder, "fit.json"))["provenance"]
         assert facts["world_size"] == 2 and facts["execution"]["zero_stage"] == stage
-        said = [store.read_table(each, fit.folder, "test.parquet")["probability"].to_numpy() for each in (one, two)]
+        said = [each.read_table(fit, "test.parquet")["probability"].to_numpy() for each in (one, two)]
         np.testing.assert_allclose(said[1], said[0], atol=1e-4)
 
 
@@ -130,9 +131,9 @@ def test_a_node_in_a_network_of_its_own(tmp_path: Path, other_network: str, monk
                     each.kill()
                 node.wait()
     assert done.returncode == 0 and "3 Fits in" in done.stdout, done.stdout + done.stderr
-    opened = store.open_store(tmp_path / "store")
+    store = open_store(tmp_path / "store")
     for fit in load_plan(study).fits:
-        facts = json.loads(store.read_file(opened, fit.folder, "fit.json"))["provenance"]
+        facts = json.loads(store.read_file(fit.folder, "fit.json"))["provenance"]
         assert facts["world_size"] == 2
 
 
@@ -280,8 +281,8 @@ def test_a_notice_that_a_node_goes_saves_the_fit_in_hand(tmp_path: Path) -> None
     study = save_study(tmp_path, grid=grid, compute=compute)
     found = run_on_cluster(study, tmp_path, script=TAKEN_AWAY)
     assert found["rc"] == 0 and "3 Fits in" in str(found["output"]), found["output"]
-    opened = store.open_store(tmp_path / "store")
-    facts = [json.loads(store.read_file(opened, fit.folder, "fit.json"))["provenance"] for fit in load_plan(study).fits]
+    store = open_store(tmp_path / "store")
+    facts = [json.loads(store.read_file(fit.folder, "fit.json"))["provenance"] for fit in load_plan(study).fits]
     assert any(each["resumed_from_step"] > 0 for each in facts), "only the notice made it save"
 
 
@@ -328,7 +329,7 @@ def test_a_job_is_submitted_joined_and_leaves_the_study_done(tmp_path: Path) -> 
     assert joined == 0 and "runs already: joined" in second and "3 Fits in" in second and "succeeded" in second, second
     assert refused == 2 and "no job of this study runs" in third
     assert "w2s-tiny" in records and "planted" not in records, "secrets stay out of the job's record"
-    assert len(store.committed(store.open_store(tmp_path / "store"), load_plan(study).fits)) == 3
+    assert len(open_store(tmp_path / "store").committed(load_plan(study).fits)) == 3
 
 
 @pytest.mark.slow

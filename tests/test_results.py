@@ -13,7 +13,6 @@ import pytest
 from analysis import tables
 from analysis.bootstrap import resample
 from analysis.pgr import pgr_table
-from w2s_ray import store
 from w2s_ray.plan import Cell
 from w2s_ray.results import write_results
 from w2s_ray.store import Store
@@ -21,12 +20,12 @@ from w2s_ray.store import Store
 from fits import cell, commit, fit
 
 
-def test_a_cell_by_hand(opened: Store, tmp_path: Path) -> None:
+def test_a_cell_by_hand(store: Store, tmp_path: Path) -> None:
     one = cell()
-    commit(opened, one.supervisor, [0.9, 0.9, 0.1, 0.1, 0.1, 0.1, 0.9, 0.9], tmp_path)  # 4 of 8
-    commit(opened, one.student, [0.9, 0.9, 0.9, 0.1, 0.1, 0.1, 0.1, 0.9], tmp_path)  # 6 of 8
-    commit(opened, one.ceiling, [0.9, 0.9, 0.9, 0.9, 0.1, 0.1, 0.1, 0.9], tmp_path)  # 7 of 8
-    [row] = write_results([one], study="x", store=opened, out=tmp_path / "out").to_dicts()
+    commit(store, one.supervisor, [0.9, 0.9, 0.1, 0.1, 0.1, 0.1, 0.9, 0.9], tmp_path)  # 4 of 8
+    commit(store, one.student, [0.9, 0.9, 0.9, 0.1, 0.1, 0.1, 0.1, 0.9], tmp_path)  # 6 of 8
+    commit(store, one.ceiling, [0.9, 0.9, 0.9, 0.9, 0.1, 0.1, 0.1, 0.9], tmp_path)  # 7 of 8
+    [row] = write_results([one], study="x", store=store, out=tmp_path / "out").to_dicts()
     assert (row["weak_score"], row["student_score"], row["ceiling_score"]) == (0.5, 0.75, 0.875)
     assert row["pgr"] == pytest.approx(2 / 3)
     assert row["agreement"] == 0.75 and row["agreement_when_weak_right"] == 1.0
@@ -35,12 +34,12 @@ def test_a_cell_by_hand(opened: Store, tmp_path: Path) -> None:
     assert row["weak_flops"] == 6 * 1000 * 1_000_000
 
 
-def test_what_has_no_result_has_a_reason_and_nulls(opened: Store, tmp_path: Path) -> None:
+def test_what_has_no_result_has_a_reason_and_nulls(store: Store, tmp_path: Path) -> None:
     missing, failed, level = cell(seed=0), cell(seed=1), cell(seed=2)
-    store.write_failure(opened, failed.supervisor, kind="nan", reason="the loss is nan at step 3", detail="")
+    store.write_failure(failed.supervisor, kind="nan", reason="the loss is nan at step 3", detail="")
     for each in (level.supervisor, level.student, level.ceiling):
-        commit(opened, each, [0.9] * 8, tmp_path)
-    rows = write_results([missing, failed, level], study="x", store=opened, out=tmp_path / "out").to_dicts()
+        commit(store, each, [0.9] * 8, tmp_path)
+    rows = write_results([missing, failed, level], study="x", store=store, out=tmp_path / "out").to_dicts()
     assert [row["status"] for row in rows] == ["missing", "failed", "done"]
     assert rows[0]["reason"] == "not run yet" and "step 3" in rows[1]["reason"]
     assert rows[2]["reason"] == "no PGR: the ceiling is not above the supervisor"
@@ -49,23 +48,23 @@ def test_what_has_no_result_has_a_reason_and_nulls(opened: Store, tmp_path: Path
     assert table["num_dropped"].to_list() == [2, 2] and table["gap_too_small"].to_list() == [True, True]
 
 
-def test_a_student_of_a_failed_supervisor_is_blocked(opened: Store, tmp_path: Path) -> None:
+def test_a_student_of_a_failed_supervisor_is_blocked(store: Store, tmp_path: Path) -> None:
     one = cell()
     other = Cell("toy", "naive", 0, fit(size="m", half="A"), one.student, one.ceiling)
     for each in (other.supervisor, one.ceiling):
-        commit(opened, each, [0.9] * 8, tmp_path)
-    store.write_failure(opened, one.supervisor, kind="nan", reason="bad", detail="")
-    [row] = write_results([other], study="x", store=opened, out=tmp_path / "out").to_dicts()
+        commit(store, each, [0.9] * 8, tmp_path)
+    store.write_failure(one.supervisor, kind="nan", reason="bad", detail="")
+    [row] = write_results([other], study="x", store=store, out=tmp_path / "out").to_dicts()
     assert row["status"] == "blocked" and one.supervisor.folder in row["reason"]
 
 
 @pytest.mark.parametrize("num_rows", [7, 9])
-def test_predictions_that_do_not_match_the_truth_are_damage(opened: Store, tmp_path: Path, num_rows: int) -> None:
+def test_predictions_that_do_not_match_the_truth_are_damage(store: Store, tmp_path: Path, num_rows: int) -> None:
     one = cell()
     for each in (one.supervisor, one.ceiling):
-        commit(opened, each, [0.9] * 8, tmp_path)
-    commit(opened, one.student, [0.9] * num_rows, tmp_path)
-    [row] = write_results([one], study="x", store=opened, out=tmp_path / "out").to_dicts()
+        commit(store, each, [0.9] * 8, tmp_path)
+    commit(store, one.student, [0.9] * num_rows, tmp_path)
+    [row] = write_results([one], study="x", store=store, out=tmp_path / "out").to_dicts()
     assert row["status"] == "damaged" and f"{num_rows} predictions" in row["reason"] and row["pgr"] is None
 
 
@@ -78,60 +77,60 @@ def test_predictions_that_do_not_match_the_truth_are_damage(opened: Store, tmp_p
     ],
 )
 def test_foreign_predictions_are_damage_and_the_advice_helps(
-    opened: Store, tmp_path: Path, table: dict[str, list[object]], problem: str
+    store: Store, tmp_path: Path, table: dict[str, list[object]], problem: str
 ) -> None:
     one = cell()
     for each in (one.supervisor, one.ceiling):
-        commit(opened, each, [0.9] * 8, tmp_path)
+        commit(store, each, [0.9] * 8, tmp_path)
     folder = tmp_path / "foreign"
     folder.mkdir()
     pq.write_table(pa.table(table), folder / "test.parquet")
     pq.write_table(pa.table({"step": [1], "another": ["x"]}), folder / "curve.parquet")
-    store.commit(opened, one.student, folder)
-    [row] = write_results([one], study="x", store=opened, out=tmp_path / "out").to_dicts()
+    store.commit(one.student, folder)
+    [row] = write_results([one], study="x", store=store, out=tmp_path / "out").to_dicts()
     assert row["status"] == "damaged" and problem in row["reason"] and row["student_score"] is None
     assert "remove this folder" in row["reason"] and "verify" not in row["reason"]
 
 
-def test_families_that_share_size_names_are_not_pooled(opened: Store, tmp_path: Path) -> None:
+def test_families_that_share_size_names_are_not_pooled(store: Store, tmp_path: Path) -> None:
     one, other = cell(), cell(seed=1)
     for each in (one, other):
-        commit(opened, each.supervisor, [0.9, 0.9, 0.1, 0.1, 0.1, 0.1, 0.9, 0.9], tmp_path)
-        commit(opened, each.student, [0.9] * 4 + [0.1] * 4, tmp_path)
-        commit(opened, each.ceiling, [0.9] * 4 + [0.1] * 4, tmp_path)
+        commit(store, each.supervisor, [0.9, 0.9, 0.1, 0.1, 0.1, 0.1, 0.9, 0.9], tmp_path)
+        commit(store, each.student, [0.9] * 4 + [0.1] * 4, tmp_path)
+        commit(store, each.ceiling, [0.9] * 4 + [0.1] * 4, tmp_path)
     cells = [one, replace(other, family="another")]
-    results = write_results(cells, study="x", store=opened, out=tmp_path / "out")
+    results = write_results(cells, study="x", store=store, out=tmp_path / "out")
     table = pgr_table(resample(results, pl.read_parquet(tmp_path / "out/predictions.parquet")))
     assert table.filter(pl.col("task").is_null())["family"].to_list() == ["toy", "another"]
     assert table["num_seeds"].to_list() == [1] * 4
 
 
-def test_a_report_reads_a_fit_once(opened: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_report_reads_a_fit_once(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     one, other = cell(), cell(seed=1)
     for each in (one.supervisor, one.ceiling, one.student):
-        commit(opened, each, [0.9, 0.9, 0.1, 0.1, 0.1, 0.1, 0.9, 0.9], tmp_path)
-    first = write_results([one], study="x", store=opened, out=tmp_path / "out")
+        commit(store, each, [0.9, 0.9, 0.1, 0.1, 0.1, 0.1, 0.9, 0.9], tmp_path)
+    first = write_results([one], study="x", store=store, out=tmp_path / "out")
     files = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
     read = []
-    read_file = store.read_file
-    monkeypatch.setattr(store, "read_file", lambda *a: read.append(a[1]) or read_file(*a))
-    again = write_results([one], study="x", store=opened, out=tmp_path / "out")
+    read_file = Store.read_file
+    monkeypatch.setattr(Store, "read_file", lambda *a: read.append(a[1]) or read_file(*a))
+    again = write_results([one], study="x", store=store, out=tmp_path / "out")
     assert not read and again.equals(first)
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == files
     for each in (other.supervisor, other.ceiling, other.student):
-        commit(opened, each, [0.9] * 8, tmp_path)
-    write_results([one, other], study="x", store=opened, out=tmp_path / "out")
+        commit(store, each, [0.9] * 8, tmp_path)
+    write_results([one, other], study="x", store=store, out=tmp_path / "out")
     assert set(read) == {other.supervisor.folder, other.ceiling.folder, other.student.folder}
-    Path(opened.path("fits", one.student.folder, "done.json")).unlink()
+    Path(store.storage.path("fits", one.student.folder, "done.json")).unlink()
     (tmp_path / "out" / "runs.parquet").write_bytes(b"PAR1")
-    rows = write_results([one, other], study="x", store=opened, out=tmp_path / "out").to_dicts()
+    rows = write_results([one, other], study="x", store=store, out=tmp_path / "out").to_dicts()
     assert [row["status"] for row in rows] == ["missing", "done"]
 
 
-def test_a_truncated_file_is_damage(opened: Store, tmp_path: Path) -> None:
+def test_a_truncated_file_is_damage(store: Store, tmp_path: Path) -> None:
     one = cell()
     for each in (one.supervisor, one.ceiling, one.student):
-        commit(opened, each, [0.9] * 8, tmp_path)
-    Path(opened.path("fits", one.student.folder, "test.parquet")).write_bytes(b"PAR1")
-    [row] = write_results([one], study="x", store=opened, out=tmp_path / "out").to_dicts()
+        commit(store, each, [0.9] * 8, tmp_path)
+    Path(store.storage.path("fits", one.student.folder, "test.parquet")).write_bytes(b"PAR1")
+    [row] = write_results([one], study="x", store=store, out=tmp_path / "out").to_dicts()
     assert row["status"] == "damaged" and "verify --repair" in row["reason"]

@@ -18,10 +18,10 @@ import psutil
 import pytest
 from typer.testing import CliRunner, Result
 
-from w2s_ray import cli, store
+from w2s_ray import cli
 from w2s_ray.plan import load_plan
 from w2s_ray.results import SCHEMA
-from w2s_ray.store import Store
+from w2s_ray.store import Store, open_store
 
 from tiny import save_study
 
@@ -37,13 +37,13 @@ def w2s(*arguments: object) -> Result:
     return CliRunner().invoke(cli.app, [str(argument) for argument in arguments], catch_exceptions=True)
 
 
-def predictions(opened: Store, study: Path) -> dict[str, bytes]:
+def predictions(store: Store, study: Path) -> dict[str, bytes]:
     """What every Fit of the study committed, but for its provenance."""
     found = {}
     for fit in load_plan(study).fits:
-        for name in store.read_done(opened, fit.folder)["files"]:
+        for name in store.read_done(fit.folder)["files"]:
             if name != "fit.json":
-                found[f"{fit.key}/{name}"] = store.read_file(opened, fit.folder, name)
+                found[f"{fit.key}/{name}"] = store.read_file(fit.folder, name)
     return found
 
 
@@ -57,14 +57,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def undisturbed(folder: Path, ray_here: None) -> Store:
     """The study, run to its end in one go."""
-    opened = store.open_store(folder / "whole")
+    store = open_store(folder / "whole")
     snapshot = folder / "whole" / "ray" / "tiny" / "pack-00001" / "checkpoint_manager_snapshot.json"
     snapshot.parent.mkdir(parents=True)
     snapshot.write_bytes(b"")  # what a kill leaves of Ray's own snapshot
-    result = w2s("run", folder / "study.yaml", "--store", opened.root, "--out", folder / "out")
+    result = w2s("run", folder / "study.yaml", "--store", store.storage.root, "--out", folder / "out")
     assert result.exit_code == 0, result.output
     assert "10 Fits in" in result.output and "busy" in result.output and "report:" in result.output
-    return opened
+    return store
 
 
 def test_the_tables_and_the_report_are_there(folder: Path, undisturbed: Store) -> None:
@@ -74,16 +74,16 @@ def test_the_tables_and_the_report_are_there(folder: Path, undisturbed: Store) -
     assert (folder / "out" / "report.html").stat().st_size > 1000
     assert pl.read_parquet(folder / "out" / "pgr.parquet").height == 12
     fit = load_plan(folder / "study.yaml").fits[0]
-    facts = json.loads(store.read_file(undisturbed, fit.folder, "fit.json"))
+    facts = json.loads(undisturbed.read_file(fit.folder, "fit.json"))
     assert facts["key"] == fit.key and 0 < facts["provenance"]["busy"] <= 1
 
 
 def test_again_runs_nothing(folder: Path, undisturbed: Store) -> None:
     began_s = time.monotonic()
-    result = w2s("run", folder / "study.yaml", "--store", undisturbed.root, "--out", folder / "out")
+    result = w2s("run", folder / "study.yaml", "--store", undisturbed.storage.root, "--out", folder / "out")
     assert result.exit_code == 0 and "nothing to run" in result.output
     assert time.monotonic() - began_s < 15
-    status = json.loads(w2s("status", folder / "study.yaml", "--store", undisturbed.root, "--json").output)
+    status = json.loads(w2s("status", folder / "study.yaml", "--store", undisturbed.storage.root, "--json").output)
     assert status["done"] == status["fits"] == 10 and not status["running"]
 
 
@@ -92,30 +92,30 @@ def test_a_grown_study_runs_only_what_is_new(folder: Path, undisturbed: Store) -
     grown.write_text(
         (folder / "study.yaml").read_text().replace("max_weight: 0.5", "").replace("name: tiny", "name: grown")
     )
-    plan = json.loads(w2s("plan", grown, "--store", undisturbed.root, "--json").output)
+    plan = json.loads(w2s("plan", grown, "--store", undisturbed.storage.root, "--json").output)
     assert plan["to_run"] == 0, "another study shares what is trained already"
-    explained = w2s("explain", folder / "study.yaml", "small->big/naive/0", "--store", undisturbed.root)
+    explained = w2s("explain", folder / "study.yaml", "small->big/naive/0", "--store", undisturbed.storage.root)
     assert explained.output.count("in the store") == 3
 
 
 def test_explain_names_the_field_that_differs(folder: Path, undisturbed: Store) -> None:
     other = folder / "other.yaml"
     other.write_text((folder / "study.yaml").read_text().replace("epochs: 40", "epochs: 41"))
-    explained = w2s("explain", other, "small->big/naive/0", "--store", undisturbed.root).output
+    explained = w2s("explain", other, "small->big/naive/0", "--store", undisturbed.storage.root).output
     assert "training.epochs: 40 there, 41 here" in explained
 
 
 def test_verify_finds_and_repairs(folder: Path, undisturbed: Store, tmp_path: Path) -> None:
     import shutil
 
-    copy = store.open_store(shutil.copytree(undisturbed.root, tmp_path / "copy"))
+    copy = open_store(shutil.copytree(undisturbed.storage.root, tmp_path / "copy"))
     fit = load_plan(folder / "study.yaml").fits[0]
-    path = Path(copy.path("fits", fit.folder, "test.parquet"))
+    path = Path(copy.storage.path("fits", fit.folder, "test.parquet"))
     path.write_bytes(path.read_bytes()[:-10])
-    assert w2s("verify", "--store", copy.root).exit_code == 1
-    repaired = w2s("verify", folder / "study.yaml", "--store", copy.root, "--repair")
+    assert w2s("verify", "--store", copy.storage.root).exit_code == 1
+    repaired = w2s("verify", folder / "study.yaml", "--store", copy.storage.root, "--repair")
     assert repaired.exit_code == 0 and "10 Fits checked, 1 damaged" in repaired.output
-    assert json.loads(w2s("status", folder / "study.yaml", "--store", copy.root, "--json").output)["todo"] == 1
+    assert json.loads(w2s("status", folder / "study.yaml", "--store", copy.storage.root, "--json").output)["todo"] == 1
 
 
 def test_a_fit_that_cannot_be_trained_fails_alone(tmp_path: Path, ray_here: None) -> None:
@@ -149,18 +149,18 @@ def test_two_workers_under_ray(tmp_path: Path, ray_here: None) -> None:
     study = save_study(tmp_path, compute={"workers": 2, "zero_stage": 2, "precision": "bf16"})
     result = w2s("run", study, "--store", tmp_path / "store", "--out", tmp_path / "out")
     assert result.exit_code == 0, result.output
-    opened = store.open_store(tmp_path / "store")
-    facts = json.loads(store.read_file(opened, load_plan(study).fits[-1].folder, "fit.json"))["provenance"]
+    store = open_store(tmp_path / "store")
+    facts = json.loads(store.read_file(load_plan(study).fits[-1].folder, "fit.json"))["provenance"]
     assert facts["world_size"] == 2 and facts["execution"]["zero_stage"] == 2
 
 
 # --- killed -------------------------------------------------------------------------------------------------------
 
 
-def start(folder: Path, opened: Store, **more: Any) -> subprocess.Popen[str]:
+def start(folder: Path, store: Store, **more: Any) -> subprocess.Popen[str]:
     """`w2s run` in a process of its own, with a Ray of its own."""
     command = [sys.executable, "-m", "w2s_ray.cli", "run", str(folder / "study.yaml")]
-    options = ["--store", opened.root, "--out", str(Path(opened.root).parent / "out")]
+    options = ["--store", store.storage.root, "--out", str(Path(store.storage.root).parent / "out")]
     environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
     return subprocess.Popen(
         [*command, *options], text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment,
@@ -175,8 +175,8 @@ def wait_for(what: Callable[[], bool], *, timeout_s: float = 90.0) -> None:
         time.sleep(0.1)
 
 
-def num_done(opened: Store) -> int:
-    return len(list(Path(opened.root).glob("fits/*/done.json")))
+def num_done(store: Store) -> int:
+    return len(list(Path(store.storage.root).glob("fits/*/done.json")))
 
 
 def family_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
@@ -190,48 +190,48 @@ def trains(process: psutil.Process) -> bool:
 
 
 def test_kill_9_of_everything_then_the_same_command(folder: Path, undisturbed: Store, tmp_path: Path) -> None:
-    opened = store.open_store(tmp_path / "store")
-    process = start(folder, opened)
-    wait_for(lambda: num_done(opened) >= 3)
+    store = open_store(tmp_path / "store")
+    process = start(folder, store)
+    wait_for(lambda: num_done(store) >= 3)
     others = family_of(process)
     os.kill(process.pid, signal.SIGKILL)
     for other in others:
         if other.is_running():
             other.kill()
     process.wait()
-    done_before = num_done(opened)
+    done_before = num_done(store)
     assert 3 <= done_before < 10
-    stamps = {path: path.stat().st_mtime_ns for path in Path(opened.root).glob("fits/*/done.json")}
-    result = w2s("run", folder / "study.yaml", "--store", opened.root, "--out", tmp_path / "out")
+    stamps = {path: path.stat().st_mtime_ns for path in Path(store.storage.root).glob("fits/*/done.json")}
+    result = w2s("run", folder / "study.yaml", "--store", store.storage.root, "--out", tmp_path / "out")
     assert result.exit_code == 0, result.output
     assert f"{10 - done_before} Fits in" in result.output, "only what was missing"
     assert all(path.stat().st_mtime_ns == stamp for path, stamp in stamps.items())
-    assert predictions(opened, folder / "study.yaml") == predictions(undisturbed, folder / "study.yaml")
+    assert predictions(store, folder / "study.yaml") == predictions(undisturbed, folder / "study.yaml")
 
 
 def test_a_killed_worker_is_replaced(folder: Path, undisturbed: Store, tmp_path: Path) -> None:
-    opened = store.open_store(tmp_path / "store")
-    process = start(folder, opened)
-    wait_for(lambda: num_done(opened) >= 2)
+    store = open_store(tmp_path / "store")
+    process = start(folder, store)
+    wait_for(lambda: num_done(store) >= 2)
     workers = [child for child in family_of(process) if trains(child)]
     assert workers
     workers[0].kill()
     output, _ = process.communicate(timeout=240)
     assert process.returncode == 0, output
-    assert predictions(opened, folder / "study.yaml") == predictions(undisturbed, folder / "study.yaml")
+    assert predictions(store, folder / "study.yaml") == predictions(undisturbed, folder / "study.yaml")
 
 
 def test_ctrl_c_stops_in_good_order(folder: Path, tmp_path: Path) -> None:
-    opened = store.open_store(tmp_path / "store")
-    process = start(folder, opened)
-    wait_for(lambda: num_done(opened) >= 1)
+    store = open_store(tmp_path / "store")
+    process = start(folder, store)
+    wait_for(lambda: num_done(store) >= 1)
     began_s = time.monotonic()
     os.kill(process.pid, signal.SIGINT)
     output, _ = process.communicate(timeout=30)
     assert time.monotonic() - began_s < 10
     assert process.returncode == 130, output
     assert "Go on with the same command" in output and "Traceback" not in output
-    assert not list(Path(opened.root, "leases").glob("*")), "every lease is given back"
+    assert not list(Path(store.storage.root, "leases").glob("*")), "every lease is given back"
 
 
 def test_a_driver_that_is_slow_to_take_results_is_not_waited_for_forever(

@@ -19,9 +19,9 @@ import pytest
 import torch
 import yaml
 
-from w2s_ray import store
 from w2s_ray.fit import Execution, Fit
 from w2s_ray.plan import load_plan
+from w2s_ray.store import open_store
 from w2s_ray.training.pack import run_pack
 
 from tiny import save_model, save_rewriting, save_task
@@ -79,16 +79,16 @@ def small_study(folder: Path) -> list[Fit]:
 
 def trained(folder: Path) -> dict[str, Any]:
     """Name of a Fit (without its hash, which goes with the version of transformers) -> digests and predictions."""
-    opened, fits = store.open_store(folder / "store"), small_study(folder)
-    run_pack(fits, store_uri=opened.uri, execution=Execution(), report=lambda event: None)
-    assert store.read_failures(opened) == {}
+    store, fits = open_store(folder / "store"), small_study(folder)
+    run_pack(fits, store_uri=store.uri, execution=Execution(), report=lambda event: None)
+    assert store.read_failures() == {}
     found: dict[str, Any] = {}
     for number, fit in enumerate(fits):
-        names = [name for name in store.read_done(opened, fit.folder)["files"] if name.endswith(".parquet")]
-        digests = {name: hashlib.sha256(store.read_file(opened, fit.folder, name)).hexdigest() for name in names}
+        names = [name for name in store.read_done(fit.folder)["files"] if name.endswith(".parquet")]
+        digests = {name: hashlib.sha256(store.read_file(fit.folder, name)).hexdigest() for name in names}
         probabilities: list[float] = []
         if "test.parquet" in names:
-            table = store.read_table(opened, fit.folder, "test.parquet")
+            table = store.read_table(fit, "test.parquet")
             probabilities = [round(each, 4) for each in table.column("probability").to_pylist()]
         found[f"{number:03d} {fit.folder[:-13]}"] = {"files": digests, "probabilities": probabilities}
     return found

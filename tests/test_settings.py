@@ -13,13 +13,13 @@ import polars as pl
 import pytest
 import torch
 
-from w2s_ray import families, store, tasks
+from w2s_ray import families, tasks
 from w2s_ray.errors import InputError
 from w2s_ray.fit import Execution, Fit
 from w2s_ray.methods import confidence, naive
 from w2s_ray.plan import load_plan
 from w2s_ray.results import write_results
-from w2s_ray.store import Store
+from w2s_ray.store import Store, open_store
 from w2s_ray.study import ModelEntry
 from w2s_ray.training import features
 from w2s_ray.training import model as models
@@ -53,14 +53,14 @@ def study_of(folder: Path, task: str, **grid: Any) -> Path:
 
 
 def run(study: Path, where: Path, execution: Execution = Execution()) -> tuple[Store, tuple[Fit, ...]]:  # noqa: B008
-    opened, plan = store.open_store(where), load_plan(study)
-    run_pack(list(plan.fits), store_uri=opened.uri, execution=execution, report=quiet)
-    assert store.read_failures(opened) == {}
-    return opened, plan.fits
+    store, plan = open_store(where), load_plan(study)
+    run_pack(list(plan.fits), store_uri=store.uri, execution=execution, report=quiet)
+    assert store.read_failures() == {}
+    return store, plan.fits
 
 
-def said_by(opened: Store, fit: Fit) -> pl.DataFrame:
-    table = pl.from_arrow(store.read_table(opened, fit.folder, "test.parquet"))
+def said_by(store: Store, fit: Fit) -> pl.DataFrame:
+    table = pl.from_arrow(store.read_table(fit, "test.parquet"))
     assert isinstance(table, pl.DataFrame)
     return table
 
@@ -71,17 +71,17 @@ def said_by(opened: Store, fit: Fit) -> pl.DataFrame:
 def test_what_is_written_is_what_scores(folder: Path, tmp_path: Path) -> None:
     """Written greedily, token by token, and judged in one pass over the truth: the same share is right."""
     study = study_of(folder, "writing.yaml", training=LEARNING, methods=["naive", "confidence"])
-    opened, fits = run(study, tmp_path / "store")
-    truth = pl.from_arrow(store.read_truth(opened, store.truth_name(fits[0])))
+    store, fits = run(study, tmp_path / "store")
+    truth = pl.from_arrow(store.read_truth(fits[0]))
     assert isinstance(truth, pl.DataFrame)
     for fit in fits:
-        joined = said_by(opened, fit).join(truth.filter(half="test"), on="id", how="inner", suffix="_right")
+        joined = said_by(store, fit).join(truth.filter(half="test"), on="id", how="inner", suffix="_right")
         right = (joined["completion"] == joined["completion_right"]).mean()
-        curve = pl.from_arrow(store.read_table(opened, fit.folder, "curve.parquet"))
+        curve = pl.from_arrow(store.read_table(fit, "curve.parquet"))
         assert isinstance(curve, pl.DataFrame)
         assert joined.height == 64 and right == pytest.approx(curve["test_accuracy"][-1])
         assert joined["probability"].is_between(0, 1).all()
-    results = write_results(load_plan(study).cells, study="s", store=opened, out=tmp_path / "out")
+    results = write_results(load_plan(study).cells, study="s", store=store, out=tmp_path / "out")
     assert results["metric"].unique().to_list() == ["exact_match"] and results["status"].unique().to_list() == ["done"]
     assert results["ceiling_score"].min() > 0.3, "it has learned to write"
     predictions = pl.read_parquet(tmp_path / "out/predictions.parquet")
@@ -89,11 +89,11 @@ def test_what_is_written_is_what_scores(folder: Path, tmp_path: Path) -> None:
 
 
 def test_a_student_of_moves_learns_what_its_supervisor_wrote(folder: Path, tmp_path: Path) -> None:
-    opened, fits = run(study_of(folder, "writing.yaml", training=LEARNING), tmp_path / "store")
+    store, fits = run(study_of(folder, "writing.yaml", training=LEARNING), tmp_path / "store")
     student = next(fit for fit in fits if fit.labels)
-    labels = store.read_table(opened, student.labels[0].folder, "labels.parquet")
+    labels = store.read_table(student.labels[0], "labels.parquet")
     assert labels.num_rows == 96 and all(isinstance(text, str) for text in labels["completion"].to_pylist())
-    curve = store.read_table(opened, student.folder, "curve.parquet")
+    curve = store.read_table(student, "curve.parquet")
     assert curve["train_accuracy"][-1].as_py() > 0.5, "against its own labels"
 
 
@@ -171,8 +171,8 @@ def test_two_workers_give_the_numbers_of_one(folder: Path, tmp_path: Path) -> No
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     for (one, fits), where in zip(expected, arguments[1::2], strict=True):
-        two = store.open_store(where)
-        assert store.read_failures(two) == {}
+        two = open_store(where)
+        assert two.read_failures() == {}
         for fit in fits:
             np.testing.assert_allclose(said_by(two, fit)["probability"], said_by(one, fit)["probability"], atol=1e-4)
 
@@ -194,8 +194,8 @@ def test_the_order_of_two_completions_does_not_matter(tmp_path: Path) -> None:
 
 def test_a_reward_model_learns_which_is_better(folder: Path, tmp_path: Path) -> None:
     study = study_of(folder, "choosing.yaml", training=LEARNING)
-    opened, _ = run(study, tmp_path / "store")
-    [row] = write_results(load_plan(study).cells, study="s", store=opened, out=tmp_path / "out").to_dicts()
+    store, _ = run(study, tmp_path / "store")
+    [row] = write_results(load_plan(study).cells, study="s", store=store, out=tmp_path / "out").to_dicts()
     assert row["metric"] == "pairwise_accuracy" and row["setting"] == "comparison"
     assert row["ceiling_score"] > 0.7
 
@@ -208,8 +208,8 @@ def test_features_are_read_once_and_again_where_they_are_damaged(
 ) -> None:
     monkeypatch.setattr(features, "_kept", {})
     study = study_of(folder, "toy.yaml", training=LEARNING | {"tune": "head"}, seeds=2)
-    opened, fits = run(study, tmp_path / "store")
-    kept = {path: path.read_bytes() for path in Path(opened.root, "features").iterdir()}
+    store, fits = run(study, tmp_path / "store")
+    kept = {path: path.read_bytes() for path in Path(store.storage.root, "features").iterdir()}
     assert len(kept) == 2, "one for each model, whatever the number of Fits"
     first = next(iter(kept))
     first.write_bytes(first.read_bytes()[:-10])
@@ -218,13 +218,13 @@ def test_features_are_read_once_and_again_where_they_are_damaged(
     extract = features._extract_part
     monkeypatch.setattr(features, "_extract_part", lambda *a, **k: extracted.append(1) or extract(*a, **k))
     for fit in fits:
-        Path(opened.path("fits", fit.folder, "done.json")).unlink()
-    before = {fit.key: Path(opened.path("fits", fit.folder, "test.parquet")).read_bytes() for fit in fits}
+        Path(store.storage.path("fits", fit.folder, "done.json")).unlink()
+    before = {fit.key: Path(store.storage.path("fits", fit.folder, "test.parquet")).read_bytes() for fit in fits}
     run(study, tmp_path / "store")
     assert len(extracted) == 3, "three parts of one model"
     assert {path: path.read_bytes() for path in kept} == kept
     for fit in fits:
-        assert Path(opened.path("fits", fit.folder, "test.parquet")).read_bytes() == before[fit.key]
+        assert Path(store.storage.path("fits", fit.folder, "test.parquet")).read_bytes() == before[fit.key]
 
 
 def test_a_probe_is_logistic_regression_on_the_features(folder: Path, tmp_path: Path) -> None:
@@ -232,11 +232,11 @@ def test_a_probe_is_logistic_regression_on_the_features(folder: Path, tmp_path: 
     from scipy.optimize import minimize
 
     study = study_of(folder, "toy.yaml", training=LEARNING | {"tune": "head", "epochs": 60, "learning_rate": 0.05})
-    opened, fits = run(study, tmp_path / "store")
+    store, fits = run(study, tmp_path / "store")
     fit = next(each for each in fits if each.role == "ceiling")
     from w2s_ray.training.data import prepare
 
-    prepared = features.for_probe(fit, prepare(fit), store_=opened, execution=Execution())
+    prepared = features.for_probe(fit, prepare(fit), store=store, execution=Execution())
     x = {name: np.array([row[0] for row in rows.sequences], np.float64) for name, rows in prepared.parts.items()}
     y = np.asarray(prepared.parts["B"].labels)
 
@@ -247,7 +247,7 @@ def test_a_probe_is_logistic_regression_on_the_features(folder: Path, tmp_path: 
 
     w = minimize(loss, np.zeros(17), jac=True, method="L-BFGS-B").x
     expected = dict(zip(prepared.parts["test"].ids, x["test"] @ w[:-1] + w[-1] > 0, strict=True))
-    found = said_by(opened, fit)
+    found = said_by(store, fit)
     same = [expected[id_] == (p > 0.5) for id_, p in found.select("id", "probability").iter_rows()]
     assert np.mean(same) > 0.93
 
@@ -326,7 +326,7 @@ def test_a_completion_that_its_tokenizer_loses_fails_with_its_name(folder: Path,
     text = (folder / "writing.yaml").read_text().replace("'{right}'", "'{right} unheard'")
     (folder / "lost.yaml").write_text(text.replace("name: writing", "name: lost"))
     plan = load_plan(study_of(folder, "lost.yaml"))
-    opened = store.open_store(tmp_path / "store")
-    run_pack([plan.fits[0]], store_uri=opened.uri, execution=Execution(), report=quiet)
-    [failure] = store.read_failures(opened).values()
+    store = open_store(tmp_path / "store")
+    run_pack([plan.fits[0]], store_uri=store.uri, execution=Execution(), report=quiet)
+    [failure] = store.read_failures().values()
     assert "unheard' becomes" in failure["reason"] and "nothing could match it" in failure["reason"]

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from w2s_ray import cli, store
+from w2s_ray import cli
 from w2s_ray.fit import Execution
 from w2s_ray.plan import load_plan
-from w2s_ray.store import Store
+from w2s_ray.store import Store, open_store
 from w2s_ray.tracking import Tracking, tracking
 from w2s_ray.training.pack import run_pack
 
@@ -26,13 +26,13 @@ GRID = {
 
 def run(folder: Path, *trackers: str) -> tuple[Store, Tracking]:
     """A study of three Fits, tracked."""
-    opened = store.open_store(folder / "store")
+    store = open_store(folder / "store")
     wanted = tracking(list(trackers), study="tiny", folder=folder / "out")
     assert wanted is not None
     fits = list(load_plan(save_study(folder, grid=GRID)).fits)
-    run_pack(fits, store_uri=opened.uri, execution=Execution(), report=lambda event: None, tracking=wanted)
-    assert len(store.committed(opened, fits)) == 3
-    return opened, wanted
+    run_pack(fits, store_uri=store.uri, execution=Execution(), report=lambda event: None, tracking=wanted)
+    assert len(store.committed(fits)) == 3
+    return store, wanted
 
 
 def scalars(file: Path) -> dict[str, list[tuple[int, float]]]:
@@ -52,10 +52,10 @@ def scalars(file: Path) -> dict[str, list[tuple[int, float]]]:
 
 
 def test_tensorboard_gets_the_learning_curve_of_each_fit(tmp_path: Path) -> None:
-    opened, wanted = run(tmp_path, "tensorboard")
+    store, wanted = run(tmp_path, "tensorboard")
     for fit in load_plan(tmp_path / "study.yaml").fits:
         (file,) = Path(wanted.folder, "tensorboard", "tiny", fit.folder).iterdir()
-        curve = store.read_table(opened, fit.folder, "curve.parquet").to_pylist()
+        curve = store.read_table(fit, "curve.parquet").to_pylist()
         said = scalars(file)
         assert [step for step, _ in said["test_accuracy"]] == [point["step"] for point in curve] == [3, 6, 9, 12]
         assert [value for _, value in said["test_accuracy"]] == pytest.approx([p["test_accuracy"] for p in curve])
@@ -66,7 +66,7 @@ def test_mlflow_gets_a_run_for_each_fit(tmp_path: Path, monkeypatch: pytest.Monk
     from mlflow.tracking import MlflowClient
 
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
-    opened, wanted = run(tmp_path, "mlflow")
+    store, wanted = run(tmp_path, "mlflow")
     fits = {fit.folder: fit for fit in load_plan(tmp_path / "study.yaml").fits}
     client = MlflowClient(tracking_uri=Path(wanted.folder, "mlflow").as_uri())
     group = client.get_experiment_by_name("tiny")
@@ -78,7 +78,7 @@ def test_mlflow_gets_a_run_for_each_fit(tmp_path: Path, monkeypatch: pytest.Monk
         assert run_.info.status == "FINISHED"
         assert run_.data.params["role"] == fit.role and run_.data.params["training.epochs"] == "2"
         said = client.get_metric_history(run_.info.run_id, "test_loss")
-        curve = store.read_table(opened, fit.folder, "curve.parquet").to_pylist()
+        curve = store.read_table(fit, "curve.parquet").to_pylist()
         assert {metric.step: metric.value for metric in said} == pytest.approx(
             {point["step"]: point["test_loss"] for point in curve}
         )
@@ -88,9 +88,9 @@ def test_a_fit_that_is_begun_again_goes_on_in_its_run(tmp_path: Path, monkeypatc
     from mlflow.tracking import MlflowClient
 
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
-    opened, wanted = run(tmp_path, "mlflow")
+    store, wanted = run(tmp_path, "mlflow")
     first = load_plan(tmp_path / "study.yaml").fits[0]
-    store.quarantine(opened, first.folder)
+    store.quarantine(first.folder)
     run(tmp_path, "mlflow")
     client = MlflowClient(tracking_uri=Path(wanted.folder, "mlflow").as_uri())
     group = client.get_experiment_by_name("tiny")

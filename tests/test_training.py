@@ -17,10 +17,10 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from w2s_ray import families, store
+from w2s_ray import families
 from w2s_ray.fit import Execution, Fit
 from w2s_ray.plan import load_plan
-from w2s_ray.store import Store
+from w2s_ray.store import Store, open_store
 from w2s_ray.training import engine as engines
 from w2s_ray.training import loop
 from w2s_ray.training import model as models
@@ -45,13 +45,13 @@ def fits_of(folder: Path, **grid: Any) -> list[Fit]:
     return list(load_plan(save_study(folder, grid=grid)).fits)
 
 
-def files_of(opened: Store, fit: Fit) -> dict[str, bytes]:
-    names = store.read_done(opened, fit.folder)["files"]
-    return {name: store.read_file(opened, fit.folder, name) for name in names if name != "fit.json"}
+def files_of(store: Store, fit: Fit) -> dict[str, bytes]:
+    names = store.read_done(fit.folder)["files"]
+    return {name: store.read_file(fit.folder, name) for name in names if name != "fit.json"}
 
 
-def probabilities(opened: Store, fit: Fit) -> np.ndarray:
-    return store.read_table(opened, fit.folder, "test.parquet").column("probability").to_numpy()
+def probabilities(store: Store, fit: Fit) -> np.ndarray:
+    return store.read_table(fit, "test.parquet").column("probability").to_numpy()
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
@@ -67,12 +67,12 @@ def test_any_architecture_trains(kind: str, tmp_path: Path) -> None:
     )
     supervisor = load_plan(study).fits[0]
     assert supervisor.model.pooling == ("mean" if kind == "bert" else "last")
-    opened = store.open_store(tmp_path / "store")
-    run_pack([supervisor], store_uri=opened.uri, execution=Execution(), report=quiet)
-    assert store.read_failures(opened) == {}
-    found = probabilities(opened, supervisor)
+    store = open_store(tmp_path / "store")
+    run_pack([supervisor], store_uri=store.uri, execution=Execution(), report=quiet)
+    assert store.read_failures() == {}
+    found = probabilities(store, supervisor)
     assert len(found) == 64 and found.std() > 0.01, "it predicts, and not the same for all"
-    curve = store.read_table(opened, supervisor.folder, "curve.parquet").to_pydict()
+    curve = store.read_table(supervisor, "curve.parquet").to_pydict()
     assert curve["train_loss"][-1] < math.log(2), "it has learned something about its own labels"
 
 
@@ -130,7 +130,7 @@ def test_an_interrupted_fit_ends_in_the_same_bytes(
     monkeypatch.setattr(loop, "REPORT_EVERY_S", 0.0)  # a report, and so a checkpoint, at every step
     fit = next(f for f in fits_of(folder) if f.half == "A")
     execution = Execution(zero_stage=zero_stage, checkpoint_every_s=0.0)
-    whole, broken = store.open_store(tmp_path / "whole"), store.open_store(tmp_path / "broken")
+    whole, broken = open_store(tmp_path / "whole"), open_store(tmp_path / "broken")
     run_pack([fit], store_uri=whole.uri, execution=replace(execution, checkpoint_every_s=1e9), report=quiet)
 
     def kill_at(step: int) -> Any:
@@ -143,19 +143,19 @@ def test_an_interrupted_fit_ends_in_the_same_bytes(
     for step in (4, 5):
         with pytest.raises(Killed):
             run_pack([fit], store_uri=broken.uri, execution=execution, report=kill_at(step))
-    assert not store.is_committed(broken, fit)
-    weights = Path(broken.root, "partial", fit.folder, "step-000000004", "model.safetensors")
+    assert not broken.is_committed(fit)
+    weights = Path(broken.storage.root, "partial", fit.folder, "step-000000004", "model.safetensors")
     assert weights.exists(), "the checkpoint of the first run carried the second one on"
     run_pack([fit], store_uri=broken.uri, execution=execution, report=quiet)
     assert files_of(whole, fit) == files_of(broken, fit)
-    assert '"resumed_from_step": 4' in store.read_file(broken, fit.folder, "fit.json").decode()
-    assert not Path(broken.root, "partial", fit.folder).exists()
+    assert '"resumed_from_step": 4' in broken.read_file(fit.folder, "fit.json").decode()
+    assert not Path(broken.storage.root, "partial", fit.folder).exists()
 
 
 def test_a_truncated_checkpoint_is_passed_over(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loop, "REPORT_EVERY_S", 0.0)
     fit = fits_of(folder)[0]
-    opened, whole = store.open_store(tmp_path / "store"), store.open_store(tmp_path / "whole")
+    store, whole = open_store(tmp_path / "store"), open_store(tmp_path / "whole")
 
     def report(event: dict[str, Any]) -> None:
         if event.get("step") == 5:
@@ -163,17 +163,17 @@ def test_a_truncated_checkpoint_is_passed_over(folder: Path, tmp_path: Path, mon
 
     execution = Execution(checkpoint_every_s=0.0)
     with pytest.raises(Killed):
-        run_pack([fit], store_uri=opened.uri, execution=execution, report=report)
-    weights = Path(opened.root, "partial", fit.folder, "step-000000004", "model.safetensors")
+        run_pack([fit], store_uri=store.uri, execution=execution, report=report)
+    weights = Path(store.storage.root, "partial", fit.folder, "step-000000004", "model.safetensors")
     weights.write_bytes(weights.read_bytes()[:100])
-    run_pack([fit], store_uri=opened.uri, execution=execution, report=quiet)
+    run_pack([fit], store_uri=store.uri, execution=execution, report=quiet)
     run_pack([fit], store_uri=whole.uri, execution=execution, report=quiet)
-    assert files_of(opened, fit) == files_of(whole, fit)
+    assert files_of(store, fit) == files_of(whole, fit)
 
 
 def test_the_order_of_fits_in_a_process_does_not_show(folder: Path, tmp_path: Path) -> None:
     fits = fits_of(folder)
-    one, other = store.open_store(tmp_path / "one"), store.open_store(tmp_path / "other")
+    one, other = open_store(tmp_path / "one"), open_store(tmp_path / "other")
     run_pack(fits, store_uri=one.uri, execution=Execution(), report=quiet)
     for _ in range(2):  # the first time round, students come before their supervisors and are left
         run_pack(list(reversed(fits)), store_uri=other.uri, execution=Execution(), report=quiet)
@@ -195,9 +195,9 @@ def test_execution_knobs_do_not_change_the_numbers(method: str, folder: Path, tm
         "zero-3": Execution(zero_stage=3),
         "activation checkpointing": Execution(activation_checkpointing=True),
     }.items():
-        opened = store.open_store(tmp_path / name)
-        run_pack([*student.labels, student], store_uri=opened.uri, execution=execution, report=quiet)
-        found[name] = probabilities(opened, student)
+        store = open_store(tmp_path / name)
+        run_pack([*student.labels, student], store_uri=store.uri, execution=execution, report=quiet)
+        found[name] = probabilities(store, student)
     for name, values in found.items():
         np.testing.assert_allclose(values, found["plain"], atol=1e-4, err_msg=name)
 
@@ -211,10 +211,10 @@ def test_adapters_learn_and_the_rest_stays(kind: str, tmp_path: Path) -> None:
     found = {}
     for name, execution in {"plain": Execution(), "zero-3": Execution(zero_stage=3, micro_batch_size=7)}.items():
         [supervisor, *_] = load_plan(save_study(tmp_path, grid=grid)).fits
-        opened = store.open_store(tmp_path / name)
-        run_pack([supervisor], store_uri=opened.uri, execution=execution, report=quiet)
-        assert store.read_failures(opened) == {}
-        found[name] = probabilities(opened, supervisor)
+        store = open_store(tmp_path / name)
+        run_pack([supervisor], store_uri=store.uri, execution=execution, report=quiet)
+        assert store.read_failures() == {}
+        found[name] = probabilities(store, supervisor)
     np.testing.assert_allclose(found["zero-3"], found["plain"], atol=1e-4)
     built, _ = models.build(
         supervisor.model, setting="classification", tune="lora", lora_rank=4, execution=Execution(), bf16=False, seed=0
@@ -249,26 +249,26 @@ def test_two_workers_give_the_numbers_of_one(stage: int, folder: Path, tmp_path:
     methods = ["confidence", "combined", "reliability", "sieve"]
     grid = {"methods": methods, "pairs": [["small", "big"]], "training": _odd_batches()}
     fits = fits_of(folder, **grid)
-    one, two = store.open_store(tmp_path / "one"), store.open_store(tmp_path / "two")
+    one, two = open_store(tmp_path / "one"), open_store(tmp_path / "two")
     run_pack(fits, store_uri=one.uri, execution=Execution(), report=quiet)
     _two_processes(folder / "study.yaml", two, f"{stage} fp32")
-    assert store.read_failures(two) == {}
+    assert two.read_failures() == {}
     for fit in fits:
         np.testing.assert_allclose(probabilities(two, fit), probabilities(one, fit), atol=1e-4)
 
 
-def _two_processes(study: Path, opened: Store, what: str) -> None:
-    done = _torchrun(TWO_WORKERS, study, opened, what)
+def _two_processes(study: Path, store: Store, what: str) -> None:
+    done = _torchrun(TWO_WORKERS, study, store, what)
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-def _torchrun(script: str, study: Path, opened: Store, what: str = "") -> subprocess.CompletedProcess[str]:
+def _torchrun(script: str, study: Path, store: Store, what: str = "") -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0", "--standalone"]
     path = study.with_name("two.py")
     path.write_text(script)
     return subprocess.run(
-        [*command, str(path), str(study), opened.uri, what],
+        [*command, str(path), str(study), store.uri, what],
         env=environment, capture_output=True, text=True, timeout=200, check=False,
     )  # fmt: skip
 
@@ -304,20 +304,20 @@ def test_what_one_worker_meets_the_others_learn(folder: Path, tmp_path: Path) ->
     the group, and the next group takes smaller micro-batches."""
     grid = {"models": [{"name": "small", "path": "small"}], "seeds": 2, "training": _odd_batches()}
     fits = fits_of(folder, **grid)
-    opened, study = store.open_store(tmp_path / "store"), folder / "study.yaml"
-    assert _torchrun(ONE_WORKER_FAILS, study, opened).returncode == 1, "ten rows don't fit"
-    assert store.advised_micro_batch(opened, fits[0]) == 5
-    assert not store.read_failures(opened), "that a fellow went away is no failure of the Fit"
-    done = _torchrun(ONE_WORKER_FAILS, study, opened)
+    store, study = open_store(tmp_path / "store"), folder / "study.yaml"
+    assert _torchrun(ONE_WORKER_FAILS, study, store).returncode == 1, "ten rows don't fit"
+    assert store.advised_micro_batch(fits[0]) == 5
+    assert not store.read_failures(), "that a fellow went away is no failure of the Fit"
+    done = _torchrun(ONE_WORKER_FAILS, study, store)
     assert done.returncode == 0, done.stderr[-3000:]
-    failures = store.read_failures(opened)
+    failures = store.read_failures()
     for fit in fits:
         reason = failures.get(fit.key, {}).get("reason")
         assert reason == ("the disk of worker 1 is gone" if fit.seed == 1 and not fit.labels else None)
-        assert store.is_committed(opened, fit) == (fit.seed == 0)
-    record = store.read_file(opened, fits[0].folder, "fit.json").decode()
+        assert store.is_committed(fit) == (fit.seed == 0)
+    record = store.read_file(fits[0].folder, "fit.json").decode()
     assert '"micro_batch_size": 5' in record
-    assert not Path(opened.root, "partial", fits[0].folder).exists(), "forgotten with the commit"
+    assert not Path(store.storage.root, "partial", fits[0].folder).exists(), "forgotten with the commit"
 
 
 @pytest.mark.parametrize("zero_stage", [0, 3])
@@ -325,9 +325,9 @@ def test_bf16_stays_near_fp32(zero_stage: Any, folder: Path, tmp_path: Path) -> 
     [full, *_] = fits_of(folder)
     half = replace(full, training=replace(full.training, precision="bf16"))
     assert full.key != half.key
-    opened = store.open_store(tmp_path / "store")
-    run_pack([full, half], store_uri=opened.uri, execution=Execution(zero_stage=zero_stage), report=quiet)
-    difference = np.abs(probabilities(opened, full) - probabilities(opened, half))
+    store = open_store(tmp_path / "store")
+    run_pack([full, half], store_uri=store.uri, execution=Execution(zero_stage=zero_stage), report=quiet)
+    difference = np.abs(probabilities(store, full) - probabilities(store, half))
     assert 0 < difference.max() < 0.1
 
 
@@ -404,19 +404,19 @@ def test_a_nan_fails_alone_with_its_step(folder: Path, tmp_path: Path) -> None:
     fits = fits_of(folder)
     supervisor = fits[0]
     sick = replace(supervisor, training=replace(supervisor.training, learning_rate=1e30))
-    opened = store.open_store(tmp_path / "store")
+    store = open_store(tmp_path / "store")
     events: list[dict[str, Any]] = []
     run_pack(
         [sick, replace(fits[-1], labels=(sick,)), supervisor],
-        store_uri=opened.uri,
+        store_uri=store.uri,
         execution=Execution(),
         report=events.append,
     )
-    failures = store.read_failures(opened)
+    failures = store.read_failures()
     assert "step" in failures[sick.key]["reason"]
     assert failures[sick.key]["kind"] == "nan"
     assert [e["event"] for e in events if e["event"] != "step"] == ["start", "failed", "done"]
-    assert store.is_committed(opened, supervisor) and not store.is_committed(opened, sick)
+    assert store.is_committed(supervisor) and not store.is_committed(sick)
 
 
 def test_out_of_memory_halves_the_micro_batch(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -430,25 +430,25 @@ def test_out_of_memory_halves_the_micro_batch(folder: Path, tmp_path: Path, monk
         return real(model, training=training, execution=execution)
 
     monkeypatch.setattr(loop.engines, "start", start)
-    opened = store.open_store(tmp_path / "store")
-    run_pack([fit], store_uri=opened.uri, execution=Execution(), report=quiet)
-    assert tried == [16, 8, 4] and store.is_committed(opened, fit)
+    store = open_store(tmp_path / "store")
+    run_pack([fit], store_uri=store.uri, execution=Execution(), report=quiet)
+    assert tried == [16, 8, 4] and store.is_committed(fit)
 
 
 def test_labels_that_do_not_match_are_refused(folder: Path, tmp_path: Path) -> None:
     fits = fits_of(folder)
     student = next(f for f in fits if f.labels)
     assert student.labels
-    opened = store.open_store(tmp_path / "store")
-    run_pack([*student.labels], store_uri=opened.uri, execution=Execution(), report=quiet)
+    store = open_store(tmp_path / "store")
+    run_pack([*student.labels], store_uri=store.uri, execution=Execution(), report=quiet)
     again = tmp_path / "again"
     again.mkdir()
-    table = store.read_table(opened, student.labels[0].folder, "labels.parquet")
-    store.quarantine(opened, student.labels[0].folder)
+    table = store.read_table(student.labels[0], "labels.parquet")
+    store.quarantine(student.labels[0].folder)
     pq.write_table(table.slice(1), again / "labels.parquet")
-    store.commit(opened, student.labels[0], again)
-    run_pack([student], store_uri=opened.uri, execution=Execution(), report=quiet)
-    assert "lacks 1 of the 96 rows" in store.read_failures(opened)[student.key]["reason"]
+    store.commit(student.labels[0], again)
+    run_pack([student], store_uri=store.uri, execution=Execution(), report=quiet)
+    assert "lacks 1 of the 96 rows" in store.read_failures()[student.key]["reason"]
 
 
 def test_rows_too_long_for_any_model_are_dropped_for_all(tmp_path: Path) -> None:
@@ -457,10 +457,10 @@ def test_rows_too_long_for_any_model_are_dropped_for_all(tmp_path: Path) -> None
         tmp_path, grid={"training": {"epochs": 1, "max_tokens": 4}, "split": {"num_train": 40, "num_test": 20}}
     )
     fits = load_plan(study).fits
-    opened = store.open_store(tmp_path / "store")
-    run_pack(list(fits), store_uri=opened.uri, execution=Execution(), report=quiet)
-    assert '"num_too_long": 0' not in store.read_file(opened, fits[0].folder, "fit.json").decode()
-    ids = {tuple(store.read_table(opened, fit.folder, "test.parquet").column("id").to_pylist()) for fit in fits}
+    store = open_store(tmp_path / "store")
+    run_pack(list(fits), store_uri=store.uri, execution=Execution(), report=quiet)
+    assert '"num_too_long": 0' not in store.read_file(fits[0].folder, "fit.json").decode()
+    ids = {tuple(store.read_table(fit, "test.parquet").column("id").to_pylist()) for fit in fits}
     assert len(ids) == 1, "one test set for all"
 
 

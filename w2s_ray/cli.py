@@ -103,12 +103,12 @@ def plan(
     Example: w2s plan studies/quickstart.yaml
     """
     from w2s_ray import plan as plans
-    from w2s_ray import store as stores
+    from w2s_ray.store import open_store
 
     if not 0 < gap < 1:
         raise InputError(f"--gap: given {gap}, allowed is a difference of scores between 0 and 1")
     planned = plans.load_plan(study)
-    state = plans.status(planned, store_=stores.open_store(store))
+    state = plans.status(planned, store=open_store(store))
     costs = plans.costs(planned)
     missing = [fit for fit in planned.fits if fit.key not in state.done]
     roles = Counter(fit.role for fit in planned.fits)
@@ -195,7 +195,7 @@ def run(
     Example: w2s run studies/quickstart.yaml --store s3://bucket/w2s --address auto
     """
     from w2s_ray import plan as plans
-    from w2s_ray import store as stores
+    from w2s_ray.store import open_store
     from w2s_ray.tracking import tracking
 
     if address is not None and address.startswith("ray://"):
@@ -204,7 +204,7 @@ def run(
             "cluster (--address auto), or send it there: w2s submit STUDY --address http://HEAD:8265"
         )
     planned = plans.load_plan(study, trust_remote_code=trust_remote_code)
-    opened = stores.open_store(store)
+    opened = open_store(store)
     folder = out_dir or Path("w2s-out") / planned.study.name
     followed = tracking(track or [], study=planned.study.name, folder=folder)
     log_file = folder / "run.log"
@@ -221,7 +221,7 @@ def run(
         budget_hours = min(budget_usd / price, budget_hours if budget_hours is not None else float("inf"))
     outcome = run_plan(
         planned,
-        store_=opened,
+        store=opened,
         address=address,
         max_parallel=max_parallel,
         retry_failed=retry_failed,
@@ -325,10 +325,10 @@ def status(study: StudyFile, store: StoreOption = DEFAULT_STORE, as_json: JsonOp
     Example: w2s status studies/quickstart.yaml --json
     """
     from w2s_ray import plan as plans
-    from w2s_ray import store as stores
+    from w2s_ray.store import open_store
 
     planned = plans.load_plan(study)
-    state = plans.status(planned, store_=stores.open_store(store))
+    state = plans.status(planned, store=open_store(store))
     folders = {fit.key: fit.folder for fit in planned.fits}
     facts = {
         "study": planned.study.name,
@@ -374,13 +374,13 @@ def report(
     Example: w2s report studies/quickstart.yaml --out paper --axis compute
     """
     from w2s_ray import plan as plans
-    from w2s_ray import store as stores
+    from w2s_ray.store import open_store
 
     folders: list[Path] = []
     for path, uri in ((study, store), *([(other, other_store or store)] if other else [])):
         planned = plans.load_plan(path)
-        opened = stores.open_store(uri)
-        done = len(plans.status(planned, store_=opened).done)
+        opened = open_store(uri)
+        done = len(plans.status(planned, store=opened).done)
         name = planned.study.name
         if not other:
             folder = out_dir or Path("w2s-out") / name
@@ -397,11 +397,11 @@ def report(
         out.print(f"comparison: {write_comparison(*folders, out=where)}")
 
 
-def _report(planned: Any, opened: Any, folder: Path, *, facts: dict[str, Any], axis: Axis = "params") -> None:
+def _report(planned: Any, store: Any, folder: Path, *, facts: dict[str, Any], axis: Axis = "params") -> None:
     from analysis.report import write_report
     from w2s_ray.results import write_results
 
-    write_results(planned.cells, study=planned.study.name, store=opened, out=folder)
+    write_results(planned.cells, study=planned.study.name, store=store, out=folder)
     facts |= {"fits": len(planned.fits), "cells": len(planned.cells)}
     path = write_report(folder, facts=facts, study_text=planned.path.read_text(encoding="utf-8"), axis=axis)
     out.print(f"report: {path}")
@@ -418,7 +418,7 @@ def explain(
     Example: w2s explain studies/quickstart.yaml 'xs->m/naive/0'
     """
     from w2s_ray import plan as plans
-    from w2s_ray import store as stores
+    from w2s_ray.store import open_store
 
     planned = plans.load_plan(study)
     names = [c.name for c in planned.cells]
@@ -430,8 +430,8 @@ def explain(
             return
         problem = "matches no cell" if not chosen else f"matches {len(chosen):,} cells; say more"
         raise InputError(f"CELL '{cell}' {problem}{nearest(cell, names)}. Cells:\n  {some}")
-    opened = stores.open_store(store)
-    state = plans.status(planned, store_=opened)
+    opened = open_store(store)
+    state = plans.status(planned, store=opened)
     out.print(f"[bold]{escape(chosen[0].name)}[/bold]")
     for role in ("supervisor", "student", "ceiling"):
         fit = getattr(chosen[0], role)
@@ -443,7 +443,7 @@ def explain(
             out.print(f"            failed: {escape(state.failed[fit.key]['reason'])}")
         elif fit.key in state.running:
             out.print("            running now")
-        near, differences = plans.nearest_committed(fit, store_=opened)
+        near, differences = plans.nearest_committed(fit, store=opened)
         if near is None:
             out.print("            not in the store, and nothing like it is")
         else:
@@ -465,16 +465,16 @@ def verify(
     from rich.progress import track
 
     from w2s_ray import plan as plans
-    from w2s_ray import store as stores
+    from w2s_ray.store import open_store
 
-    opened = stores.open_store(store)
+    opened = open_store(store)
     if study is None:
-        folders = stores.committed_folders(opened)
+        folders = opened.committed_folders()
     else:
-        folders = list(stores.committed(opened, plans.load_plan(study).fits).values())
+        folders = list(opened.committed(plans.load_plan(study).fits).values())
     damaged = {}
     for folder in track(folders, "checking", console=err, transient=True, disable=not err.is_terminal):
-        if problems := stores.damage(opened, folder):
+        if problems := opened.damage(folder):
             damaged[folder] = problems
     for problems in damaged.values():
         for problem in problems:
@@ -482,7 +482,7 @@ def verify(
     out.print(f"{len(folders):,} Fits checked, {len(damaged):,} damaged")
     if repair:
         for folder in damaged:
-            out.print(f"moved aside to {stores.quarantine(opened, folder)}")
+            out.print(f"moved aside to {opened.quarantine(folder)}")
     elif damaged:
         out.print("`w2s verify --repair` moves them aside; the next `w2s run` makes them again")
         raise typer.Exit(1)
@@ -665,7 +665,8 @@ def _ago(at: float) -> str:
 
 def main() -> None:
     """Console entry: wrong input becomes its message and exit code 2, a damaged or absent store 1."""
-    from w2s_ray.store import StoreDown, StoreError
+    from w2s_ray.storage import StoreDown
+    from w2s_ray.store import StoreError
 
     try:
         app(standalone_mode=True)

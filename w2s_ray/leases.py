@@ -1,11 +1,14 @@
-"""Leases: which driver works on which Fits, so that two drivers on one store share the work.
+"""Leases: which driver works on which Fits, so that several drivers on one store share the work.
 
     leases/<driver>-<pack>.json     owner, host, process and Fits of a pack; `beat` counts up while the driver lives
 
-Promises, without a lock, which buckets don't offer: who claims a Fit looks around *after* writing the claim and withdraws when
-there is another's, so that of two at once at most one goes on. A lease is dead when its beat stood still in `DEAD_AFTER_LOOKS`
-looks of the one who wants its Fits (nobody's clock is compared with another's), or when its process is gone from this
-host. Taking over removes the dead lease, and whoever finds its own lease gone stops and commits nothing.
+Buckets offer no locks, so leases work without one:
+
+- A driver that claims Fits reads the other leases *after* writing its own, and withdraws if another one covers the same
+  Fits. Of two drivers that claim at the same moment, at most one goes on.
+- A lease is dead when its beat has not moved in `DEAD_AFTER_LOOKS` looks of the driver that wants its Fits, or when its
+  process on this host is gone. No two machines' clocks are compared.
+- Taking over removes the dead lease. A driver that finds its own lease gone stops and commits nothing.
 """
 
 from __future__ import annotations
@@ -18,70 +21,84 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import Any
 
-from w2s_ray import store
-from w2s_ray.store import Store
+from w2s_ray.storage import Storage
 
 HEARTBEAT_S = 10.0
 LOOK_EVERY_S = 5.0
 DEAD_AFTER_LOOKS = 12
 STALE_S = 60.0
-"""For those who only watch, as `w2s status` does: a beat older than this, by the clock, is no sign of life."""
+"""For onlookers such as `w2s status`: a beat that is older than this, by the clock, is no sign of life."""
+
+Lease = dict[str, Any]
+"""What a lease's file says: owner, host, pid, keys, beat."""
 
 
 class LeaseLost(Exception):
-    """Another driver has taken over what this one was working on."""
+    """Another driver has taken over the Fits that this one was working on."""
 
 
-def _path(opened: Store, name: str) -> str:
-    return opened.path("leases", f"{name}.json")
+@dataclass(frozen=True)
+class Leases:
+    """The leases in a store."""
+
+    storage: Storage
+
+    def write(self, name: str, *, owner: str, keys: list[str]) -> None:
+        """Take or renew a lease. `owner` names the driver."""
+        record = {"owner": owner, "host": socket.gethostname(), "pid": os.getpid(), "keys": keys, "beat": time.time()}
+        self.storage.write(f"leases/{name}.json", json.dumps(record).encode())
+
+    def holds(self, name: str) -> bool:
+        """Whether a lease that was taken is still there."""
+        return self.storage.exists(f"leases/{name}.json")
+
+    def drop(self, name: str) -> None:
+        self.storage.delete_file(f"leases/{name}.json")
+
+    def read(self) -> dict[str, Lease]:
+        """Every lease by name. One that can't be read is skipped: it is being written, or was cut short."""
+        leases = {}
+        for file in self.storage.names("leases"):
+            if not file.endswith(".json"):
+                continue
+            try:
+                lease = json.loads(self.storage.read(f"leases/{file}"))
+                fields = ("owner", "host", "pid", "keys", "beat")
+                leases[file.removesuffix(".json")] = {field: lease[field] for field in fields}
+            except (OSError, ValueError, KeyError, TypeError):
+                continue
+        return leases
+
+    def read_alive(self) -> dict[str, Lease]:
+        """Key of a Fit -> lease of a driver that seems alive, for onlookers."""
+        alive = {
+            name: lease
+            for name, lease in self.read().items()
+            if time.time() - lease["beat"] <= STALE_S and not _has_ended_here(lease)
+        }
+        return by_fit(alive)
 
 
-def write(opened: Store, name: str, *, owner: str, keys: list[str]) -> None:
-    """Take or renew a lease. `owner` names the driver."""
-    record = {"owner": owner, "host": socket.gethostname(), "pid": os.getpid(), "keys": keys, "beat": time.time()}
-    store.write_bytes(opened, _path(opened, name), json.dumps(record).encode())
+@dataclass(frozen=True)
+class HeldLease:
+    """The lease under which a pack's workers train."""
+
+    leases: Leases
+    name: str
+
+    def check(self) -> None:
+        """Raise `LeaseLost` if another driver has taken it over."""
+        if not self.leases.holds(self.name):
+            raise LeaseLost(f"another driver has taken over the lease {self.name}")
 
 
-def holds(opened: Store, name: str) -> bool:
-    """Whether a lease that was taken is still there."""
-    return store.exists(opened, _path(opened, name))
-
-
-def drop(opened: Store, name: str) -> None:
-    store.delete_file(opened, _path(opened, name))
-
-
-def read(opened: Store) -> dict[str, dict[str, Any]]:
-    """Every lease by name. One that can't be read is none: it is being written, or was cut short."""
-    found = {}
-    for file in store.names(opened, "leases"):
-        if not file.endswith(".json"):
-            continue
-        try:
-            lease = json.loads(store.read_bytes(opened, opened.path("leases", file)))
-            found[file.removesuffix(".json")] = {name: lease[name] for name in ("owner", "host", "pid", "keys", "beat")}
-        except (OSError, ValueError, KeyError, TypeError):
-            continue
-    return found
-
-
-def by_fit(leases: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+def by_fit(leases: dict[str, Lease]) -> dict[str, Lease]:
     """Key of a Fit -> the lease on it."""
     return {key: lease for lease in leases.values() for key in lease["keys"]}
 
 
-def shown(opened: Store) -> dict[str, dict[str, Any]]:
-    """Key -> lease of a driver that seems alive, for those who only watch."""
-    alive = {
-        name: lease
-        for name, lease in read(opened).items()
-        if time.time() - lease["beat"] <= STALE_S and not _ended_here(lease)
-    }
-    return by_fit(alive)
-
-
-def _ended_here(lease: dict[str, Any]) -> bool:
-    """Whether the lease's process was of this host and is gone."""
+def _has_ended_here(lease: Lease) -> bool:
+    """Whether the lease's process ran on this host and is gone."""
     if lease["host"] != socket.gethostname():
         return False
     try:
@@ -95,22 +112,23 @@ def _ended_here(lease: dict[str, Any]) -> bool:
 
 @dataclass
 class Neighbours:
-    """What one driver knows of the others: it looks again and again, and tells the dead from the living."""
+    """What one driver knows of the others. It looks again and again, and tells dead leases from live ones."""
 
-    opened: Store
+    leases: Leases
     owner: str
     beats: dict[str, float] = field(default_factory=dict)
-    stood_still: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    num_still: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    """Name of a lease -> looks in a row in which its beat did not move."""
     dead: set[str] = field(default_factory=set)
 
-    def look(self) -> dict[str, dict[str, Any]]:
-        """The others' leases, without those of the dead. One look; looks should be `LOOK_EVERY_S` apart."""
-        others = {name: lease for name, lease in read(self.opened).items() if lease["owner"] != self.owner}
+    def look(self) -> dict[str, Lease]:
+        """The live leases of others. Looks should be `LOOK_EVERY_S` apart."""
+        others = self._others()
         for name, lease in others.items():
-            moved = self.beats.get(name) != lease["beat"]
+            has_moved = self.beats.get(name) != lease["beat"]
             self.beats[name] = lease["beat"]
-            self.stood_still[name] = 0 if moved else self.stood_still[name] + 1
-            if _ended_here(lease) or self.stood_still[name] >= DEAD_AFTER_LOOKS:
+            self.num_still[name] = 0 if has_moved else self.num_still[name] + 1
+            if _has_ended_here(lease) or self.num_still[name] >= DEAD_AFTER_LOOKS:
                 self.dead.add(name)
             else:
                 self.dead.discard(name)
@@ -118,13 +136,16 @@ class Neighbours:
         return {name: lease for name, lease in others.items() if name not in self.dead}
 
     def claim(self, name: str, keys: list[str]) -> bool:
-        """Take a lease on Fits; False, and none taken, where another driver has one on any of them."""
-        write(self.opened, name, owner=self.owner, keys=keys)
-        others = {n: lease for n, lease in read(self.opened).items() if lease["owner"] != self.owner}
-        rivals = {n for n, lease in others.items() if set(lease["keys"]) & set(keys)}
-        if any(n not in self.dead or others[n]["beat"] != self.beats[n] for n in rivals):
-            drop(self.opened, name)
+        """Take a lease on Fits. False, and no lease taken, if another driver has one on any of them."""
+        self.leases.write(name, owner=self.owner, keys=keys)
+        others = self._others()
+        rivals = {other for other, lease in others.items() if set(lease["keys"]) & set(keys)}
+        if any(rival not in self.dead or others[rival]["beat"] != self.beats[rival] for rival in rivals):
+            self.leases.drop(name)
             return False
         for rival in rivals:
-            drop(self.opened, rival)
+            self.leases.drop(rival)
         return True
+
+    def _others(self) -> dict[str, Lease]:
+        return {name: lease for name, lease in self.leases.read().items() if lease["owner"] != self.owner}

@@ -14,10 +14,11 @@ from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
-from w2s_ray import families, leases, store, tasks
+from w2s_ray import families, tasks
 from w2s_ray.errors import InputError, nearest
 from w2s_ray.families import Family
 from w2s_ray.fit import UNTRAINED, Data, Execution, Fit, Method, Model, Setting, Training
+from w2s_ray.leases import Leases
 from w2s_ray.methods import PARAMS, refusal
 from w2s_ray.store import Store
 from w2s_ray.study import MAX_CELLS, Compute, Grid, Study, load_study, resolve_method
@@ -386,11 +387,11 @@ def method_label(method: Method) -> str:
 # --- the plan against the store -----------------------------------------------------------------------------------
 
 
-def status(plan: Plan, *, store_: Store) -> Status:
+def status(plan: Plan, *, store: Store) -> Status:
     """Where every Fit of the plan stands, from the store alone."""
-    done = frozenset(store.committed(store_, plan.fits))
-    held = leases.shown(store_)
-    failures = store.read_failures(store_)
+    done = frozenset(store.committed(plan.fits))
+    held = Leases(store.storage).read_alive()
+    failures = store.read_failures()
     running = {f.key: held[f.key] for f in plan.fits if f.key in held and f.key not in done}
     failed = {f.key: failures[f.key] for f in plan.fits if f.key in failures and f.key not in done | running.keys()}
     blocked = {}
@@ -541,13 +542,13 @@ def duration(seconds: float) -> str:
 # --- why a Fit is not in the store --------------------------------------------------------------------------------
 
 
-def nearest_committed(fit: Fit, *, store_: Store) -> tuple[str | None, list[tuple[str, Any, Any]]]:
+def nearest_committed(fit: Fit, *, store: Store) -> tuple[str | None, list[tuple[str, Any, Any]]]:
     """The committed Fit most like this one, and each field in which they differ: (field, there, here)."""
     best: tuple[str | None, list[tuple[str, Any, Any]]] = (None, [])
-    for folder in store.committed_folders(store_):
+    for folder in store.committed_folders():
         if not folder.startswith(f"{fit.data.task}-{fit.model.name}-"):
             continue
-        there = json.loads(store.read_file(store_, folder, "fit.json"))["identity"]
+        there = json.loads(store.read_file(folder, "fit.json"))["identity"]
         differences = _differences(there, fit.identity, "")
         if best[0] is None or len(differences) < len(best[1]):
             best = (folder, differences)

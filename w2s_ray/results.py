@@ -20,7 +20,6 @@ from typing import Any
 
 import polars as pl
 
-from w2s_ray import store as stores
 from w2s_ray.fit import Data, Fit, Model
 from w2s_ray.plan import Cell
 from w2s_ray.store import Store, StoreError
@@ -101,10 +100,10 @@ def write_results(cells: Iterable[Cell], *, study: str, store: Store, out: Path)
     """Collect what the store has for these cells and write the tables."""
     cells = tuple(cells)
     fits = {fit.key: fit for cell in cells for fit in (cell.supervisor, cell.ceiling, cell.student)}
-    folders = stores.committed(store, fits.values())
-    failures = stores.read_failures(store)
+    folders = store.committed(fits.values())
+    failures = store.read_failures()
     found = {key: kept for key, kept in _read_before(out).items() if key in folders}
-    truths: dict[str, pl.DataFrame] = {}
+    truths: dict[Data, pl.DataFrame] = {}
     problems: dict[str, tuple[str, str]] = {}
     for key, fit in fits.items():
         if key not in folders:
@@ -136,7 +135,7 @@ def _items(fits: Iterable[Fit], *, store: Store) -> pl.DataFrame:
     parts = [pl.DataFrame(schema=ITEMS)]
     for data, fit in {fit.data: fit for fit in fits}.items():
         try:
-            truth = pl.DataFrame(stores.read_truth(store, stores.truth_name(fit)))
+            truth = pl.DataFrame(store.read_truth(fit))
         except StoreError:  # lost since these Fits were judged; they can do without their items' difficulty
             continue
         if "difficulty" in truth.columns:
@@ -165,7 +164,7 @@ class Found:
     run: dict[str, Any]
 
 
-def _collect(fit: Fit, folder: str, *, store: Store, truths: dict[str, pl.DataFrame]) -> Found:
+def _collect(fit: Fit, folder: str, *, store: Store, truths: dict[Data, pl.DataFrame]) -> Found:
     test = _named(fit, _test(fit, folder, store=store, truths=truths))
     curve = _read(store, folder, "curve.parquet").select(pl.lit(fit.key).alias("key"), pl.all())
     return Found(test, curve, _run(fit, folder, store=store))
@@ -196,7 +195,7 @@ def _why_not(fit: Fit, failures: dict[str, dict[str, Any]]) -> tuple[str, str]:
 
 
 def _read(store: Store, folder: str, name: str) -> pl.DataFrame:
-    content = stores.read_file(store, folder, name)
+    content = store.read_file(folder, name)
     try:
         return pl.read_parquet(io.BytesIO(content))
     except pl.exceptions.PolarsError as error:
@@ -212,7 +211,7 @@ def _run(fit: Fit, folder: str, *, store: Store) -> dict[str, Any]:
     """A Fit's row of runs.parquet, from what its own record says; nulls where the record is of another version."""
     names = {"key": fit.key, "role": fit.role, "task": fit.data.task, "model": fit.model.name, "seed": fit.seed}
     try:
-        facts = json.loads(stores.read_file(store, folder, "fit.json")).get("provenance", {})
+        facts = json.loads(store.read_file(folder, "fit.json")).get("provenance", {})
     except (StoreError, ValueError):
         facts = {}
     seconds = facts.get("seconds", {})
@@ -230,15 +229,15 @@ def _run(fit: Fit, folder: str, *, store: Store) -> dict[str, Any]:
 JUDGED = ("probability", "label", "completion", "correct")
 
 
-def _test(fit: Fit, folder: str, *, store: Store, truths: dict[str, pl.DataFrame]) -> pl.DataFrame:
+def _test(fit: Fit, folder: str, *, store: Store, truths: dict[Data, pl.DataFrame]) -> pl.DataFrame:
     """A Fit's test predictions, judged by the truth: id and JUDGED, by id."""
-    name, generates = stores.truth_name(fit), fit.data.setting == "generation"
-    if name not in truths:
-        table = pl.from_arrow(stores.read_truth(store, name))
+    generates = fit.data.setting == "generation"
+    if fit.data not in truths:
+        table = pl.from_arrow(store.read_truth(fit))
         assert isinstance(table, pl.DataFrame)
         right = pl.col("completion").alias("right") if generates else pl.col("label").cast(pl.Int8)
-        truths[name] = table.filter(pl.col("half") == "test").select("id", right)
-    truth, predicted = truths[name], _read(store, folder, "test.parquet")
+        truths[fit.data] = table.filter(pl.col("half") == "test").select("id", right)
+    truth, predicted = truths[fit.data], _read(store, folder, "test.parquet")
     columns = ["id", "probability", *(["completion"] if generates else [])]
     if missing := set(columns) - set(predicted.columns):
         raise _unusable(folder, "test.parquet", f"has no column {' or '.join(sorted(missing))}")

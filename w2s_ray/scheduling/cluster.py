@@ -14,9 +14,6 @@ import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from pyarrow.fs import LocalFileSystem
-
-from w2s_ray import store
 from w2s_ray.errors import InputError
 from w2s_ray.fit import Execution
 from w2s_ray.store import Store
@@ -168,27 +165,27 @@ def ask_for(shapes: list[Execution]) -> None:
     request_resources(bundles=bundles[:MAX_BUNDLES])
 
 
-def check_shared(store_: Store) -> None:
+def check_shared(store: Store) -> None:
     """Refuse a store that is a folder of this machine alone: other nodes would write to folders of their own."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     alive = [node for node in ray.nodes() if node["Alive"]]
-    if len(alive) < 2 or not isinstance(store_.fs, LocalFileSystem):
+    if len(alive) < 2 or not store.storage.is_local:
         return
-    mark = store_.path(f".shared-{uuid.uuid4().hex}")
-    store.write_bytes(store_, mark, b"w2s")
+    mark = f".shared-{uuid.uuid4().hex}"
+    store.storage.write(mark, b"w2s")
     try:
         see = ray.remote(num_cpus=0)(os.path.exists)
         asked = [
             see.options(scheduling_strategy=NodeAffinitySchedulingStrategy(n["NodeID"], soft=False)) for n in alive
         ]
-        seen = ray.get([each.remote(mark) for each in asked], timeout=120)
+        seen = ray.get([each.remote(store.storage.path(mark)) for each in asked], timeout=120)
     finally:
-        store.delete_file(store_, mark)
+        store.storage.delete_file(mark)
     blind = [node["NodeManagerAddress"] for node, sees in zip(alive, seen, strict=True) if not sees]
     if blind:
         raise InputError(
-            f"--store {store_.uri}: is a folder of this machine, which {len(blind)} of {len(alive)} nodes don't see "
+            f"--store {store.uri}: is a folder of this machine, which {len(blind)} of {len(alive)} nodes don't see "
             f"({', '.join(blind[:3])}); use a folder that all share, or a bucket (s3://..., gs://...)"
         )

@@ -20,11 +20,11 @@ from typing import Any
 
 from rich.console import Console
 
-from w2s_ray import store
 from w2s_ray.plan import Plan, costs
 from w2s_ray.scheduling import cluster
 from w2s_ray.scheduling.packs import Walk
-from w2s_ray.store import Store, StoreDown
+from w2s_ray.storage import StoreDown
+from w2s_ray.store import Store
 from w2s_ray.tracking import Tracking
 
 
@@ -50,7 +50,7 @@ class Outcome:
 def run_plan(
     plan: Plan,
     *,
-    store_: Store,
+    store: Store,
     address: str | None,
     max_parallel: int | None,
     retry_failed: bool,
@@ -62,17 +62,17 @@ def run_plan(
 ) -> Outcome:
     """Run what is missing. Returns when every Fit is done, failed or blocked, or when it has to stop."""
     began_s = time.monotonic()
-    done = store.committed(store_, plan.fits)
-    walk = _walk(plan, done=set(done), store_=store_, retry_failed=retry_failed)
+    done = store.committed(plan.fits)
+    walk = _walk(plan, done=set(done), store=store, retry_failed=retry_failed)
     num_before = len(walk.done)
     if walk.finished:
         return _outcome(walk, num_before=num_before, began_s=began_s)
     shapes = {walk.executions[key] for key in walk.todo}
     if address is None:
         cluster.check_placement(shapes, nodes=[cluster.local_node()], max_parallel=max_parallel, where="this machine")
-    store.check_writable(store_)
+    store.storage.check_writable()
     for key in walk.todo:
-        store.clear_failure(store_, walk.fits[key])
+        store.clear_failure(walk.fits[key])
     os.environ.update(cluster.QUIET)
     with _log_to(log_file), cluster.connected(address):
         nodes = cluster.wait_for_nodes(
@@ -80,10 +80,10 @@ def run_plan(
         )
         where = f"the cluster at {address or 'hand'}"
         cluster.check_placement(shapes, nodes=nodes, max_parallel=max_parallel, where=where)
-        cluster.check_shared(store_)
+        cluster.check_shared(store)
         return _tune(
             walk,
-            store_=store_,
+            store=store,
             max_parallel=max_parallel,
             num_before=num_before,
             began_s=began_s,
@@ -95,7 +95,7 @@ def run_plan(
         )
 
 
-def _walk(plan: Plan, *, done: set[str], store_: Store, retry_failed: bool) -> Walk:
+def _walk(plan: Plan, *, done: set[str], store: Store, retry_failed: bool) -> Walk:
     estimates = costs(plan)
     compute = plan.study.compute
     walk = Walk(
@@ -108,7 +108,7 @@ def _walk(plan: Plan, *, done: set[str], store_: Store, retry_failed: bool) -> W
         done=done,
     )
     if not retry_failed:
-        for key, record in store.read_failures(store_).items():
+        for key, record in store.read_failures().items():
             if key in walk.todo:
                 walk.failure(key, str(record.get("reason", "")))
     return walk
@@ -129,7 +129,7 @@ def _outcome(walk: Walk, *, num_before: int, began_s: float, **measured: Any) ->
 def _tune(
     walk: Walk,
     *,
-    store_: Store,
+    store: Store,
     max_parallel: int | None,
     num_before: int,
     began_s: float,
@@ -147,15 +147,15 @@ def _tune(
     from w2s_ray.scheduling.watch import BudgetSpent, Trouble, Watch
 
     ray_folder = f"{study}-{uuid.uuid4().hex[:8]}"
-    storage_path = store.uri_of(store_, "ray", ray_folder)
-    searcher = DagSearcher(walk, store_=store_, nodes=cluster.alive_nodes, max_parallel=max_parallel)
+    storage_path = store.storage.uri_of("ray", ray_folder)
+    searcher = DagSearcher(walk, store=store, nodes=cluster.alive_nodes, max_parallel=max_parallel)
     interrupted, budget_spent, trouble = False, False, ""
     watch = Watch(searcher, budget_worker_hours=budget_worker_hours, console=console, grows=grows)
     with Progress(walk, console=console) as progress:
         progress.began_s = began_s
         # A bundle needs some resource; a mebibyte of memory leaves every core to Ray Train's workers.
         resources = tune.PlacementGroupFactory([{"CPU": 0, "memory": 2**20}])
-        trainable = tune.with_parameters(train_pack, store_uri=store_.uri, ray_uri=storage_path, tracking=tracking)
+        trainable = tune.with_parameters(train_pack, store_uri=store.uri, ray_uri=storage_path, tracking=tracking)
         tuner = tune.Tuner(
             tune.with_resources(trainable, resources),
             tune_config=tune.TuneConfig(
@@ -180,7 +180,7 @@ def _tune(
             watch.close()
     if not trouble:
         with contextlib.suppress(OSError, StoreDown):  # Ray's snapshots: a cache that nobody reads again
-            store.delete_folder(store_, store_.path("ray", ray_folder))
+            store.storage.delete_folder(f"ray/{ray_folder}")
     return _outcome(
         walk,
         num_before=num_before,

@@ -18,12 +18,13 @@ from typing import Any
 
 from ray.tune.search import Searcher
 
-from w2s_ray import leases, store
+from w2s_ray import leases
 from w2s_ray.fit import Execution, Fit
-from w2s_ray.leases import LeaseLost
+from w2s_ray.leases import LeaseLost, Leases
 from w2s_ray.scheduling.cluster import MAX_BUNDLES, Node, num_slots
 from w2s_ray.scheduling.packs import Pack, Walk
-from w2s_ray.store import Store, StoreDown
+from w2s_ray.storage import StoreDown
+from w2s_ray.store import Store
 
 LOOK_AT_NODES_S = 2.0
 
@@ -32,11 +33,11 @@ log = logging.getLogger(__name__)
 
 class DagSearcher(Searcher):
     def __init__(
-        self, walk: Walk, *, store_: Store, nodes: Callable[[], list[Node]], max_parallel: int | None = None
+        self, walk: Walk, *, store: Store, nodes: Callable[[], list[Node]], max_parallel: int | None = None
     ) -> None:
         super().__init__(metric="step", mode="max")
         self.walk = walk
-        self.store = store_
+        self.store = store
         self.max_parallel = max_parallel
         self.owner = uuid.uuid4().hex
         self.packs: dict[str, tuple[Pack, float]] = {}
@@ -50,7 +51,8 @@ class DagSearcher(Searcher):
         self.node_lost_s = 0.0
         """When a node was last seen to be gone."""
         self.wanted_s, self.wanted_now = 0.0, list[Execution]()
-        self.neighbours = leases.Neighbours(store_, self.owner)
+        self.leases = Leases(store.storage)
+        self.neighbours = leases.Neighbours(self.leases, self.owner)
         self.elsewhere: frozenset[str] = frozenset()
         self.look_around_s = 0.0
         """When to look at the others' leases again."""
@@ -108,13 +110,13 @@ class DagSearcher(Searcher):
         try:
             self._settle(pack.fits)
             if any(fit.key in self.walk.running for fit in pack.fits):
-                store.check_room(self.store)  # it died of something: not of a full disk
+                self.store.storage.check_room()  # it died of something: not of a full disk
             for key in self.walk.returned(pack, crashed=not blameless):
                 reason = f"its worker process died {self.walk.crashes[key]} times while this Fit was in hand"
-                store.write_failure(self.store, self.walk.fits[key], kind="crash", reason=reason, detail="")
+                self.store.write_failure(self.walk.fits[key], kind="crash", reason=reason, detail="")
                 self.walk.failure(key, reason)
             with self.lock:
-                leases.drop(self.store, self._lease_name(pack))
+                self.leases.drop(self._lease_name(pack))
         except StoreDown as down:
             self.trouble = self.trouble or down
 
@@ -176,8 +178,8 @@ class DagSearcher(Searcher):
 
     def _settle(self, fits: tuple[Fit, ...]) -> None:
         """Take over what the store knows of these Fits."""
-        done = store.committed(self.store, fits)
-        failures = store.read_failures(self.store)
+        done = self.store.committed(fits)
+        failures = self.store.read_failures()
         for fit in fits:
             if fit.key in done:
                 self.walk.committed(fit.key)
@@ -221,13 +223,13 @@ class DagSearcher(Searcher):
         name = self._lease_name(pack)
         if self.closed.is_set() or all(pack is not running for running, _ in self.packs.values()):
             return
-        if not leases.holds(self.store, name):
+        if not self.leases.holds(name):
             self.trouble = self.trouble or LeaseLost(
                 f"another driver has taken over the Fits of {pack.name}, since this one had not been heard of; "
                 "`w2s status` shows who works on them"
             )
             return
-        leases.write(self.store, name, owner=self.owner, keys=[fit.key for fit in pack.fits])
+        self.leases.write(name, owner=self.owner, keys=[fit.key for fit in pack.fits])
 
     def close(self) -> None:
         """Give back every lease, and clear away those of the dead; called however the run ends."""
@@ -235,7 +237,7 @@ class DagSearcher(Searcher):
         with self.lock:
             for name in [*(self._lease_name(pack) for pack, _ in self.packs.values()), *self.neighbours.dead]:
                 try:
-                    leases.drop(self.store, name)
+                    self.leases.drop(name)
                 except (OSError, StoreDown) as error:
                     log.warning("lease %s not given back: %s", name, error)
             self.packs.clear()

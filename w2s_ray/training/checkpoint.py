@@ -17,7 +17,6 @@ import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from w2s_ray import store
 from w2s_ray.fit import Execution, Fit
 from w2s_ray.store import Store
 from w2s_ray.training import engine as engines
@@ -58,7 +57,7 @@ def full_weights(engine: Any) -> dict[str, torch.Tensor]:
     return weights
 
 
-def save(engine: Any, fit: Fit, progress: Progress, *, execution: Execution, store_: Store, scratch: Path) -> None:
+def save(engine: Any, fit: Fit, progress: Progress, *, execution: Execution, store: Store, scratch: Path) -> None:
     """Put a checkpoint into the store: each worker its share, then the marker."""
     files = []
     weights = full_weights(engine)
@@ -76,23 +75,23 @@ def save(engine: Any, fit: Fit, progress: Progress, *, execution: Execution, sto
     }
     save_file(tensors, scratch / _optimizer_file(engines.rank()))
     files.append(scratch / _optimizer_file(engines.rank()))
-    entries = [store.put_partial(store_, fit, step=progress.step, file=file) for file in files]
+    entries = [store.write_checkpoint_file(fit, step=progress.step, file=file) for file in files]
     gathered: list[Any] = [None] * engines.world_size()
     dist.all_gather_object(gathered, entries)
     if engines.rank() == 0:
         flat = [entry for each in gathered for entry in each]
-        store.seal_partial(store_, fit, step=progress.step, entries=flat)
+        store.seal_checkpoint(fit, step=progress.step, entries=flat)
 
 
-def find(fit: Fit, *, execution: Execution, store_: Store, scratch: Path) -> Progress | None:
+def find(fit: Fit, *, execution: Execution, store: Store, scratch: Path) -> Progress | None:
     """Fetch the newest whole checkpoint of this shape, the same on every worker."""
     found: list[Any] = [None]
     if engines.rank() == 0:
-        found = [store.read_partial(store_, fit, folder=scratch)]
+        found = [store.read_checkpoint(fit, into=scratch)]
     dist.broadcast_object_list(found, src=0)
     if found[0] is None:
         return None
-    mine = store.read_partial(store_, fit, folder=scratch) if engines.rank() else found[0]
+    mine = store.read_checkpoint(fit, into=scratch) if engines.rank() else found[0]
     agreed: list[Any] = [None] * engines.world_size()
     dist.all_gather_object(agreed, mine)
     content = json.loads((scratch / PROGRESS).read_text()) if set(agreed) == {found[0]} else {}

@@ -22,7 +22,7 @@ from torch import nn
 
 from w2s_ray.fit import Execution, Training
 from w2s_ray.leases import LeaseLost
-from w2s_ray.store import StoreDown
+from w2s_ray.storage import StoreDown
 
 for _name in ("DeepSpeed", "deepspeed"):
     logging.getLogger(_name).setLevel(logging.ERROR)

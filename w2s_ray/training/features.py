@@ -15,7 +15,6 @@ import torch
 import torch.distributed as dist
 from safetensors.numpy import load, save
 
-from w2s_ray import store
 from w2s_ray.fit import SEMANTICS, Execution, Fit, canonical_json
 from w2s_ray.store import Store
 from w2s_ray.training import data
@@ -29,9 +28,9 @@ NUM_KEPT = 2
 _kept: dict[str, dict[str, np.ndarray]] = {}
 
 
-def for_probe(fit: Fit, prepared: Prepared, *, store_: Store, execution: Execution) -> Prepared:
+def for_probe(fit: Fit, prepared: Prepared, *, store: Store, execution: Execution) -> Prepared:
     """The same rows, with features in the place of tokens, standardised over the half that the Fit learns from."""
-    raw = _features(fit, prepared, store_=store_, execution=execution)
+    raw = _features(fit, prepared, store=store, execution=execution)
     own = raw[fit.half[0]].reshape(-1, raw[fit.half[0]].shape[-1])
     mean, spread = own.mean(axis=0), own.std(axis=0) + 1e-6
     parts = {
@@ -41,17 +40,17 @@ def for_probe(fit: Fit, prepared: Prepared, *, store_: Store, execution: Executi
     return replace(prepared, parts=parts)
 
 
-def _features(fit: Fit, prepared: Prepared, *, store_: Store, execution: Execution) -> dict[str, np.ndarray]:
+def _features(fit: Fit, prepared: Prepared, *, store: Store, execution: Execution) -> dict[str, np.ndarray]:
     """Part -> [row, sequence, width]."""
     name = _name(fit)
     if name not in _kept:
         while len(_kept) >= NUM_KEPT:
             _kept.pop(next(iter(_kept)))
-        found = _read(store_, name, prepared)
+        found = _read(store, name, prepared)
         if not _agreed(found is not None) or found is None:
             found = _extract(fit, prepared, execution=execution)
             if engines.rank() == 0:
-                store.write_bytes(store_, store_.path("features", f"{name}.safetensors"), save(found))
+                store.storage.write(f"features/{name}.safetensors", save(found))
         _kept[name] = found
     return _kept[name]
 
@@ -66,10 +65,10 @@ def _name(fit: Fit) -> str:
     return f"{fit.data.task}-{fit.model.name}-{hashlib.sha256(canonical_json(what).encode()).hexdigest()[:12]}"
 
 
-def _read(store_: Store, name: str, prepared: Prepared) -> dict[str, np.ndarray] | None:
-    path = store_.path("features", f"{name}.safetensors")
+def _read(store: Store, name: str, prepared: Prepared) -> dict[str, np.ndarray] | None:
+    path = f"features/{name}.safetensors"
     try:
-        found = load(store.read_bytes(store_, path)) if store.exists(store_, path) else {}
+        found = load(store.storage.read(path)) if store.storage.exists(path) else {}
     except (OSError, safetensors.SafetensorError):
         return None
     right = {part: len(rows) for part, rows in prepared.parts.items()}

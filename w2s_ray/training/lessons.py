@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from w2s_ray import store
 from w2s_ray.fit import Fit
 from w2s_ray.methods import labels as transforms
 from w2s_ray.methods.labels import Labels
@@ -39,11 +38,11 @@ class Lessons:
     """Rows that are not learned from, with the Fit's own labels as theirs."""
 
 
-def lessons(fit: Fit, prepared: Prepared, *, store_: Store, features: Callable[[], Rows]) -> Lessons:
+def lessons(fit: Fit, prepared: Prepared, *, store: Store, features: Callable[[], Rows]) -> Lessons:
     """`features`: the rows of the Fit's half with features in the place of tokens, for the transforms that want them."""
     rows = data.part_of(prepared.parts[fit.half[0]], fit.half[1:])
     if fit.labels:
-        members = [_said(each, rows, store_=store_) for each in fit.labels]
+        members = [_said(each, rows, store=store) for each in fit.labels]
         found = _transformed(fit, members, rows, features=features)
         answers = _answers(found, rows, prepared)
         weights, verified = found.weight, found.verified
@@ -64,17 +63,14 @@ def lessons(fit: Fit, prepared: Prepared, *, store_: Store, features: Callable[[
     )
 
 
-def _said(supervisor: Fit, rows: Rows, *, store_: Store, file: str = "labels.parquet") -> Labels:
+def _said(supervisor: Fit, rows: Rows, *, store: Store, file: str = "labels.parquet") -> Labels:
     """What a supervisor says of some rows, by id."""
-    folder = store.committed(store_, [supervisor]).get(supervisor.key)
-    if folder is None:
-        raise StoreError(f"fits/{supervisor.folder}: the supervisor is not in the store")
-    table = store.read_table(store_, folder, file)
+    table = store.read_table(supervisor, file)
     place = {id_: i for i, id_ in enumerate(table.column("id").to_pylist())}
     missing = [id_ for id_ in rows.ids if id_ not in place]
     if missing:
         raise StoreError(
-            f"fits/{folder}/{file} has {len(place)} labels and lacks {len(missing)} of the {len(rows)} rows, "
+            f"fits/{supervisor.folder}/{file} has {len(place)} labels and lacks {len(missing)} of the {len(rows)} rows, "
             f"such as {missing[0]}"
         )
     chosen = [place[id_] for id_ in rows.ids]
@@ -142,37 +138,37 @@ def _answers(labels: Labels, rows: Rows, prepared: Prepared) -> Answers:
 # --- texts that hold labels ---------------------------------------------------------------------------------------
 
 
-def reworded(fit: Fit, prepared: Prepared, *, store_: Store) -> Prepared:
+def reworded(fit: Fit, prepared: Prepared, *, store: Store) -> Prepared:
     """The task as this Fit reads it: with the supervisor's label in each text (told), with examples before each test row
     (few_shot), or as it is."""
     if fit.method.name == "told":
         parts = {"B": "labels.parquet", "test": "test.parquet"}
         return replace(
             prepared,
-            parts={name: _told(fit, prepared, name, file=file, store_=store_) for name, file in parts.items()},
+            parts={name: _told(fit, prepared, name, file=file, store=store) for name, file in parts.items()},
         )
     if fit.method.name == "few_shot":
-        test, before = prepared.parts["test"], _shots(fit, prepared, store_=store_)
+        test, before = prepared.parts["test"], _shots(fit, prepared, store=store)
         return replace(
             prepared, parts=prepared.parts | {"test": _read_as(test, [before + t for t in test.texts], fit, prepared)}
         )
     return prepared
 
 
-def _told(fit: Fit, prepared: Prepared, part: str, *, file: str, store_: Store) -> Rows:
+def _told(fit: Fit, prepared: Prepared, part: str, *, file: str, store: Store) -> Rows:
     """Burns et al. 2023, appendix E: with the label at the end of the prompt, a student can do nothing but imitate."""
     rows = prepared.parts[part]
-    said = _said(fit.labels[0], rows, store_=store_, file=file).said > 0.5
+    said = _said(fit.labels[0], rows, store=store, file=file).said > 0.5
     texts = [
         f"{text} What do you think? I think this is {int(one)}" for text, one in zip(rows.texts, said, strict=True)
     ]
     return _read_as(rows, texts, fit, prepared)
 
 
-def _shots(fit: Fit, prepared: Prepared, *, store_: Store) -> str:
+def _shots(fit: Fit, prepared: Prepared, *, store: Store) -> str:
     """Rows of half B with their labels, one a line."""
     rows, num_shots = prepared.parts["B"], int(dict(fit.method.params)["shots"])
-    said = _said(fit.labels[0], rows, store_=store_).said if fit.labels else _truth(rows)
+    said = _said(fit.labels[0], rows, store=store).said if fit.labels else _truth(rows)
     order = np.random.default_rng([fit.seed, DRAW]).permutation(len(rows))
     if fit.data.setting == "classification":  # as many of one class as of the other, by turns
         by_class = [[i for i in order if (said[i] > 0.5) == bool(each)] for each in (0, 1)]

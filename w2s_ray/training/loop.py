@@ -27,7 +27,7 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load, save_file
 
-from w2s_ray import methods, store
+from w2s_ray import methods
 from w2s_ray.fit import BUSY, Execution, Fit, Method, Setting, describe
 from w2s_ray.methods import naive
 from w2s_ray.store import Store
@@ -74,7 +74,7 @@ class Clock:
 def train_fit(
     fit: Fit,
     *,
-    store_: Store,
+    store: Store,
     execution: Execution,
     report: Report,
     scratch: Path,
@@ -84,11 +84,11 @@ def train_fit(
     """Train, predict, commit. Returns seconds by phase; raises TrainingFailed where training itself can't go on."""
     clock = Clock()
     with clock.phase("load"), engines.together():
-        prepared = reworded(fit, data.prepare(fit), store_=store_)
+        prepared = reworded(fit, data.prepare(fit), store=store)
 
     def probed() -> Prepared:
         with clock.phase("features"):
-            return features.for_probe(fit, prepared, store_=store_, execution=execution)
+            return features.for_probe(fit, prepared, store=store, execution=execution)
 
     read = probed() if fit.training.tune == "head" or fit.method.name in BY_FEATURES else prepared
     with clock.phase("load"):
@@ -97,7 +97,7 @@ def train_fit(
                 taught = writing(prepared, prepared.parts[fit.half[0]])
             else:
                 learned = read if fit.training.tune == "head" else prepared
-                taught = lessons(fit, learned, store_=store_, features=lambda: read.parts[fit.half[0]])
+                taught = lessons(fit, learned, store=store, features=lambda: read.parts[fit.half[0]])
             prepared = read if fit.training.tune == "head" else prepared
             model, head_start = build(
                 fit.model,
@@ -107,11 +107,11 @@ def train_fit(
                 execution=execution,
                 bf16=fit.training.precision == "bf16",
                 seed=fit.seed,
-                start=_weights(fit, store_=store_),
+                start=_weights(fit, store=store),
             )
             _check_elicits(fit, model, prepared, head_start=head_start)
         (scratch / "checkpoint").mkdir()
-        progress = checkpoint.find(fit, execution=execution, store_=store_, scratch=scratch / "checkpoint")
+        progress = checkpoint.find(fit, execution=execution, store=store, scratch=scratch / "checkpoint")
         if progress:
             checkpoint.load_weights(model, scratch=scratch / "checkpoint")
         engine = engines.start(model, training=fit.training, execution=execution)
@@ -122,7 +122,7 @@ def train_fit(
     try:
         progress = progress or checkpoint.Progress(step=0, curve=[], loss_sum=0.0, hits=0.0, num_rows=0)
         _train(
-            engine, fit, taught, prepared, progress=progress, execution=execution, store_=store_, clock=clock,
+            engine, fit, taught, prepared, progress=progress, execution=execution, store=store, clock=clock,
             report=report, scratch=scratch / "checkpoint", log_point=log_point,
         )  # fmt: skip
         with clock.phase("eval"):
@@ -157,8 +157,8 @@ def train_fit(
             )
             (files / "fit.json").write_text(json.dumps(describe(fit) | {"provenance": facts}, indent=1))
             check_lease()
-            store.write_truth(store_, store.truth_name(fit), prepared.truth)
-            store.commit(store_, fit, files)
+            store.write_truth(fit, prepared.truth)
+            store.commit(fit, files)
     return dict(clock.seconds)
 
 
@@ -176,11 +176,11 @@ def _num_epochs(fit: Fit) -> int:
     return 0 if fit.role == "untrained" else fit.training.epochs
 
 
-def _weights(fit: Fit, *, store_: Store) -> tuple[str, dict[str, torch.Tensor]] | None:
+def _weights(fit: Fit, *, store: Store) -> tuple[str, dict[str, torch.Tensor]] | None:
     """(key, weights) of the Fit that this one starts from."""
     if fit.start is None:
         return None
-    return fit.start.key, load(store.read_file(store_, fit.start.folder, "model.safetensors"))
+    return fit.start.key, load(store.read_file(fit.start.folder, "model.safetensors"))
 
 
 def _check_elicits(fit: Fit, model: Any, prepared: Prepared, *, head_start: str) -> None:
@@ -226,7 +226,7 @@ def _train(
     *,
     progress: checkpoint.Progress,
     execution: Execution,
-    store_: Store,
+    store: Store,
     clock: Clock,
     report: Report,
     scratch: Path,
@@ -295,7 +295,7 @@ def _train(
             due = _agreed(int(elapsed_s - saved_s >= execution.checkpoint_every_s))
             if (due or (leaving and not saved_to_leave)) and progress.step < num_steps:
                 with clock.phase("checkpoint"):
-                    checkpoint.save(engine, fit, progress, execution=execution, store_=store_, scratch=scratch)
+                    checkpoint.save(engine, fit, progress, execution=execution, store=store, scratch=scratch)
                 saved_s, saved_to_leave = time.perf_counter() - began_s, leaving
 
 

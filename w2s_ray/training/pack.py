@@ -17,13 +17,12 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from pyarrow.fs import LocalFileSystem
 
-from w2s_ray import leases, store
 from w2s_ray.errors import InputError
 from w2s_ray.fit import Execution, Fit
-from w2s_ray.leases import LeaseLost
-from w2s_ray.store import Store, StoreDown, StoreError
+from w2s_ray.leases import LeaseLost, Leases
+from w2s_ray.storage import FULL, StoreDown
+from w2s_ray.store import Store, StoreError, open_store
 from w2s_ray.tracking import Log, Tracking, run_of
 from w2s_ray.training import engine as engines
 from w2s_ray.training.loop import Report, TrainingFailed, train_fit
@@ -46,34 +45,34 @@ def run_pack(
     it is held."""
     torch.set_num_threads(execution.cpus_per_worker)
     engines.join_processes()
-    opened = store.open_store(store_uri)
+    store = open_store(store_uri)
     report({"event": "start", "key": fits[0].key})  # one for the pack: a report takes as long as a hundred small steps
-    if lease and isinstance(opened.fs, LocalFileSystem) and not Path(opened.path("leases")).exists():
-        raise StoreDown(f"node {socket.gethostname()} does not see the folder {opened.root}")
+    if lease and store.storage.is_local and not Path(store.storage.path("leases")).exists():
+        raise StoreDown(f"node {socket.gethostname()} does not see the folder {store.storage.root}")
 
     def check_lease() -> None:
-        if lease and not leases.holds(opened, lease):
+        if lease and not Leases(store.storage).holds(lease):
             raise LeaseLost(f"{lease} is held no more")
 
     for fit in fits:
         check_lease()
-        if store.is_committed(opened, fit):
+        if store.is_committed(fit):
             report({"event": "done", "key": fit.key, "seconds": {}})
             continue
-        if missing := [parent.folder for parent in fit.parents if not store.is_committed(opened, parent)]:
+        if missing := [parent.folder for parent in fit.parents if not store.is_committed(parent)]:
             log.warning("%s waits for %s", fit.folder, ", ".join(missing))
             continue
         try:
             with run_of(fit, tracking if engines.rank() == 0 else None) as log_point:
                 seconds = _with_less_memory(
-                    fit, store_=opened, execution=execution, report=report, log_point=log_point, check_lease=check_lease
+                    fit, store=store, execution=execution, report=report, log_point=log_point, check_lease=check_lease
                 )
         except StoreDown as error:
             if engines.world_size() == 1:  # a report is a matter of the whole group
                 report({"event": "store", "key": fit.key, "reason": str(error)})
             raise
         except FAILURES as error:
-            if isinstance(error, OSError) and error.errno in store.FULL:
+            if isinstance(error, OSError) and error.errno in FULL:
                 raise StoreDown(f"the disk of node {socket.gethostname()} is full ({error})") from error
             if engines.world_size() > 1 and not isinstance(error, (TrainingFailed, engines.Agreed)):
                 # A fellow went away, or waits for this worker in the middle of a step: the whole group ends and starts
@@ -83,7 +82,7 @@ def run_pack(
             reason = str(error) or type(error).__name__
             if engines.rank() == 0:
                 detail = "".join(traceback.format_exception(error))[-4000:]
-                store.write_failure(opened, fit, kind=kind, reason=reason, detail=detail)
+                store.write_failure(fit, kind=kind, reason=reason, detail=detail)
             report({"event": "failed", "key": fit.key, "reason": reason, "seconds": {}})
         else:
             report({"event": "done", "key": fit.key, "seconds": seconds})
@@ -92,7 +91,7 @@ def run_pack(
 def _with_less_memory(
     fit: Fit,
     *,
-    store_: Store,
+    store: Store,
     execution: Execution,
     report: Report,
     log_point: Log,
@@ -101,12 +100,12 @@ def _with_less_memory(
     """Train, with half the micro-batch each time that memory runs out. In a group it may run out on one worker while the
     others wait for it, so the group ends, and starts again with what the store was told."""
     while True:
-        micro = min(engines.micro_batch_size(fit.training, execution), _advised(fit, store_=store_))
+        micro = min(engines.micro_batch_size(fit.training, execution), _advised(fit, store=store))
         execution = replace(execution, micro_batch_size=micro)
         with tempfile.TemporaryDirectory(prefix="w2s-") as scratch:
             try:
                 return train_fit(
-                    fit, store_=store_, execution=execution, report=report, scratch=Path(scratch),
+                    fit, store=store, execution=execution, report=report, scratch=Path(scratch),
                     log_point=log_point, check_lease=check_lease,
                 )  # fmt: skip
             except RuntimeError as error:
@@ -115,7 +114,7 @@ def _with_less_memory(
                 if micro == 1:
                     raise TrainingFailed("oom", f"out of memory with one row in a micro-batch ({error})") from error
                 if engines.world_size() > 1:
-                    store.advise_micro_batch(store_, fit, micro // 2)
+                    store.advise_micro_batch(fit, micro // 2)
                     raise GroupOutOfMemory from error
         log.warning("%s: out of memory at micro-batch %d, trying %d", fit.folder, micro, micro // 2)
         if torch.cuda.is_available():
@@ -127,9 +126,9 @@ class GroupOutOfMemory(Exception):
     """Ends a group of workers; nothing is wrong with the Fit, which is tried again with smaller micro-batches."""
 
 
-def _advised(fit: Fit, *, store_: Store) -> int:
+def _advised(fit: Fit, *, store: Store) -> int:
     """The micro-batch that an earlier group found to fit, the same on every worker."""
-    found = [store.advised_micro_batch(store_, fit) or fit.training.batch_size]
+    found = [store.advised_micro_batch(fit) or fit.training.batch_size]
     if engines.world_size() > 1:
         dist.broadcast_object_list(found, src=0)
     return found[0]
