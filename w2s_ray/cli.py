@@ -596,7 +596,7 @@ def methods_(name: Annotated[str | None, typer.Argument(help="A method's name.")
         allowed = ", ".join(methods.PARAMS)
         raise InputError(f"unknown method '{name}'{nearest(name, methods.PARAMS)}; allowed: {allowed}")
     out.print(f"[bold]{name}[/bold]  {escape(methods.PARAMS[name].__doc__ or '')}")
-    if why_not := methods.refusal(Method(name), setting="generation"):
+    if why_not := methods.refusal(Method(name), ["generation"]):
         out.print(f"Not for generation: {why_not}")
     table = Table("parameter", "default", "allowed", "about", box=None)
     properties: dict[str, Any] = methods.PARAMS[name].model_json_schema().get("properties", {})

@@ -1,8 +1,8 @@
 """A Fit: a model, fine-tuned on a split of a task, with labels from somewhere. Its identity and its key.
 
-Supervisor, ceiling and student are all Fits; a student's labels are other Fits. The identity is exactly what
-changes the result, and the key is the SHA-256 of it as canonical JSON. Every field below is marked IDENTITY
-(part of the key) or LOCATION (where to find it or what to call it, never part of the key); how a Fit is executed
+Supervisor, ceiling and student are all Fits; a student's labels come from other Fits. The identity is exactly what
+changes the result, and the key is the SHA-256 of the identity as canonical JSON. Every field below is marked IDENTITY
+(part of the key) or LOCATION (where to find something or what to call it, never part of the key). How a Fit is executed
 (workers, ZeRO stage, micro-batch, ...) is an `Execution`, which no Fit holds. A test refuses unmarked fields.
 
 A parent Fit enters its child's identity by its key, so identities stay small along any chain.
@@ -18,39 +18,40 @@ from functools import cached_property
 from typing import Any, Literal
 
 SEMANTICS = 1
-"""Version of what the training code means. Raised whenever the same identity would train to other numbers."""
+"""Version of the training code's meaning. Raised whenever the same identity would train to other numbers."""
 
 Setting = Literal["classification", "generation", "comparison"]
 
 UNTRAINED = ("zero_shot", "few_shot")
-"""Methods that ask a pretrained model as it is."""
+"""Methods that evaluate the pretrained model without training it."""
 
 IDENTITY = {"kind": "identity"}
 LOCATION = {"kind": "location"}
-LATER = {"kind": "identity", "later": True}
-"""Of a field that came after the first stores were filled: left out at its default, under which nothing has changed."""
+IDENTITY_IF_SET = {"kind": "identity", "only_if_set": True}
+"""For fields added after the first stores were filled: left out of the identity at their default, so old keys stay valid."""
 
 
 def _identity_of(part: Any) -> dict[str, Any]:
     return {
         f.name: getattr(part, f.name)
         for f in fields(part)
-        if f.metadata["kind"] == "identity" and not (f.metadata.get("later") and getattr(part, f.name) == f.default)
+        if f.metadata["kind"] == "identity"
+        and not (f.metadata.get("only_if_set") and getattr(part, f.name) == f.default)
     }
 
 
 @dataclass(frozen=True)
 class Model:
-    """One rung of a ladder, as something that can be loaded."""
+    """One size of a family, with all that is needed to load it."""
 
     fingerprint: str = field(metadata=IDENTITY)
     """Content hash of a local folder, or `hub:<id>@<revision>`."""
     tokenizer: str = field(metadata=IDENTITY)
     """Content hash of the tokenizer's files, or `hub:<id>@<revision>`."""
     pooling: Literal["last", "mean"] = field(metadata=IDENTITY)
-    """Read-out: the true last token (decoders) or the mean over true tokens (bidirectional encoders)."""
+    """How a text becomes one vector: its last token (decoders) or the mean over its tokens (encoders)."""
     depth: int | None = field(metadata=IDENTITY)
-    """Layers that are kept, from the first; None keeps all."""
+    """Number of layers to keep, from the first; None keeps all."""
     family: str = field(metadata=LOCATION)
     size: str = field(metadata=LOCATION)
     source: str = field(metadata=LOCATION)
@@ -72,14 +73,14 @@ class Model:
 
 @dataclass(frozen=True)
 class Data:
-    """A task's rows and how they are dealt out: half A, half B and one common test set."""
+    """A task's rows and how they are dealt into half A, half B and one common test set."""
 
     fingerprint: str = field(metadata=IDENTITY)
     """Content hash of the task's definition and of its files."""
     setting: Setting = field(metadata=IDENTITY)
     split_seed: int = field(metadata=IDENTITY)
     num_train: int | None = field(metadata=IDENTITY)
-    """Rows in each half; None takes all there are."""
+    """Rows in each half; None takes as many as there are."""
     num_test: int | None = field(metadata=IDENTITY)
     max_tokens: int = field(metadata=IDENTITY)
     """Rows longer than this for any of `tokenizers` are dropped for all models alike."""
@@ -91,9 +92,9 @@ class Data:
     tokenizer_sources: tuple[tuple[str, str | None], ...] = field(metadata=LOCATION)
     """(hub id or folder, revision) for each of `tokenizers`, in the same order."""
     commits: tuple[str | None, str | None] = field(default=(None, None), metadata=LOCATION)
-    """The hub's commits that the rows, and the test rows of another task, come from; the fingerprint says so too."""
-    difficulty: tuple[str, float, float] | None = field(default=None, metadata=LATER)
-    """(column, least, most) of the rows that the halves are dealt from; the test set takes rows of any."""
+    """Commits on the hub of the rows, and of the test rows if another task provides them. The fingerprint covers both."""
+    difficulty: tuple[str, float, float] | None = field(default=None, metadata=IDENTITY_IF_SET)
+    """(column, least, most): the halves take rows of this range only; the test set takes rows of any difficulty."""
 
     @cached_property
     def identity(self) -> dict[str, Any]:
@@ -125,21 +126,39 @@ class Training:
     warmup_fraction: float = field(metadata=IDENTITY)
     schedule: Literal["cosine", "constant"] = field(metadata=IDENTITY)
     max_grad_norm: float = field(metadata=IDENTITY)
-    """Global gradient norm to clip to; 0 leaves gradients alone."""
+    """Clip gradients to this global norm; 0 turns clipping off."""
     precision: Literal["fp32", "bf16"] = field(metadata=IDENTITY)
     """bf16 keeps fp32 weights and optimizer states and runs the backbone under bf16 autocast; the head stays fp32."""
     evals_per_epoch: int = field(metadata=IDENTITY)
-    """Points of the learning curve in each epoch."""
+    """Points of the learning curve per epoch."""
     tune: Literal["all", "head", "lora"] = field(metadata=IDENTITY)
     """All weights; a new head alone on the frozen model's features (a linear probe); or the head and low-rank adapters."""
-    validation: float = field(default=0.0, metadata=LATER)
-    """Share of the half that is held out, to say with the Fit's own labels where training should have stopped."""
-    lora_rank: int = field(default=0, metadata=LATER)
-    """Of the adapters; 0 where there are none."""
+    validation: float = field(default=0.0, metadata=IDENTITY_IF_SET)
+    """Share of the half held out, to find from the Fit's own labels where training should have stopped."""
+    lora_rank: int = field(default=0, metadata=IDENTITY_IF_SET)
+    """Rank of the LoRA adapters; 0 without adapters."""
 
     @cached_property
     def identity(self) -> dict[str, Any]:
         return _identity_of(self)
+
+
+@dataclass(frozen=True)
+class Part:
+    """Half A or B of a task, or one of several equal parts of it."""
+
+    half: str
+    number: int = 1
+    count: int = 1
+
+    @classmethod
+    def parse(cls, text: str) -> Part:
+        """`A`, `B`, or `B2/3` for the second third of B."""
+        match = re.fullmatch(r"([AB])(?:([1-9]\d*)/([1-9]\d*))?", text)
+        if match is None:
+            raise ValueError(f"half: given {text!r}, allowed are A, B and parts such as B1/2")
+        half, number, count = match.groups()
+        return cls(half, int(number or 1), int(count or 1))
 
 
 @dataclass(frozen=True)
@@ -149,26 +168,25 @@ class Fit:
     model: Model = field(metadata=IDENTITY)
     data: Data = field(metadata=IDENTITY)
     half: str = field(metadata=IDENTITY)
-    """`A`, `B`, or a part of one that no other step of a chain learns from: `B2/3` is the second third."""
+    """`A`, `B`, or a part that no other step of a chain learns from: `B2/3` is the second third of B. See `part`."""
     labels: tuple[Fit, ...] = field(metadata=IDENTITY)
-    """None is the ground truth; Fits label with their predictions, several of them together."""
+    """The Fits whose predictions are the labels; empty for the ground truth."""
     method: Method = field(metadata=IDENTITY)
     training: Training = field(metadata=IDENTITY)
     seed: int = field(metadata=IDENTITY)
-    """Order of the rows and start of the head."""
-    start: Fit | None = field(default=None, metadata=LATER)
+    """Seeds the order of the rows and the initial head."""
+    warm_start: Fit | None = field(default=None, metadata=IDENTITY_IF_SET)
     """The Fit whose weights this one starts from; None starts from the pretrained model."""
     semantics: int = field(default=SEMANTICS, metadata=IDENTITY)
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"[AB]([1-9]\d*/[1-9]\d*)?", self.half):
-            raise ValueError(f"half: given {self.half!r}, allowed are A, B and parts such as B1/2")
+        Part.parse(self.half)
 
     @property
     def identity(self) -> dict[str, Any]:
         labels: Any = "truth"
         if self.labels:
-            keys = [each.key for each in self.labels]
+            keys = [fit.key for fit in self.labels]
             labels = {"fit": keys[0]} if len(keys) == 1 else {"fits": keys}
         return {
             "model": self.model.identity,
@@ -179,7 +197,7 @@ class Fit:
             "training": self.training.identity,
             "seed": self.seed,
             "semantics": self.semantics,
-        } | ({"start": {"fit": self.start.key}} if self.start else {})
+        } | ({"start": {"fit": self.warm_start.key}} if self.warm_start else {})
 
     @cached_property
     def key(self) -> str:
@@ -188,14 +206,19 @@ class Fit:
     @cached_property
     def folder(self) -> str:
         """Readable name plus 12 hex digits of the key; the digits alone identify."""
-        who = f"from-{'+'.join(each.model.size for each in self.labels)}" if self.labels else "truth"
+        who = f"from-{'+'.join(fit.model.size for fit in self.labels)}" if self.labels else "truth"
         half = self.half.replace("/", "of")
         name = f"{self.data.task}-{self.model.name}-{who}-{half}-{self.method.name}-s{self.seed}"
         return f"{re.sub(r'[^A-Za-z0-9._-]+', '_', name)[:120]}-{self.key[:12]}"
 
+    @cached_property
+    def part(self) -> Part:
+        """The half, or the part of it, that this Fit learns from."""
+        return Part.parse(self.half)
+
     @property
     def role(self) -> str:
-        """What a Fit is in the paper's words; with `ceiling_split: A` one Fit serves as supervisor and ceiling."""
+        """What a Fit is in the paper's words. With `ceiling_split: A` one Fit serves as supervisor and ceiling."""
         if self.method.name in UNTRAINED:
             return "untrained"
         if self.method.name == "generative":
@@ -204,36 +227,36 @@ class Fit:
 
     @property
     def labels_others(self) -> bool:
-        """Whether its predictions on half B are kept, for students to learn from: all but those that learned from the
-        whole of half B."""
+        """Whether its predictions on half B are kept, for students to learn from. A Fit that learned from the whole of
+        half B labels for nobody."""
         return self.half != "B"
 
     @property
     def parents(self) -> tuple[Fit, ...]:
-        """The Fits that must be there before this one."""
-        return (*self.labels, self.start) if self.start else self.labels
+        """The Fits that must be committed before this one can run."""
+        return (*self.labels, self.warm_start) if self.warm_start else self.labels
 
     @property
     def ancestors(self) -> tuple[Fit, ...]:
-        """The Fits that this one stands on, each before those that it stands on itself."""
-        found: dict[str, Fit] = {}
+        """All transitive dependencies, dependents before their dependencies."""
+        ancestors: dict[str, Fit] = {}
         for parent in self.parents:
-            for each in (parent, *parent.ancestors):
-                found.pop(each.key, None)  # the last place is behind all that stand on it
-                found[each.key] = each
-        return tuple(found.values())
+            for fit in (parent, *parent.ancestors):
+                ancestors.pop(fit.key, None)  # a Fit that is met again moves behind all its dependents
+                ancestors[fit.key] = fit
+        return tuple(ancestors.values())
 
 
 @dataclass(frozen=True)
 class Execution:
-    """How Fits are executed on the machine at hand. Never identity: it may change between two runs of one Fit."""
+    """How Fits are executed on the machines at hand. Never part of the identity: it may change between two runs of a Fit."""
 
     workers: int = 1
     cpus_per_worker: int = 1
     gpus_per_worker: float = 0
     zero_stage: Literal[0, 1, 2, 3] = 1
     micro_batch_size: int | None = None
-    """Rows per worker in one forward pass; None takes the worker's whole share of the batch."""
+    """Rows per worker in one forward pass; None takes the worker's whole share of a batch."""
     offload: Literal["none", "optimizer", "parameters"] = "none"
     activation_checkpointing: bool = False
     attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = "auto"
@@ -242,16 +265,16 @@ class Execution:
 
 
 BUSY = ("features", "train", "eval")
-"""Phases of a Fit that are its work; all others (load, checkpoint, commit) surround it."""
+"""Phases that count as work; the others (load, checkpoint, commit) are overhead."""
 
 
 def canonical_json(value: Any) -> str:
-    """One text for one value: sorted keys, no blanks, no NaN."""
+    """The one JSON text of a value: sorted keys, no blanks, no NaN."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 def describe(fit: Fit) -> dict[str, Any]:
-    """All that defines a Fit, with readable names, its location fields and its ancestors' identities (for `fit.json`)."""
+    """All that defines a Fit, for `fit.json`: identity, location fields, and the identities of its ancestors."""
 
     def whole(part: Any) -> dict[str, Any]:
         return {f.name: getattr(part, f.name) for f in fields(part)}
@@ -262,6 +285,6 @@ def describe(fit: Fit) -> dict[str, Any]:
         "model": whole(fit.model),
         "data": whole(fit.data),
         "role": fit.role,
-        "labels_folders": [each.folder for each in fit.labels],
+        "labels_folders": [labeller.folder for labeller in fit.labels],
         "ancestors": [{"key": a.key, "folder": a.folder, "identity": a.identity} for a in fit.ancestors],
     }

@@ -9,25 +9,25 @@ from __future__ import annotations
 import json
 import math
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import cache, cached_property, partial
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from w2s_ray import families, tasks
+from w2s_ray import families, methods, tasks
 from w2s_ray.errors import InputError, nearest
 from w2s_ray.families import Family
-from w2s_ray.fit import UNTRAINED, Data, Execution, Fit, Method, Model, Setting, Training
+from w2s_ray.fit import Data, Execution, Fit, Method, Model, Setting, Training
 from w2s_ray.leases import Leases
-from w2s_ray.methods import PARAMS, refusal
+from w2s_ray.methods import PARAMS
+from w2s_ray.methods.pair import Ladder, Pair
+from w2s_ray.methods.params import Circumstance
 from w2s_ray.store import Store
 from w2s_ray.study import MAX_CELLS, Compute, Grid, Study, load_study, resolve_method
 
-TRUTH_METHOD = Method(name="naive")
-"""Supervisors and ceilings learn from the truth by plain cross-entropy, whatever the students' method."""
-
 LORA_RANK, LORA_RATE = 8, 10
-"""Adapters take about ten times the rate that the whole model does (Schulman et al. 2025, "LoRA without regret")."""
+"""Adapters take about ten times the learning rate of the whole model (Schulman et al. 2025, "LoRA without regret")."""
 
 BYTES_PER_PARAM = 16
 """fp32 weight, gradient and two Adam moments (ZeRO, Rajbhandari et al. 2020, section 3.1)."""
@@ -35,21 +35,21 @@ BYTES_PER_PARAM = 16
 
 @dataclass(frozen=True)
 class Cell:
-    """One point of the grid; it needs three Fits (a supervisor, a student, a ceiling)."""
+    """One point of the grid. It needs three Fits: a supervisor, a student and a ceiling."""
 
     family: str
     method: str
-    """The student's method, with the parameters that are not its defaults."""
+    """The student's method, with those parameters that are not at their defaults."""
     seed: int
     supervisor: Fit
     student: Fit
     ceiling: Fit
     label: str | None = None
-    """The grid's, where it has one."""
+    """The grid's label, if it has one."""
 
     @property
     def task(self) -> str:
-        """The task's name in tables: with the grid's label, for grids that share a task."""
+        """The task's name in tables, with the grid's label if it has one: `chess-mate (easy)`."""
         task = self.student.data.task
         return f"{task} ({self.label})" if self.label else task
 
@@ -68,12 +68,12 @@ class Plan:
 
     @cached_property
     def fits(self) -> tuple[Fit, ...]:
-        """Every Fit once, supervisors before the students that they label for."""
+        """Every Fit once, parents before their children."""
         unique: dict[str, Fit] = {}
         for cell in self.cells:
             for fit in (cell.supervisor, cell.ceiling, cell.student):
-                for needed in (*reversed(fit.ancestors), fit):
-                    unique.setdefault(needed.key, needed)
+                for ancestor in (*reversed(fit.ancestors), fit):
+                    unique.setdefault(ancestor.key, ancestor)
         return tuple(unique.values())
 
 
@@ -107,7 +107,7 @@ def expand(study: Study, *, path: Path, trust_remote_code: bool = False) -> Plan
     )
     if num_cells > MAX_CELLS:
         raise InputError(
-            f"{path}: the grids have {num_cells:,} cells; allowed are at most {MAX_CELLS:,} in one study. "
+            f"{path}: the grids have {num_cells:,} cells; one study may have at most {MAX_CELLS:,}. "
             "Name fewer sizes, tasks, methods or seeds, or split the study"
         )
     cells: dict[str, Cell] = {}
@@ -120,24 +120,18 @@ def expand(study: Study, *, path: Path, trust_remote_code: bool = False) -> Plan
         for task_index, name in enumerate(grid.tasks):
             where = f"{path}: grids[{i}].tasks[{task_index}]"
             data = _data(name, grid, models, base=base, where=where)
-            if data.setting == "generation" and family.pooling == "mean":
-                raise InputError(
-                    f"{where}: '{data.task}' wants moves written, and {family.name} are encoders; use decoders"
-                )
-            if data.setting == "generation" and grid.training.tune == "head":
-                raise InputError(
-                    f"{where}: '{data.task}' is a generation, which a probe can't learn; use training.tune: all"
-                )
-            methods = [
-                _method(entry, data.setting, family=family, grid=grid, where=f"{path}: grids[{i}].methods[{j}]")
+            circumstances = _circumstances(data.setting, family, grid)
+            _check_setting(data, circumstances, family=family, where=where)
+            words = [
+                _method(entry, circumstances, sizes=list(sizes), where=f"{path}: grids[{i}].methods[{j}]")
                 for j, entry in enumerate(grid.methods)
             ]
             ladder = Ladder(sizes, data, models, trainings, grid.ceiling_split)
-            for cell in _cells(grid, grid_pairs, methods, ladder=ladder, family=family.name):
-                if _fits_of(cells.setdefault(cell.name, cell)) != _fits_of(cell):
+            for cell in _cells(grid, grid_pairs, words, ladder=ladder, family=family.name):
+                if _keys(cells.setdefault(cell.name, cell)) != _keys(cell):
                     raise InputError(
-                        f"{path}: grids[{i}]: an earlier grid has the cell {cell.name} too, with other settings, and the "
-                        "two could not be told apart in the results; give one of the grids a 'label'"
+                        f"{path}: grids[{i}]: an earlier grid has the cell {cell.name} too, with other settings. The "
+                        "results could not tell the two apart; give one of the grids a 'label'"
                     )
     return Plan(study=study, path=path, cells=tuple(cells.values()), executions=executions)
 
@@ -184,40 +178,29 @@ def _pairs(grid: Grid, sizes: tuple[str, ...], *, where: str) -> list[tuple[str,
 
 def _execution(compute: Compute, family: Family, size: str) -> Execution:
     """The family's shape for GPUs where the study leaves it open; one worker and ZeRO-1 on CPUs."""
-    entry = family.size(size)
-    on_gpu = compute.gpus_per_worker > 0
-    return Execution(
-        workers=(entry.gpus if on_gpu else 1) if compute.workers == "auto" else compute.workers,
-        cpus_per_worker=compute.cpus_per_worker,
-        gpus_per_worker=compute.gpus_per_worker,
-        zero_stage=(entry.zero_stage if on_gpu else 1) if compute.zero_stage == "auto" else compute.zero_stage,
-        micro_batch_size=None if compute.micro_batch_size == "auto" else compute.micro_batch_size,
-        offload=compute.offload,
-        activation_checkpointing=compute.activation_checkpointing,
-        attention=compute.attention,
-        checkpoint_every_s=compute.checkpoint_every_s,
-    )
+    entry, on_gpu = family.size(size), compute.gpus_per_worker > 0
+    knobs = compute.model_dump(exclude={"precision", "usd_per_worker_hour", "fits_per_pack"})
+    if compute.workers == "auto":
+        knobs["workers"] = entry.gpus if on_gpu else 1
+    if compute.zero_stage == "auto":
+        knobs["zero_stage"] = entry.zero_stage if on_gpu else 1
+    if compute.micro_batch_size == "auto":
+        knobs["micro_batch_size"] = None
+    return Execution(**knobs)
 
 
 def _training(grid: Grid, compute: Compute, family: Family, size: str) -> Training:
+    """The study's hyper-parameters, with the family's values where it says `auto`."""
     wanted, entry = grid.training, family.size(size)
-    auto_precision: Literal["bf16", "fp32"] = "bf16" if compute.gpus_per_worker else "fp32"
-    auto_rate = entry.learning_rate * (LORA_RATE if wanted.tune == "lora" else 1)
-    return Training(
-        epochs=wanted.epochs,
-        batch_size=wanted.batch_size,
-        learning_rate=auto_rate if wanted.learning_rate == "auto" else wanted.learning_rate,
-        optimizer=entry.optimizer if wanted.optimizer == "auto" else wanted.optimizer,
-        weight_decay=wanted.weight_decay,
-        warmup_fraction=wanted.warmup_fraction,
-        schedule=wanted.schedule,
-        max_grad_norm=wanted.max_grad_norm,
-        precision=auto_precision if compute.precision == "auto" else compute.precision,
-        evals_per_epoch=wanted.evals_per_epoch,
-        tune=wanted.tune,
-        validation=wanted.validation,
-        lora_rank=(wanted.lora_rank or LORA_RANK) if wanted.tune == "lora" else 0,
-    )
+    values = wanted.model_dump(exclude={"max_tokens"}) | {"precision": compute.precision}
+    if wanted.learning_rate == "auto":
+        values["learning_rate"] = entry.learning_rate * (LORA_RATE if wanted.tune == "lora" else 1)
+    if wanted.optimizer == "auto":
+        values["optimizer"] = entry.optimizer
+    if compute.precision == "auto":
+        values["precision"] = "bf16" if compute.gpus_per_worker else "fp32"
+    values["lora_rank"] = (wanted.lora_rank or LORA_RANK) if wanted.tune == "lora" else 0
+    return Training(**values)
 
 
 def _data(name: str, grid: Grid, models: dict[str, Model], *, base: Path, where: str) -> Data:
@@ -229,8 +212,8 @@ def _data(name: str, grid: Grid, models: dict[str, Model], *, base: Path, where:
         raise InputError(f"{where}: {error}") from error
     tokenizers = {model.tokenizer: (model.source, model.revision) for model in models.values()}
     least, most = grid.split.difficulty.min, grid.split.difficulty.max
-    limited = least is not None or most is not None
-    if limited and task.difficulty is None:
+    is_limited = least is not None or most is not None
+    if is_limited and task.difficulty is None:
         raise InputError(f"{where}: split.difficulty: '{task.name}' names no difficulty column in {task.path.name}")
     return Data(
         fingerprint=tasks.fingerprint(task),
@@ -244,136 +227,63 @@ def _data(name: str, grid: Grid, models: dict[str, Model], *, base: Path, where:
         source=str(task.path),
         tokenizer_sources=tuple(tokenizers[key] for key in sorted(tokenizers)),
         commits=commits,
-        difficulty=_range(str(task.difficulty), least, most) if limited else None,
+        difficulty=_difficulty_range(str(task.difficulty), least, most) if is_limited else None,
     )
 
 
-def _range(column: str, least: float | None, most: float | None) -> tuple[str, float, float]:
-    """Finite, for canonical JSON."""
+def _difficulty_range(column: str, least: float | None, most: float | None) -> tuple[str, float, float]:
+    """Open ends become the largest finite numbers, since canonical JSON has no infinity."""
     largest = sys.float_info.max
     return column, -largest if least is None else least, largest if most is None else most
 
 
-def _method(entry: str | dict[str, Any], setting: Setting, *, family: Family, grid: Grid, where: str) -> Method:
-    """A method as a study has it, or InputError where it makes no sense for a task."""
+def _circumstances(setting: Setting, family: Family, grid: Grid) -> list[Circumstance]:
+    """Where a grid would use its methods on a task: what a method may refuse."""
+    circumstances: list[Circumstance] = [setting]
+    if family.pooling == "mean":
+        circumstances.append("encoder")
+    if grid.training.tune != "all":
+        circumstances.append("probe" if grid.training.tune == "head" else "lora")
+    return circumstances
+
+
+def _check_setting(data: Data, circumstances: list[Circumstance], *, family: Family, where: str) -> None:
+    if data.setting == "generation" and "encoder" in circumstances:
+        raise InputError(
+            f"{where}: task '{data.task}' needs a decoder that can generate; family {family.name} has encoders only. "
+            "Choose a decoder family (`w2s families`)"
+        )
+    if data.setting == "generation" and "probe" in circumstances:
+        raise InputError(
+            f"{where}: task '{data.task}' is a generation, which a linear probe cannot learn; use training.tune: all"
+        )
+
+
+def _method(entry: str | dict[str, Any], circumstances: list[Circumstance], *, sizes: list[str], where: str) -> Method:
+    """A method as the study writes it, or InputError where it makes no sense."""
     method = Method(*resolve_method(entry))
-    why_not = refusal(method, setting=setting)
-    if method.name in (*UNTRAINED, "generative"):
-        if family.pooling == "mean":
-            why_not = f"{family.name} are encoders, which write nothing; use decoders"
-        elif grid.training.tune == "head":
-            why_not = "a probe reads features and writes nothing; use training.tune: all"
-        elif grid.training.tune == "lora" and method.name == "generative":
-            why_not = "a start is learned and kept whole; use training.tune: all"
-    if why_not:
-        raise InputError(f"{where}: '{method.name}' doesn't go with a {setting}: {why_not}")
+    if reason := methods.refusal(method, circumstances):
+        raise InputError(f"{where}: '{method.name}' doesn't go with a {circumstances[0]}: {reason}")
     through = dict(method.params).get("through", "auto")
-    allowed = [each.size for each in family.sizes if not grid.sizes or each.size in grid.sizes]
     for size in through if through != "auto" else ():
-        if size not in allowed:
-            raise InputError(
-                f"{where}.through: no size '{size}'{nearest(size, allowed)}; allowed: {', '.join(allowed)}"
-            )
+        if size not in sizes:
+            raise InputError(f"{where}.through: no size '{size}'{nearest(size, sizes)}; allowed: {', '.join(sizes)}")
     return method
 
 
-@dataclass(frozen=True)
-class Ladder:
-    """A grid's models on one task."""
-
-    sizes: tuple[str, ...]
-    """Weak to strong."""
-    data: Data
-    models: dict[str, Model]
-    trainings: dict[str, Training]
-    ceiling_split: str
-    on_truth: dict[tuple[str, str, int], Fit] = field(default_factory=dict)
-    """Made already: many cells share them."""
-
-    def fit(self, size: str, half: str, *labels: Fit, method: Method = TRUTH_METHOD, seed: int, **more: Any) -> Fit:
-        return Fit(self.models[size], self.data, half, labels, method, self.trainings[size], seed, **more)
-
-    def truth(self, size: str, half: str, *, seed: int) -> Fit:
-        kind = (size, half, seed)
-        if kind not in self.on_truth:
-            self.on_truth[kind] = self.fit(size, half, seed=seed)
-        return self.on_truth[kind]
-
-
 def _cells(
-    grid: Grid, pairs: list[tuple[str, str]], methods: list[Method], *, ladder: Ladder, family: str
-) -> list[Cell]:
-    return [
-        Cell(
-            family, method_label(method), seed, *_fits(method, weak, strong, ladder=ladder, seed=seed), label=grid.label
-        )
-        for seed in grid.seed_list
-        for method in methods
-        for weak, strong in pairs
-    ]
+    grid: Grid, pairs: list[tuple[str, str]], words: list[Method], *, ladder: Ladder, family: str
+) -> Iterator[Cell]:
+    for seed in grid.seed_list:
+        for method in words:
+            for weak, strong in pairs:
+                fits = methods.cell_fits(method, Pair(ladder, weak, strong, seed))
+                label = method_label(method)
+                yield Cell(family, label, seed, fits.supervisor, fits.student, fits.ceiling, label=grid.label)
 
 
-def _fits_of(cell: Cell) -> tuple[str, str, str]:
+def _keys(cell: Cell) -> tuple[str, str, str]:
     return cell.supervisor.key, cell.student.key, cell.ceiling.key
-
-
-def _fits(method: Method, weak: str, strong: str, *, ladder: Ladder, seed: int) -> tuple[Fit, Fit, Fit]:
-    """(supervisor, student, ceiling): what a method makes of a pair."""
-    params = dict(method.params)
-    loss = _loss(params.get("loss", "naive"))
-    fit = partial(ladder.fit, seed=seed)
-    supervisor = ladder.truth(weak, "A", seed=seed)
-    ceiling = ladder.truth(strong, ladder.ceiling_split, seed=seed)
-    match method.name:
-        case "bootstrap":
-            student = _chain(
-                supervisor, [*_between(weak, strong, params["through"], ladder.sizes), strong], loss, ladder
-            )
-        case "iterate":
-            student = _chain(supervisor, [strong] * params["rounds"], loss, ladder)
-        case "ensemble" if params["members"] == "seeds":
-            members = [ladder.truth(weak, "A", seed=seed + i) for i in range(params["num_seeds"])]
-            student = fit(strong, "B", *members, method=method)
-        case "ensemble":
-            members = [ladder.truth(size, "A", seed=seed) for size in ladder.sizes[: ladder.sizes.index(weak) + 1]]
-            student = fit(strong, "B", *members, method=method)
-        case "generative":
-            written = Method("generative", (("epochs", params["epochs"]),))
-            starts = {size: fit(size, "B", method=written) for size in (weak, strong)}
-            supervisor = fit(weak, "A", start=starts[weak])
-            ceiling = fit(strong, ladder.ceiling_split, start=starts[strong])
-            student = fit(strong, "B", supervisor, method=loss, start=starts[strong])
-        case "strong_on_a":
-            student = ladder.truth(strong, "A", seed=seed)
-        case "zero_shot":
-            student = ladder.fit(strong, "B", method=method, seed=0)  # nothing in it is random
-        case "few_shot":
-            student = fit(strong, "B", *([supervisor] if params["labels"] == "weak" else []), method=method)
-        case _:
-            student = fit(strong, "B", supervisor, method=method)
-    return supervisor, student, ceiling
-
-
-@cache
-def _loss(name: str) -> Method:
-    """A loss with its defaults."""
-    return Method(*resolve_method(name))
-
-
-def _between(weak: str, strong: str, through: str | tuple[str, ...], sizes: tuple[str, ...]) -> list[str]:
-    """The sizes that lie between two, of all or of those that are named. With none, the chain is a single step."""
-    low, high = sizes.index(weak), sizes.index(strong)
-    return [size for size in sizes[low + 1 : high] if through == "auto" or size in through]
-
-
-def _chain(supervisor: Fit, sizes: list[str], loss: Method, ladder: Ladder) -> Fit:
-    """Each size learns from the one before it, on a part of half B that none before it has seen (Burns et al. 2023,
-    section 4.3.1)."""
-    labeller = supervisor
-    for step, size in enumerate(sizes, start=1):
-        half = "B" if len(sizes) == 1 else f"B{step}/{len(sizes)}"
-        labeller = ladder.fit(size, half, labeller, method=loss, seed=supervisor.seed)
-    return labeller
 
 
 def method_label(method: Method) -> str:
@@ -429,7 +339,7 @@ def cost(fit: Fit, *, execution: Execution, shape: tasks.Size) -> Cost:
     num_train = min(fit.data.num_train or per_half, per_half)
     row_tokens = _row_tokens(fit, shape)
     epochs = dict(fit.method.params)["epochs"] if fit.role == "start" else fit.training.epochs
-    predicted, parts = num_test * (epochs * fit.training.evals_per_epoch + 1), int(fit.half.partition("/")[2] or 1)
+    predicted, parts = num_test * (epochs * fit.training.evals_per_epoch + 1), fit.part.count
     if fit.role == "start":
         predicted = 0
     if fit.role == "untrained":

@@ -1,7 +1,7 @@
-"""DeepSpeed engines: built from a Fit's hyper-parameters and the execution at hand, and taken apart without a trace.
+"""A DeepSpeed engine around one Fit's model, that is taken apart without a trace.
 
-A global batch is sliced over workers, then into micro-batches; rows that pad a last batch weigh nothing. The gradient
-is that of the mean loss over the global batch's rows, whatever the slicing.
+A global batch is cut over workers, then into micro-batches; rows that pad a last batch weigh nothing. The gradient is that of
+the mean loss over the global batch's rows, however the batch is cut.
 """
 
 from __future__ import annotations
@@ -9,93 +9,125 @@ from __future__ import annotations
 import gc
 import logging
 import math
-import os
-import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import deepspeed
 import torch
-import torch.distributed as dist
 from torch import nn
 
 from w2s_ray.fit import Execution, Training
-from w2s_ray.leases import LeaseLost
-from w2s_ray.storage import StoreDown
+from w2s_ray.training.distributed import device, rank, world_size
 
 for _name in ("DeepSpeed", "deepspeed"):
     logging.getLogger(_name).setLevel(logging.ERROR)
 
-# gloo and NCCL do the communication; DeepSpeed would compile a shared-memory one on a machine's first run (half a minute)
+# gloo and NCCL do the communication. DeepSpeed would compile a shared-memory library on a machine's first run, in half a minute.
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
-def device() -> torch.device:
-    """The device of this worker: its GPU, if it was given one."""
-    if torch.cuda.is_available():
-        return torch.device("cuda", torch.cuda.current_device())
-    return torch.device("cpu")
+class Engine:
+    """Wraps `deepspeed.initialize`. Its learning rate is 0 until `set_learning_rate`."""
 
+    def __init__(self, module: nn.Module, *, training: Training, execution: Execution) -> None:
+        kind = torch.optim.AdamW if training.optimizer == "adamw" else torch.optim.Adam
+        parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        optimizer = kind(parameters, lr=0.0, betas=(0.9, 0.999), eps=1e-8, weight_decay=training.weight_decay)
+        if execution.zero_stage < 3:
+            module.to(device())
+        self._engine, *_ = deepspeed.initialize(
+            model=module, optimizer=optimizer, config=config(training, execution), dist_init_required=False
+        )
+        self.micro_batch_size: int = self._engine.train_micro_batch_size_per_gpu()
+        self.num_micro_batches: int = self._engine.gradient_accumulation_steps()
+        self.adam_states.clear()  # ZeRO-3 has taken an empty step; Adam's count starts at the first real one
 
-def world_size() -> int:
-    return dist.get_world_size() if dist.is_initialized() else 1
+    # --- forward and backward ---
 
+    def __call__(self, *inputs: Any) -> torch.Tensor:
+        output: torch.Tensor = self._engine(*inputs)
+        return output
 
-def rank() -> int:
-    return dist.get_rank() if dist.is_initialized() else 0
+    @property
+    def module(self) -> Any:
+        return self._engine.module
 
+    def train(self) -> None:
+        self._engine.train()
 
-def join_processes() -> None:
-    """Make sure there is a process group: Ray Train's, or one of this process alone."""
-    if dist.is_initialized():
-        return
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    os.environ |= {
-        "RANK": "0",
-        "LOCAL_RANK": "0",
-        "WORLD_SIZE": "1",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-    }
-    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", rank=0, world_size=1)
+    def eval(self) -> None:
+        self._engine.eval()
 
+    def backward(self, loss: torch.Tensor) -> None:
+        self._engine.backward(loss)
 
-class Agreed(Exception):
-    """A failure that every worker of the group knows of, at the same point."""
+    def step(self) -> None:
+        """End a micro-batch. The last one of a batch moves the weights."""
+        self._engine.step()
 
+    def set_learning_rate(self, rate: float) -> None:
+        for group in self._base_optimizer.param_groups:
+            group["lr"] = rate
 
-@contextmanager
-def together() -> Iterator[None]:
-    """A part without collectives that all workers leave well or none does: a failure of one is raised on every one (in a
-    group as `Agreed`, or as `StoreDown` when it is no Fit's fault), so that nobody waits for it for ever."""
-    problem: Exception | None = None
-    try:
-        yield
-    except Exception as error:
-        problem = error
-    if world_size() == 1:
-        if problem is not None:
-            raise problem
-        return
-    mine = (f"{problem}" or type(problem).__name__, isinstance(problem, (StoreDown, LeaseLost))) if problem else None
-    said: list[tuple[str, bool] | None] = [None] * world_size()
-    dist.all_gather_object(said, mine)
-    if problems := [each for each in said if each]:
-        kind = StoreDown if any(blameless for _, blameless in problems) else Agreed
-        raise kind("; ".join(dict.fromkeys(text for text, _ in problems))) from problem
+    # --- state, for checkpoints ---
+
+    @property
+    def _base_optimizer(self) -> torch.optim.Optimizer:
+        """torch's optimizer under whatever ZeRO wraps around it."""
+        wrapped = self._engine.optimizer
+        is_bare = isinstance(wrapped, torch.optim.Optimizer) and not hasattr(wrapped, "optimizer")
+        return wrapped if is_bare else wrapped.optimizer
+
+    @property
+    def adam_states(self) -> dict[Any, dict[str, torch.Tensor]]:
+        return self._base_optimizer.state
+
+    @property
+    def adam_parameters(self) -> list[torch.Tensor]:
+        """The tensors that Adam steps, in a fixed order: this worker's flat partitions under ZeRO."""
+        wrapped = self._engine.optimizer
+        for name in ("fp32_partitioned_groups_flat", "single_partition_of_fp32_groups"):
+            if hasattr(wrapped, name):
+                return list(getattr(wrapped, name))
+        return [p for group in self._base_optimizer.param_groups for p in group["params"]]
+
+    def full_weights(self) -> dict[str, torch.Tensor]:
+        """Every weight, whole, on rank 0's CPU. Empty on the other ranks; all of them must call it under ZeRO-3."""
+        weights: dict[str, torch.Tensor] = {}
+        for name, parameter in self.module.named_parameters():
+            if hasattr(parameter, "ds_id"):
+                with deepspeed.zero.GatheredParameters([parameter]):
+                    if rank() == 0:
+                        weights[name] = parameter.detach().cpu().clone()
+            elif rank() == 0:
+                weights[name] = parameter.detach().cpu().clone()
+        return weights
+
+    def close(self) -> None:
+        """Take the engine apart, so that hundreds can follow one another in a process.
+
+        ZeRO-3 makes autograd functions for every module, which outlive `destroy` and keep the module alive. So everything
+        that they refer to is emptied.
+        """
+        engine = self._engine
+        parameters = list(engine.module.parameters())
+        engine.destroy()
+        for parameter in parameters:
+            parameter.__dict__.clear()
+            parameter.grad = None
+            parameter.data = torch.empty(0)
+        offload = getattr(engine.optimizer, "parameter_offload", None)
+        for part in (offload, engine.optimizer):
+            if part is not None:
+                part.__dict__.clear()
+        engine.optimizer = None
+        engine.module = None
+        gc.collect()
 
 
 def micro_batch_size(training: Training, execution: Execution) -> int:
+    """Rows of a worker in one forward pass: its share of the batch, unless the execution asks for fewer."""
     share = math.ceil(training.batch_size / world_size())
     return min(execution.micro_batch_size or share, share)
-
-
-def num_micro_batches(training: Training, execution: Execution) -> int:
-    """Micro-batches of each worker in one step."""
-    return math.ceil(math.ceil(training.batch_size / world_size()) / micro_batch_size(training, execution))
 
 
 def config(training: Training, execution: Execution) -> dict[str, Any]:
@@ -105,11 +137,12 @@ def config(training: Training, execution: Execution) -> dict[str, Any]:
         zero["offload_optimizer"] = {"device": "cpu"}
     if execution.offload == "parameters" and execution.zero_stage == 3:
         zero["offload_param"] = {"device": "cpu"}
-    micro, accumulation = micro_batch_size(training, execution), num_micro_batches(training, execution)
+    micro = micro_batch_size(training, execution)
+    num_micro_batches = math.ceil(math.ceil(training.batch_size / world_size()) / micro)
     return {
-        "train_batch_size": micro * accumulation * world_size(),
+        "train_batch_size": micro * num_micro_batches * world_size(),
         "train_micro_batch_size_per_gpu": micro,
-        "gradient_accumulation_steps": accumulation,
+        "gradient_accumulation_steps": num_micro_batches,
         "gradient_clipping": training.max_grad_norm,
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
@@ -117,76 +150,3 @@ def config(training: Training, execution: Execution) -> dict[str, Any]:
         "steps_per_print": 10**9,
         "wall_clock_breakdown": False,
     }
-
-
-def start(model: nn.Module, *, training: Training, execution: Execution) -> Any:
-    """An engine for one Fit. Its learning rate is 0 until `set_rate`."""
-    kind = torch.optim.AdamW if training.optimizer == "adamw" else torch.optim.Adam
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = kind(parameters, lr=0.0, betas=(0.9, 0.999), eps=1e-8, weight_decay=training.weight_decay)
-    if execution.zero_stage < 3:
-        model.to(device())
-    engine, *_ = deepspeed.initialize(
-        model=model, optimizer=optimizer, config=config(training, execution), dist_init_required=False
-    )
-    adam_states(engine).clear()  # ZeRO-3 has taken an empty step; Adam's count starts at the first real one
-    return engine
-
-
-def base_optimizer(engine: Any) -> torch.optim.Optimizer:
-    """torch's optimizer under whatever ZeRO wraps around it."""
-    wrapped = engine.optimizer
-    return (
-        wrapped
-        if isinstance(wrapped, torch.optim.Optimizer) and not hasattr(wrapped, "optimizer")
-        else wrapped.optimizer
-    )
-
-
-def adam_states(engine: Any) -> dict[Any, dict[str, torch.Tensor]]:
-    return base_optimizer(engine).state
-
-
-def adam_parameters(engine: Any) -> list[torch.Tensor]:
-    """The tensors that Adam steps, in a fixed order: this worker's flat partitions under ZeRO."""
-    wrapped = engine.optimizer
-    for name in ("fp32_partitioned_groups_flat", "single_partition_of_fp32_groups"):
-        if hasattr(wrapped, name):
-            return list(getattr(wrapped, name))
-    return [p for group in base_optimizer(engine).param_groups for p in group["params"]]
-
-
-def set_rate(engine: Any, rate: float) -> None:
-    for group in base_optimizer(engine).param_groups:
-        group["lr"] = rate
-
-
-def rate_at(step: int, num_steps: int, *, training: Training) -> float:
-    """Linear warm-up, then constant or half a cosine to 0. `step` counts from 0."""
-    warmup = training.warmup_fraction * num_steps
-    if step < warmup:
-        return training.learning_rate * (step + 1) / warmup
-    if training.schedule == "constant":
-        return training.learning_rate
-    progress = (step - warmup) / max(1.0, num_steps - warmup)
-    return training.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
-
-
-def stop(engine: Any) -> None:
-    """Take an engine apart, so that hundreds can follow one another in a process.
-
-    ZeRO-3 makes autograd functions for every module, which outlive `destroy` and hold on to it; what they hold is emptied.
-    """
-    parameters = list(engine.module.parameters())
-    engine.destroy()
-    for parameter in parameters:
-        parameter.__dict__.clear()
-        parameter.grad = None
-        parameter.data = torch.empty(0)
-    offload = getattr(engine.optimizer, "parameter_offload", None)
-    for part in (offload, engine.optimizer):
-        if part is not None:
-            part.__dict__.clear()
-    engine.optimizer = None
-    engine.module = None
-    gc.collect()

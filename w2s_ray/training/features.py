@@ -1,6 +1,7 @@
-"""Features for linear probes: read off a frozen model once for each (model, task), kept in the store for every probe.
+"""Features of a frozen model: read off once for each (model, task), and kept in the store for every Fit that needs them.
 
-Promises: the same features however many workers extracted them; what can't be read back whole is extracted again.
+Linear probes learn from them, and some transforms of labels look at them. Promises: the features are the same however many
+workers extract them; a file that cannot be read back whole is extracted again.
 """
 
 from __future__ import annotations
@@ -12,111 +13,91 @@ from typing import Any
 import numpy as np
 import safetensors
 import torch
-import torch.distributed as dist
 from safetensors.numpy import load, save
 
-from w2s_ray.fit import SEMANTICS, Execution, Fit, canonical_json
+from w2s_ray.fit import SEMANTICS, Fit, canonical_json
 from w2s_ray.store import Store
-from w2s_ray.training import data
-from w2s_ray.training import engine as engines
-from w2s_ray.training.data import Prepared, Rows
-from w2s_ray.training.model import frozen
+from w2s_ray.training.batches import eval_batches
+from w2s_ray.training.distributed import all_agree, device, rank, sum_rows_over_ranks, world_size
+from w2s_ray.training.model import ModelSpec, Scorer, frozen_model
+from w2s_ray.training.rows import PreparedTask, Rows
+from w2s_ray.training.settings import setting_of
+from w2s_ray.training.worker import Worker
 
-NUM_KEPT = 2
+NUM_CACHED = 2
 """Feature sets that a worker keeps in memory."""
 
-_kept: dict[str, dict[str, np.ndarray]] = {}
+Features = dict[str, np.ndarray]
+"""Part of the task -> [row, sequence, width]."""
+
+_cache: dict[str, Features] = {}
 
 
-def for_probe(fit: Fit, prepared: Prepared, *, store: Store, execution: Execution) -> Prepared:
-    """The same rows, with features in the place of tokens, standardised over the half that the Fit learns from."""
-    raw = _features(fit, prepared, store=store, execution=execution)
-    own = raw[fit.half[0]].reshape(-1, raw[fit.half[0]].shape[-1])
+def with_features(fit: Fit, task: PreparedTask, worker: Worker) -> PreparedTask:
+    """The same task with features in place of tokens, standardised over the half that the Fit learns from."""
+    raw = _features(fit, task, worker)
+    own = raw[fit.part.half].reshape(-1, raw[fit.part.half].shape[-1])
     mean, spread = own.mean(axis=0), own.std(axis=0) + 1e-6
     parts = {
-        name: replace(rows, sequences=[tuple(row) for row in (raw[name] - mean) / spread])
-        for name, rows in prepared.parts.items()
+        name: replace(rows, sequences=[tuple(row) for row in (raw[name] - mean) / spread], are_features=True)
+        for name, rows in task.parts.items()
     }
-    return replace(prepared, parts=parts)
+    return replace(task, parts=parts)
 
 
-def _features(fit: Fit, prepared: Prepared, *, store: Store, execution: Execution) -> dict[str, np.ndarray]:
-    """Part -> [row, sequence, width]."""
+def _features(fit: Fit, task: PreparedTask, worker: Worker) -> Features:
     name = _name(fit)
-    if name not in _kept:
-        while len(_kept) >= NUM_KEPT:
-            _kept.pop(next(iter(_kept)))
-        found = _read(store, name, prepared)
-        if not _agreed(found is not None) or found is None:
-            found = _extract(fit, prepared, execution=execution)
-            if engines.rank() == 0:
-                store.storage.write(f"features/{name}.safetensors", save(found))
-        _kept[name] = found
-    return _kept[name]
+    if name not in _cache:
+        while len(_cache) >= NUM_CACHED:
+            _cache.pop(next(iter(_cache)))
+        features = _read(worker.store, name, task)
+        if not all_agree(features is not None) or features is None:  # all ranks extract together, or none does
+            features = _extract(fit, task, worker)
+            if rank() == 0:
+                worker.store.storage.write(_path(name), save(features))
+        _cache[name] = features
+    return _cache[name]
 
 
 def _name(fit: Fit) -> str:
-    what = {
+    identity = {
         "model": fit.model.identity,
         "data": fit.data.identity,
         "precision": fit.training.precision,
         "semantics": SEMANTICS,
-    } | ({"told": fit.labels[0].key} if fit.method.name == "told" else {})
-    return f"{fit.data.task}-{fit.model.name}-{hashlib.sha256(canonical_json(what).encode()).hexdigest()[:12]}"
+    } | ({"told": fit.labels[0].key} if fit.method.name == "told" else {})  # its texts hold labels
+    digest = hashlib.sha256(canonical_json(identity).encode()).hexdigest()[:12]
+    return f"{fit.data.task}-{fit.model.name}-{digest}"
 
 
-def _read(store: Store, name: str, prepared: Prepared) -> dict[str, np.ndarray] | None:
-    path = f"features/{name}.safetensors"
+def _path(name: str) -> str:
+    return f"features/{name}.safetensors"
+
+
+def _read(store: Store, name: str, task: PreparedTask) -> Features | None:
     try:
-        found = load(store.storage.read(path)) if store.storage.exists(path) else {}
+        features = load(store.storage.read(_path(name))) if store.storage.exists(_path(name)) else {}
     except (OSError, safetensors.SafetensorError):
         return None
-    right = {part: len(rows) for part, rows in prepared.parts.items()}
-    return found if {part: len(rows) for part, rows in found.items()} == right else None
-
-
-def _agreed(mine: bool) -> bool:
-    """Whether all workers say so: they extract together or not at all."""
-    if engines.world_size() == 1:
-        return mine
-    votes = torch.tensor([int(mine)], device=engines.device())
-    dist.all_reduce(votes, op=dist.ReduceOp.MIN)
-    return bool(votes.item())
+    num_rows = {part: len(rows) for part, rows in task.parts.items()}
+    return features if {part: len(rows) for part, rows in features.items()} == num_rows else None
 
 
 @torch.no_grad()
-def _extract(fit: Fit, prepared: Prepared, *, execution: Execution) -> dict[str, np.ndarray]:
-    model = frozen(fit.model, execution=execution, bf16=fit.training.precision == "bf16").to(engines.device())
-    return {
-        part: _extract_part(model, rows, pad_id=prepared.pad_id, setting=fit.data.setting)
-        for part, rows in sorted(prepared.parts.items())
-    }
+def _extract(fit: Fit, task: PreparedTask, worker: Worker) -> Features:
+    model = frozen_model(ModelSpec.of(fit, execution=worker.execution)).to(device())
+    return {name: _extract_part(fit, model, rows, task) for name, rows in sorted(task.parts.items())}
 
 
-def _extract_part(model: Any, rows: Rows, *, pad_id: int, setting: Any) -> np.ndarray:
-    found: torch.Tensor | None = None
-    for index, chosen in enumerate(data.eval_batches(rows)):
-        if index % engines.world_size() != engines.rank():
+def _extract_part(fit: Fit, model: Scorer, rows: Rows, task: PreparedTask) -> np.ndarray:
+    features: torch.Tensor | None = None
+    for index, chosen in enumerate(eval_batches(rows)):
+        if index % world_size() != rank():
             continue
-        sequences = [rows.sequences[i] for i in chosen]
-        read, _ = data.inputs(
-            sequences, np.zeros(len(chosen), np.float32), setting=setting, pad_id=pad_id, device=engines.device()
-        )
-        features = model.features(*read)
-        by_row = features.view(-1, len(chosen), features.shape[-1]).transpose(0, 1)
-        if found is None:
-            found = torch.zeros((len(rows), *by_row.shape[1:]), device=by_row.device)
-        found[chosen] = by_row
-    if engines.world_size() > 1:
-        found = _summed(found, len(rows), device=engines.device())
-    assert found is not None
-    return found.cpu().numpy()
-
-
-def _summed(found: torch.Tensor | None, num_rows: int, *, device: torch.device) -> torch.Tensor:
-    """The rows of all workers; one that had no batch takes the shape from the others."""
-    shape = torch.tensor(found.shape[1:] if found is not None else (0, 0), device=device)
-    dist.all_reduce(shape, op=dist.ReduceOp.MAX)
-    whole = found if found is not None else torch.zeros((num_rows, *shape.tolist()), device=device)
-    dist.all_reduce(whole)
-    return whole
+        inputs: tuple[Any, ...] = setting_of(fit).collate(rows, chosen, pad_id=task.pad_id)[0]
+        flat = model.features(*inputs)
+        by_row = flat.view(-1, len(chosen), flat.shape[-1]).transpose(0, 1)
+        if features is None:
+            features = torch.zeros((len(rows), *by_row.shape[1:]), device=by_row.device)
+        features[chosen] = by_row
+    return sum_rows_over_ranks(features, len(rows)).cpu().numpy()

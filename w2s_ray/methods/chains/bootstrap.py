@@ -1,0 +1,29 @@
+"""Labels handed up a chain of sizes (Burns et al. 2023, section 4.3.1): weak -> middle -> ... -> strong.
+
+Each size learns from the one before it, on a part of half B that no other step sees.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from w2s_ray.methods.losses import WithLoss, default_loss
+from w2s_ray.methods.pair import CellFits, Pair
+from w2s_ray.methods.params import Refusals
+
+REFUSES: Refusals = {}
+
+
+class Params(WithLoss):
+    """Labels handed up a chain of sizes, each step on a fresh part of half B."""
+
+    through: Literal["auto"] | tuple[str, ...] = "auto"
+    """Sizes between the weak and the strong one. `auto` takes all that the grid has."""
+
+
+def cell_fits(pair: Pair, params: Params) -> CellFits:
+    sizes = pair.ladder.sizes
+    between = sizes[sizes.index(pair.weak) + 1 : sizes.index(pair.strong)]
+    steps = [size for size in between if params.through == "auto" or size in params.through]
+    student = pair.chain([*steps, pair.strong], loss=default_loss(params.loss))
+    return CellFits(pair.supervisor, student, pair.ceiling)

@@ -1,0 +1,88 @@
+"""Where, when and with what a Fit was trained, for `fit.json`. Nothing here is part of its identity."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from w2s_ray.fit import Execution, Fit
+from w2s_ray.training.clock import Clock
+from w2s_ray.training.distributed import world_size
+from w2s_ray.training.loop import num_epochs
+from w2s_ray.training.rows import PreparedTask
+from w2s_ray.training.settings import model_setting_of
+from w2s_ray.training.training_set import TrainingSet
+
+PACKAGES = ("w2s_ray", "torch", "transformers", "deepspeed", "ray")
+
+
+@dataclass(frozen=True)
+class Circumstances:
+    """How a Fit came to be, as far as it shows only afterwards."""
+
+    execution: Execution
+    clock: Clock
+    head_start: str
+    resumed_from_step: int
+
+
+def provenance(fit: Fit, task: PreparedTask, training_set: TrainingSet, circumstances: Circumstances) -> dict[str, Any]:
+    num_tokens, clock = _num_training_tokens(fit, task, training_set), circumstances.clock
+    num_rows = {name: len(rows) for name, rows in task.parts.items()} | {"learned": len(training_set)}
+    return {
+        "versions": {name: metadata.version(name) for name in PACKAGES},
+        "python": sys.version.split()[0],
+        "git_commit": git_commit(),
+        "host": platform.node(),
+        "machine": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
+        "world_size": world_size(),
+        "execution": asdict(circumstances.execution),
+        "committed_at": time.time(),
+        "seconds": {name: round(seconds, 4) for name, seconds in clock.seconds.items()},
+        "busy": None if clock.busy_share is None else round(clock.busy_share, 4),
+        "tokens": num_tokens,
+        "flops": _flops(fit, num_tokens),
+        "head_start": circumstances.head_start,
+        "num_rows": num_rows,
+        "num_too_long": task.num_too_long,
+        "resumed_from_step": circumstances.resumed_from_step,
+    }
+
+
+def _num_training_tokens(fit: Fit, task: PreparedTask, training_set: TrainingSet) -> int:
+    """Tokens that the model reads, and learns to write, over all epochs."""
+    if num_epochs(fit) == 0:
+        return 0
+    rows = training_set.rows
+    read = task.parts[fit.part.half].in_order_of(rows.ids) if fit.training.tune == "head" else rows
+    num_read = sum(len(tokens) for sequences in read.sequences for tokens in sequences)
+    num_written = sum(map(len, rows.labels)) if model_setting_of(fit).TARGETS_ARE_TOKENS else 0
+    return (num_read + num_written) * num_epochs(fit)
+
+
+def _flops(fit: Fit, num_tokens: int) -> int:
+    """6ND (Kaplan et al. 2020, section 2.1); 4ND with LoRA, whose frozen weights need no gradient of their own.
+
+    A probe's backbone reads each row once, whatever the epochs, and only forwards: 2ND.
+    """
+    if fit.training.tune == "head":
+        return 2 * fit.model.num_params * num_tokens // num_epochs(fit)
+    return (4 if fit.training.tune == "lora" else 6) * fit.model.num_params * num_tokens
+
+
+def git_commit() -> str | None:
+    """The commit of the running code, if it runs from a checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return None
+    return answer.stdout.strip() or None

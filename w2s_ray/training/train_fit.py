@@ -1,0 +1,143 @@
+"""The life of one Fit, from its task's rows to its committed files.
+
+Promises: the files are a function of the Fit's identity. How it was cut over workers and micro-batches, and where it was
+interrupted, shows only in the provenance in `fit.json` (to the bit on one world size, to a small tolerance across them).
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from safetensors.torch import load, save_file
+from torch import nn
+
+from w2s_ray import methods
+from w2s_ray.fit import Fit, describe
+from w2s_ray.store import Store
+from w2s_ray.training.checkpoint import Checkpoints, Progress
+from w2s_ray.training.clock import Clock
+from w2s_ray.training.data import prepare
+from w2s_ray.training.distributed import raise_on_all_ranks, rank
+from w2s_ray.training.engine import Engine
+from w2s_ray.training.features import with_features
+from w2s_ray.training.loop import CURVE, TrainingLoop
+from w2s_ray.training.model import ModelSpec, WarmStart
+from w2s_ray.training.predict import predict_part, write_predictions
+from w2s_ray.training.prompts import apply_prompt_method
+from w2s_ray.training.provenance import Circumstances, provenance
+from w2s_ray.training.rows import PreparedTask
+from w2s_ray.training.settings import model_setting_of
+from w2s_ray.training.training_set import build_training_set
+from w2s_ray.training.worker import TrainingFailed, Worker
+
+
+def train_fit(fit: Fit, worker: Worker, *, scratch: Path) -> dict[str, float]:
+    """Prepare, train, predict, commit. Returns seconds by phase. Raises TrainingFailed if it cannot work anywhere."""
+    clock, is_probe, features = Clock(), fit.training.tune == "head", None
+    with clock.phase("load"), raise_on_all_ranks():
+        task = apply_prompt_method(fit, prepare(fit), worker.store)
+    if is_probe or methods.needs_features(fit.method):
+        with clock.phase("features"):
+            features = with_features(fit, task, worker)
+    model_task = features if is_probe and features else task
+    checkpoints = Checkpoints(fit, worker, scratch / "checkpoint")
+    with clock.phase("load"):
+        with raise_on_all_ranks():
+            training_set = build_training_set(fit, model_task, features, worker.store)
+            model, head_start = build_model(fit, worker)
+            check_can_answer(fit, model, model_task, head_start=head_start)
+            checkpoints.folder.mkdir()
+        resumed = checkpoints.find()
+        if resumed:
+            checkpoints.load_weights(model)
+        engine = Engine(model, training=fit.training, execution=worker.execution)
+        if resumed:
+            checkpoints.load_optimizer(engine)
+    resumed_from_step = resumed.step if resumed else 0
+    progress = resumed or Progress()
+    try:
+        TrainingLoop(fit, engine, training_set, model_task, worker, checkpoints, clock, progress).run()
+        with clock.phase("eval"):
+            products = make_products(fit, engine, model_task)
+    finally:
+        engine.close()
+    with clock.phase("commit"), raise_on_all_ranks():
+        if rank() == 0:
+            files = scratch / "files"
+            files.mkdir()
+            products.write(files)
+            pq.write_table(pa.Table.from_pylist(progress.curve, schema=CURVE), files / "curve.parquet")
+            circumstances = Circumstances(worker.execution, clock, head_start, resumed_from_step)
+            facts = describe(fit) | {"provenance": provenance(fit, task, training_set, circumstances)}
+            (files / "fit.json").write_text(json.dumps(facts, indent=1))
+            worker.check_lease()
+            worker.store.write_truth(fit, task.truth)
+            worker.store.commit(fit, files)
+    return dict(clock.seconds)
+
+
+def build_model(fit: Fit, worker: Worker) -> tuple[nn.Module, str]:
+    """The Fit's model before training, and what its head starts from."""
+    spec = ModelSpec.of(fit, execution=worker.execution, warm_start=_warm_start(fit, worker.store))
+    model, head_start = model_setting_of(fit).build_model(spec)
+    return model, head_start
+
+
+def _warm_start(fit: Fit, store: Store) -> WarmStart | None:
+    if fit.warm_start is None:
+        return None
+    folder = store.folder_of(fit.warm_start)
+    return WarmStart(fit.warm_start.key, load(store.read_file(folder, "model.safetensors")))
+
+
+def check_can_answer(fit: Fit, model: Any, task: PreparedTask, *, head_start: str) -> None:
+    """Refuse untrained models whose answers would mean nothing: a head of zeros, a prompt that is cut off."""
+    if fit.role != "untrained":
+        return
+    if fit.data.setting == "classification" and head_start == "zero":
+        raise TrainingFailed(
+            "words", "zero-shot classification needs '0' and '1' to be single tokens; this tokenizer has none"
+        )
+    config: Any = (model.causal if hasattr(model, "causal") else model.backbone).config
+    limit = getattr(config, "max_position_embeddings", None)
+    prompts = (tokens for sequences in task.parts["test"].sequences for tokens in sequences)
+    longest = max(map(len, prompts)) + task.num_answer_tokens
+    if limit is not None and longest > limit:
+        raise TrainingFailed(
+            "length", f"prompts have up to {longest} tokens, but the model reads {limit}; lower 'shots'"
+        )
+
+
+@dataclass(frozen=True)
+class Products:
+    """What others will want of a Fit: its predictions, or the weights of a warm start."""
+
+    test: pa.Table | None = None
+    labels: pa.Table | None = None
+    """Predictions of half B, for Fits that learn from this one."""
+    weights: dict[str, torch.Tensor] | None = None
+
+    def write(self, folder: Path) -> None:
+        if self.test is not None:
+            write_predictions(folder / "test.parquet", self.test)
+        if self.labels is not None:
+            write_predictions(folder / "labels.parquet", self.labels)
+        if self.weights is not None:
+            save_file(self.weights, folder / "model.safetensors")
+
+
+def make_products(fit: Fit, engine: Engine, task: PreparedTask) -> Products:
+    if fit.role == "start":
+        return Products(weights=engine.full_weights())
+    test = predict_part(engine, fit, task, "test")
+    labels = predict_part(engine, fit, task, "B") if fit.labels_others else None
+    if not np.isfinite(test["probability"]).all():
+        raise TrainingFailed("nan", "predictions on the test set are not finite")
+    return Products(test, labels)
