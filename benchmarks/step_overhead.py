@@ -1,7 +1,7 @@
 """What the engine costs: one optimizer step through DeepSpeed against the same step in a bare PyTorch loop.
 
 `python benchmarks/step_overhead.py [--zero-stage 1] [--rounds 20]`. Same model (a Llama of about 0.9 M parameters), same
-batch (32 rows of 64 tokens), one thread, the two taking turns so that the machine's mood falls on both. Goal: <= 1.15.
+batch (32 rows of 64 tokens), one thread. The two take turns, so that other load on the machine falls on both. Goal: <= 1.15.
 """
 
 from __future__ import annotations
@@ -11,19 +11,29 @@ import statistics
 import time
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from transformers import LlamaConfig, LlamaModel
 
-from w2s_ray.fit import Execution, Method, Training
+from w2s_ray.fit import Execution, Method, Model, Training
 from w2s_ray.methods import objective
-from w2s_ray.training import engine as engines
-from w2s_ray.training import loop
-from w2s_ray.training.model import Scorer
+from w2s_ray.methods.cross_entropy import cross_entropy
+from w2s_ray.training.distributed import join_processes
+from w2s_ray.training.engine import Engine
+from w2s_ray.training.loss import BatchLoss
+from w2s_ray.training.model import ModelSpec, Scorer
+from w2s_ray.training.rows import Rows
+from w2s_ray.training.settings import classification
+from w2s_ray.training.training_set import TrainingSet
 
 TRAINING = Training(
     epochs=1, batch_size=32, learning_rate=1e-3, optimizer="adam", weight_decay=0.0, warmup_fraction=0.0,
     schedule="constant", max_grad_norm=0.0, precision="fp32", evals_per_epoch=1,
     tune="all",
+)  # fmt: skip
+MODEL = Model(
+    fingerprint="", tokenizer="", pooling="last", depth=None, family="", size="", source="", revision=None,
+    num_params=1, pretraining_tokens=None,
 )  # fmt: skip
 
 
@@ -33,8 +43,8 @@ def classifier() -> Scorer:
         vocab_size=512, hidden_size=128, intermediate_size=512, num_hidden_layers=3, num_attention_heads=4
     )
     backbone = LlamaModel(config)
-    backbone.takes_positions, backbone.keeps_cache = True, True
-    return Scorer(backbone, torch.nn.Linear(128, 2, bias=False), pooling="last", bf16=False)
+    backbone.takes_positions, backbone.takes_use_cache = True, True
+    return Scorer(backbone, torch.nn.Linear(128, 2, bias=False), ModelSpec(MODEL))
 
 
 def timed(step: Callable[[], object]) -> float:
@@ -49,35 +59,28 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=20)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    engines.join_processes()
+    join_processes()
     tokens = torch.randint(4, 512, (32, 64), generator=torch.Generator().manual_seed(0))
     targets = torch.rand(32, generator=torch.Generator().manual_seed(1))
-    naive = objective(Method("naive"), setting="classification")
+    loss = BatchLoss(classification, objective(Method("naive"), of_tokens=False), batch_size=32, pad_id=0)
 
     bare = classifier()
     optimizer = torch.optim.Adam(bare.parameters(), lr=1e-3)
 
     def bare_step() -> None:
-        loss = naive.at(0.0, None)(bare(tokens, torch.ones_like(tokens)), targets).mean()
         optimizer.zero_grad()
-        loss.backward()
+        cross_entropy(bare(tokens, torch.ones_like(tokens)), targets).mean().backward()
         optimizer.step()
 
-    engine = engines.start(classifier(), training=TRAINING, execution=Execution(zero_stage=options.zero_stage))
-    engines.set_rate(engine, 1e-3)
-    rows = [(row,) for row in tokens.tolist()]
+    engine = Engine(classifier(), training=TRAINING, execution=Execution(zero_stage=options.zero_stage))
+    engine.set_learning_rate(1e-3)
+    blank = [""] * len(tokens)
+    sequences = [(row,) for row in tokens.tolist()]
+    rows = Rows(blank, blank, [()] * len(tokens), blank, sequences, targets.numpy())
+    batch = TrainingSet(rows, np.ones(len(rows)), np.zeros(len(rows), bool))
 
     def engine_step() -> None:
-        loop.step(
-            engine,
-            rows,
-            targets.numpy(),
-            setting="classification",
-            objective=naive,
-            progress=0.0,
-            batch_size=32,
-            pad_id=0,
-        )
+        loss.train_on(batch, engine, progress=0.0)
 
     for _ in range(3):
         bare_step()

@@ -12,11 +12,20 @@ from w2s_ray.store import Store, open_store
 
 from fits import write_truth
 from proxy import bucket
+from tiny import save_rewriting, save_study
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
-LONGEST = ("test_run.py", "test_training.py", "test_nodes.py", "test_settings.py", "test_chaos.py")
+LONGEST = (
+    "test_run.py",
+    "test_execution.py",
+    "test_nodes.py",
+    "test_chains.py",
+    "test_same_bytes.py",
+    "test_model.py",
+    "test_chaos.py",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -35,6 +44,15 @@ def ray_here() -> Iterator[None]:
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two tiny Llamas, a study of them, and a task of each setting."""
+    folder = tmp_path_factory.mktemp("study")
+    save_study(folder)
+    save_rewriting(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

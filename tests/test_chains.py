@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+import torch
 import yaml
+from safetensors.torch import load
 from typer.testing import CliRunner
 
 from w2s_ray import cli
@@ -19,9 +21,12 @@ from w2s_ray.fit import Execution, Fit
 from w2s_ray.plan import Cell, Plan, load_plan
 from w2s_ray.results import write_results
 from w2s_ray.store import Store, open_store
-from w2s_ray.training.data import part_of, prepare
-from w2s_ray.training.lessons import Lessons, lessons
+from w2s_ray.training.data import prepare
+from w2s_ray.training.model import ModelSpec, WarmStart
 from w2s_ray.training.pack import run_pack
+from w2s_ray.training.prompts import apply_prompt_method
+from w2s_ray.training.settings import comparison
+from w2s_ray.training.training_set import TrainingSet, build_training_set
 
 from tiny import save_model, save_rewriting, save_task
 
@@ -62,9 +67,8 @@ def trained(plan: Plan, tmp_path: Path) -> Store:
     return store
 
 
-def learned(fit: Fit, store: Store) -> Lessons:
-    prepared = prepare(fit)
-    return lessons(fit, prepared, store=store, features=lambda: prepared.parts["B"])
+def learned(fit: Fit, store: Store) -> TrainingSet:
+    return build_training_set(fit, prepare(fit), None, store)
 
 
 def scores(cells: tuple[Cell, ...], store: Store, tmp_path: Path) -> dict[str, dict[str, Any]]:
@@ -82,7 +86,7 @@ def test_a_chain_climbs_the_sizes_and_each_step_sees_rows_of_its_own(folder: Pat
     assert (student.model.size, student.half, middle.model.size, middle.half) == ("l", "B2/2", "m", "B1/2")
     assert middle.labels == (cell.supervisor,) and cell.ceiling.half == "B"
     rows = prepare(student).parts["B"]
-    seen = [set(part_of(rows, which).ids) for which in ("1/2", "2/2")]
+    seen = [set(rows.part(step.part).ids) for step in (middle, student)]
     assert not seen[0] & seen[1] and seen[0] | seen[1] == set(rows.ids)
     assert abs(len(seen[0]) - len(seen[1])) <= 2
 
@@ -114,7 +118,7 @@ def test_the_members_of_an_ensemble(folder: Path) -> None:
 
 def test_a_generative_start_is_the_ceilings_and_the_supervisors_too(folder: Path) -> None:
     [cell] = planned(folder, "generative").cells
-    starts = [each.start for each in (cell.supervisor, cell.student, cell.ceiling)]
+    starts = [each.warm_start for each in (cell.supervisor, cell.student, cell.ceiling)]
     assert all(starts) and [each.model.size for each in starts if each] == ["s", "l", "l"]
     assert starts[1] == starts[2] and starts[1] is not None and starts[1].role == "start"
 
@@ -129,7 +133,12 @@ def test_parents_come_before_their_children_however_they_are_tangled(folder: Pat
 @pytest.mark.parametrize(
     ("method", "task", "grid", "message"),
     [
-        ("product", "writing.yaml", {}, "doesn't go with a generation: labels of a generation are moves or words"),
+        (
+            "product",
+            "writing.yaml",
+            {},
+            "doesn't go with a generation: the labels of a generation are written moves or words",
+        ),
         ({"name": "filter", "loss": "window"}, "writing.yaml", {}, "a window around 1/2"),
         ("told", "choosing.yaml", {}, "doesn't go with a comparison"),
         ("zero_shot", "toy.yaml", {"training": {"tune": "head"}}, "a probe reads features and writes nothing"),
@@ -196,15 +205,15 @@ def test_labels_and_weights_are_those_of_the_method(folder: Path, tmp_path: Path
     store = trained(plan, tmp_path)
     naive, filtered, combined, noise = (learned(cell.student, store) for cell in plan.cells)
     truth = dict(zip(prepare(plan.fits[0]).parts["B"].ids, prepare(plan.fits[0]).parts["B"].labels, strict=True))
-    weak = dict(zip(naive.rows.ids, np.asarray(naive.answers), strict=True))
+    weak = dict(zip(naive.rows.ids, naive.rows.labels, strict=True))
     assert len(naive.rows) == 96 and 0.25 * 96 - 1 <= len(filtered.rows) <= 0.25 * 96 + 1
     threshold = min(abs(weak[id_] - 0.5) for id_ in filtered.rows.ids)
     assert threshold >= np.median([abs(each - 0.5) for each in weak.values()])
     assert combined.verified.sum() == 48 and set(combined.weights[combined.verified]) == {2.0}
-    for id_, answer, known in zip(combined.rows.ids, np.asarray(combined.answers), combined.verified, strict=True):
+    for id_, answer, known in zip(combined.rows.ids, combined.rows.labels, combined.verified, strict=True):
         assert answer == (truth[id_] if known else weak[id_])
     num_weak_errors = sum((weak[id_] > 0.5) != truth[id_] for id_ in weak)
-    answers = np.asarray(noise.answers)
+    answers = noise.rows.labels
     assert sum(a != truth[id_] for id_, a in zip(noise.rows.ids, answers, strict=True)) == num_weak_errors
 
 
@@ -257,23 +266,17 @@ def test_a_generative_start_has_learned_to_write_and_is_started_from(folder: Pat
     plan = planned(folder, {"name": "generative", "epochs": 3}, task="choosing.yaml", training=training)
     store = trained(plan, tmp_path)
     student = plan.cells[0].student
-    assert student.start is not None
-    assert "model.safetensors" in store.read_done(student.start.folder)["files"]
-    curve = pl.read_parquet(io.BytesIO(store.read_file(student.start.folder, "curve.parquet")))
+    assert student.warm_start is not None
+    assert "model.safetensors" in store.read_done(student.warm_start.folder)["files"]
+    curve = pl.read_parquet(io.BytesIO(store.read_file(student.warm_start.folder, "curve.parquet")))
     assert curve["train_loss"][-1] < 0.8 * curve["train_loss"][0] and curve["test_loss"].is_null().all()
-    import torch
-    from safetensors.torch import load
-
-    from w2s_ray.training.model import build
-
-    weights = load(store.read_file(student.start.folder, "model.safetensors"))
-    built = [
-        build(student.model, setting="comparison", tune="all", execution=Execution(), bf16=False, seed=0, start=start)[
-            0
-        ]
-        for start in (None, (student.start.key, weights))
-    ]
-    fresh, started = (dict(each.named_parameters())["backbone.layers.0.mlp.up_proj.weight"] for each in built)
+    weights = load(store.read_file(student.warm_start.folder, "model.safetensors"))
+    fresh, started = (
+        comparison.build_model(ModelSpec(student.model, warm_start=warm_start))[0].get_parameter(
+            "backbone.layers.0.mlp.up_proj.weight"
+        )
+        for warm_start in (None, WarmStart(student.warm_start.key, weights))
+    )
     torch.testing.assert_close(started.detach(), weights["causal.model.layers.0.mlp.up_proj.weight"])
     assert not torch.equal(fresh, started)
 
@@ -288,10 +291,8 @@ def test_few_shots_stand_in_the_prompt(folder: Path, tmp_path: Path) -> None:
     run_pack(list(plan.fits), store_uri=store.uri, execution=Execution(), report=quiet)
     [failure] = store.read_failures().values()
     assert "the model reads 64; lower 'shots'" in failure["reason"]
-    from w2s_ray.training.lessons import reworded
-
     fit = plan.cells[0].student
-    before, after = prepare(fit).parts["test"], reworded(fit, prepare(fit), store=store).parts["test"]
+    before, after = prepare(fit).parts["test"], apply_prompt_method(fit, prepare(fit), store).parts["test"]
     shots = after.texts[0].removesuffix(before.texts[0]).splitlines()
     assert sorted(shot.split()[-1] for shot in shots) == ["0", "1"], "one of each class"
     assert all(len(a[0]) > len(b[0]) for a, b in zip(after.sequences, before.sequences, strict=True))

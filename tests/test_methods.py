@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,15 +12,37 @@ import torch
 from pydantic import ValidationError
 
 from w2s_ray.fit import Method
-from w2s_ray.methods import LOSSES, PARAMS, TRANSFORMS, GlobalBatch, confidence, labels, naive, objective, refusal
-from w2s_ray.methods.labels import Labels, from_completions, from_probabilities
+from w2s_ray.methods import LOSSES, PARAMS, TRANSFORMS, objective, refusal
+from w2s_ray.methods.cross_entropy import cross_entropy, token_cross_entropy
+from w2s_ray.methods.feature_opinion import nearest_rows
+from w2s_ray.methods.labels import Labels, LabelSources, from_completions, from_probabilities
+from w2s_ray.methods.losses import confidence
+from w2s_ray.methods.step_context import GlobalBatch, StepContext
 
 TWO_TO_ONE = torch.tensor([[0.0, math.log(2.0)]])  # s1 = 2/3
 
 
+def method(name: str, **params: Any) -> Method:
+    return Method(name, tuple(sorted(PARAMS[name].model_validate(params).model_dump().items())))
+
+
 def loss_of(name: str, **params: Any) -> Any:
-    whole = PARAMS[name].model_validate(params).model_dump()
-    return objective(Method(name, tuple(sorted(whole.items()))), setting="classification").at(1.0, None)
+    """(logits, targets) -> losses, at the end of training."""
+    return partial(objective(method(name, **params), of_tokens=False).loss, context=StepContext(1.0))
+
+
+def transformed(name: str, labels: Labels | list[Labels], **sources: Any) -> Any:
+    """Labels under a transform; keywords that its parameters don't know are what it looks at."""
+    supervisors = labels if isinstance(labels, list) else [labels]
+    known = PARAMS[name].model_fields
+    params = PARAMS[name].model_validate({key: value for key, value in sources.items() if key in known})
+    given: dict[str, Any] = {
+        "truth": np.zeros(len(supervisors[0].values)),
+        "num_characters": np.zeros(len(supervisors[0].values)),
+        "generator": np.random.default_rng(0),
+        "features": lambda: None,
+    } | {key: value for key, value in sources.items() if key not in known}
+    return TRANSFORMS[name].transform(LabelSources(tuple(supervisors), **given), params)
 
 
 def gradient(loss: Any, logits: torch.Tensor, target: float) -> torch.Tensor:
@@ -30,7 +53,7 @@ def gradient(loss: Any, logits: torch.Tensor, target: float) -> torch.Tensor:
 
 def test_cross_entropy_on_soft_labels_by_hand() -> None:
     logits = torch.tensor([[0.0, math.log(3)], [0.0, 0.0]])  # s1 = 3/4 and 1/2
-    found = naive.loss(logits, torch.tensor([0.5, 0.9]))
+    found = cross_entropy(logits, torch.tensor([0.5, 0.9]))
     expected = [-(0.5 * math.log(0.75) + 0.5 * math.log(0.25)), math.log(2)]
     torch.testing.assert_close(found, torch.tensor(expected))
 
@@ -48,7 +71,7 @@ def test_cross_entropy_on_soft_labels_by_hand() -> None:
     ],
 )
 def test_the_confidence_weight_at_a_step_of_100(variant: str, max_weight: float, step: int, expected: float) -> None:
-    found = confidence.weight(step / 100, max_weight=max_weight, warmup_fraction=0.2, variant=variant)
+    found = confidence.weight(step / 100, confidence.Params(max_weight=max_weight, variant=variant))
     assert found == pytest.approx(expected)
 
 
@@ -69,12 +92,11 @@ def test_the_loss_is_the_mixture_and_its_target_is_held_fixed() -> None:
     logits = torch.tensor([[0.0, 2.0], [0.0, -1.0], [0.0, 0.5], [0.0, 0.1]], requires_grad=True)
     targets = torch.tensor([0.2, 0.6, 0.7, 0.1])
     own = torch.softmax(logits, -1)[:, 1].detach()
-    loss = objective(
-        Method("confidence", (("max_weight", 0.5), ("variant", "paper"), ("warmup_fraction", 0.2))),
-        setting="classification",
-    ).at(1.0, GlobalBatch(own, targets))
+    loss = partial(
+        objective(method("confidence"), of_tokens=False).loss, context=StepContext(1.0, GlobalBatch(own, targets))
+    )
     hard = torch.tensor([1.0, 0.0, 1.0, 0.0])  # above and below the median
-    mixed = naive.loss(logits, 0.5 * targets + 0.5 * hard)
+    mixed = cross_entropy(logits, 0.5 * targets + 0.5 * hard)
     torch.testing.assert_close(loss(logits, targets), mixed)
     [found] = torch.autograd.grad(loss(logits, targets).sum(), logits)
     [expected] = torch.autograd.grad(mixed.sum(), logits)
@@ -95,7 +117,7 @@ def test_the_divergences_by_hand() -> None:
     reverse = s * math.log(s / p) + (1 - s) * math.log((1 - s) / (1 - p))
     assert float(loss_of("kl")(TWO_TO_ONE, torch.tensor([p]))) == pytest.approx(forward, rel=1e-5)
     assert float(loss_of("reverse_kl")(TWO_TO_ONE, torch.tensor([p]))) == pytest.approx(reverse, rel=1e-5)
-    torch.testing.assert_close(gradient(loss_of("kl"), TWO_TO_ONE, p), gradient(naive.loss, TWO_TO_ONE, p))
+    torch.testing.assert_close(gradient(loss_of("kl"), TWO_TO_ONE, p), gradient(cross_entropy, TWO_TO_ONE, p))
     assert float(loss_of("kl")(TWO_TO_ONE, torch.tensor([1.0]))) == pytest.approx(-math.log(s), rel=1e-5)
 
 
@@ -107,13 +129,15 @@ def test_the_reverse_divergence_keeps_its_distance_from_certainty() -> None:
 def test_the_product_of_confidences_by_hand() -> None:
     weak, own = 0.6, 2 / 3
     target = own * weak / (own * weak + (1 - own) * (1 - weak))
-    expected = naive.loss(TWO_TO_ONE, torch.tensor([target]))
+    expected = cross_entropy(TWO_TO_ONE, torch.tensor([target]))
     torch.testing.assert_close(loss_of("product")(TWO_TO_ONE, torch.tensor([weak])), expected)
     # the target is held fixed, and a hard label can't be moved
-    torch.testing.assert_close(gradient(loss_of("product"), TWO_TO_ONE, weak), gradient(naive.loss, TWO_TO_ONE, target))
-    torch.testing.assert_close(gradient(loss_of("product"), TWO_TO_ONE, 0.0), gradient(naive.loss, TWO_TO_ONE, 0.0))
+    torch.testing.assert_close(
+        gradient(loss_of("product"), TWO_TO_ONE, weak), gradient(cross_entropy, TWO_TO_ONE, target)
+    )
+    torch.testing.assert_close(gradient(loss_of("product"), TWO_TO_ONE, 0.0), gradient(cross_entropy, TWO_TO_ONE, 0.0))
     sharp = loss_of("product", own_power=0.0, weak_power=2.0)(TWO_TO_ONE, torch.tensor([weak]))
-    torch.testing.assert_close(sharp, naive.loss(TWO_TO_ONE, torch.tensor([0.36 / 0.52])))
+    torch.testing.assert_close(sharp, cross_entropy(TWO_TO_ONE, torch.tensor([0.36 / 0.52])))
 
 
 def test_entropy_is_minimised_and_not_only_added() -> None:
@@ -129,7 +153,7 @@ def test_entropy_is_minimised_and_not_only_added() -> None:
 def test_the_window_is_open_where_the_student_is_undecided() -> None:
     rows = torch.tensor([[0.0, math.log(0.64 / 0.36)], [0.0, math.log(0.66 / 0.34)], [math.log(0.9 / 0.1), 0.0]])
     found = loss_of("window", radius=0.15)(rows, torch.tensor([0.2, 0.2, 0.2]))
-    assert found.tolist() == [pytest.approx(float(naive.loss(rows[:1], torch.tensor([0.2])))), 0.0, 0.0]
+    assert found.tolist() == [pytest.approx(float(cross_entropy(rows[:1], torch.tensor([0.2])))), 0.0, 0.0]
 
 
 def test_adaptive_confidence_by_hand() -> None:
@@ -139,20 +163,18 @@ def test_adaptive_confidence_by_hand() -> None:
     loss = loss_of("adaptconf", temperature=0.5)
     assert float(loss(TWO_TO_ONE, torch.tensor([weak]))) == pytest.approx((1 - b) * weak_ce + b * own_ce, rel=1e-5)
     target = (1 - b) * weak + b  # b is held fixed
-    torch.testing.assert_close(gradient(loss, TWO_TO_ONE, weak), gradient(naive.loss, TWO_TO_ONE, target))
+    torch.testing.assert_close(gradient(loss, TWO_TO_ONE, weak), gradient(cross_entropy, TWO_TO_ONE, target))
 
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_a_loss_of_completions_counts_no_prompt_or_is_refused_with_its_reason(name: str) -> None:
-    why_not = refusal(Method(name), setting="generation")
-    params = tuple(sorted(LOSSES[name]().model_dump().items()))
-    if why_not:
+    if refusal(Method(name), ["generation"]):
         with pytest.raises(ValueError, match=r"written|words"):
-            objective(Method(name, params), setting="generation")
+            objective(method(name), of_tokens=True)
         return
     logits = torch.randn(2, 3, 5, generator=torch.Generator().manual_seed(0))
     tokens = torch.tensor([[-100, 1, 2], [3, 4, 0]])
-    loss = objective(Method(name, params), setting="generation").at(0.5, None)
+    loss = partial(objective(method(name), of_tokens=True).loss, context=StepContext(0.5))
     moved = logits.clone()
     moved[0, 0] += torch.arange(5.0)
     torch.testing.assert_close(loss(moved, tokens), loss(logits, tokens))
@@ -161,9 +183,23 @@ def test_a_loss_of_completions_counts_no_prompt_or_is_refused_with_its_reason(na
 
 @pytest.mark.parametrize("name", TRANSFORMS)
 def test_a_transform_takes_any_loss(name: str) -> None:
-    params = TRANSFORMS[name].model_validate({"loss": "kl"}).model_dump()
-    found = objective(Method(name, tuple(sorted(params.items()))), setting="comparison").at(0.0, None)
-    torch.testing.assert_close(found(TWO_TO_ONE, torch.tensor([0.3])), loss_of("kl")(TWO_TO_ONE, torch.tensor([0.3])))
+    target = torch.tensor([0.3])
+    torch.testing.assert_close(loss_of(name, loss="kl")(TWO_TO_ONE, target), loss_of("kl")(TWO_TO_ONE, target))
+
+
+def test_a_loss_or_a_loss_of_a_transform_that_is_unknown_is_refused() -> None:
+    with pytest.raises(ValidationError, match="loss"):
+        PARAMS["filter"].model_validate({"loss": "filter"})
+
+
+def test_the_loss_of_a_completion_by_hand() -> None:
+    logits = torch.log(torch.tensor([[[0.5, 0.25, 0.25], [0.1, 0.8, 0.1]], [[0.2, 0.2, 0.6], [0.9, 0.05, 0.05]]]))
+    targets = torch.tensor([[0, 1], [-100, 1]])
+    expected = -torch.log(torch.tensor([0.5 * 0.8, 0.05]))
+    torch.testing.assert_close(token_cross_entropy(logits, targets), expected)
+    mixed = confidence.token_loss(logits, targets, confidence.Params(), StepContext(0.1))
+    own = -torch.log(torch.tensor([0.5 * 0.8, 0.9]))
+    torch.testing.assert_close(mixed, 0.75 * expected + 0.25 * own)
 
 
 # --- transforms of labels -----------------------------------------------------------------------------------------
@@ -171,10 +207,10 @@ def test_a_transform_takes_any_loss(name: str) -> None:
 
 def test_an_ensemble_of_probabilities() -> None:
     members = [from_probabilities(np.array(each)) for each in ([0.9, 0.4, 0.8], [0.6, 0.3, 0.3], [0.6, 0.2, 0.1])]
-    assert labels.ensemble(members, how="mean").said == pytest.approx([0.7, 0.3, 0.4])
-    sure = labels.ensemble(members, how="confident").said
+    assert transformed("ensemble", members, how="mean").values == pytest.approx([0.7, 0.3, 0.4])
+    sure = transformed("ensemble", members, how="confident").values
     assert sure[0] == pytest.approx((0.9 * 0.8 + 0.6 * 0.2 + 0.6 * 0.2) / 1.2, rel=1e-4)
-    assert labels.ensemble(members, how="agreeing").weight.tolist() == [1, 1, 0]
+    assert transformed("ensemble", members, how="agreeing").weight.tolist() == [1, 1, 0]
 
 
 def test_an_ensemble_of_moves_votes() -> None:
@@ -183,43 +219,44 @@ def test_an_ensemble_of_moves_votes() -> None:
         from_completions(["e4", "c4"], np.array([0.3, 0.2])),
         from_completions(["c4", "c4"], np.array([0.9, 0.3])),
     ]
-    assert labels.ensemble(members, how="mean").said.tolist() == ["e4", "c4"]
-    assert labels.ensemble(members, how="confident").said.tolist() == ["c4", "d4"]
-    assert labels.ensemble(members, how="agreeing").weight.tolist() == [0, 0]
+    assert transformed("ensemble", members, how="mean").values.tolist() == ["e4", "c4"]
+    assert transformed("ensemble", members, how="confident").values.tolist() == ["c4", "d4"]
+    assert transformed("ensemble", members, how="agreeing").weight.tolist() == [0, 0]
 
 
 def test_the_surest_rows_of_each_class_stay() -> None:
     said = from_probabilities(np.array([0.99, 0.98, 0.97, 0.6, 0.45, 0.3]))
-    assert labels.surest(said, keep=0.5).weight.tolist() == [1, 1, 0, 0, 0, 1]
-    weights = labels.weighed(said).weight
+    assert transformed("filter", said, keep=0.5).weight.tolist() == [1, 1, 0, 0, 0, 1]
+    weights = transformed("reliability", said).weight
     assert weights.mean() == pytest.approx(1) and weights.argmax() == 0
 
 
 def test_verified_rows_carry_the_truth_and_their_own_weight() -> None:
     said, truth = from_probabilities(np.full(100, 0.5)), np.ones(100)
-    found = labels.combined(
-        said, truth, verified=0.2, truth_weight=3.0, weak_weight=0.5, generator=np.random.default_rng(0)
-    )
-    assert found.verified.sum() == 20 and (found.said[found.verified] == 1).all()
+    found = transformed("combined", said, truth=truth, verified=0.2, truth_weight=3.0, weak_weight=0.5)
+    assert found.verified.sum() == 20 and (found.values[found.verified] == 1).all()
     assert set(found.weight[found.verified]) == {3.0} and set(found.weight[~found.verified]) == {0.5}
-    assert (found.said[~found.verified] == 0.5).all()
+    assert (found.values[~found.verified] == 0.5).all()
 
 
-def test_noise_makes_as_many_errors_as_it_is_told_and_where() -> None:
-    truth, generator = np.tile([0.0, 1.0], 50), np.random.default_rng(0)
-    wrong = labels.noisy(truth, num_errors=20, first=np.zeros(100), generator=generator).said != truth
+def test_noise_makes_as_many_errors_as_the_supervisor_and_where_it_is_told() -> None:
+    truth = np.tile([0.0, 1.0], 50)
+    weak = from_probabilities(np.where(np.arange(100) < 20, 1 - truth, truth))  # 20 errors
+    wrong = transformed("noise", weak, truth=truth).values != truth
     assert wrong.sum() == 20 and wrong[::2].sum() == 10
-    structured = labels.noisy(truth, num_errors=20, first=-np.arange(100.0), generator=generator).said != truth
+    lengths = np.arange(100.0)
+    structured = transformed("noise", weak, truth=truth, num_characters=lengths, errors="longest").values != truth
     assert np.flatnonzero(structured).min() == 80
     moves = np.array([f"m{i % 7}" for i in range(100)], dtype=object)
-    found = labels.noisy(moves, num_errors=30, first=np.zeros(100), generator=generator).said
-    assert (found != moves).sum() == 30 and set(found) <= set(moves)
+    weak = from_completions(["m7" if i < 30 else moves[i] for i in range(100)], np.ones(100))
+    noisy = transformed("noise", weak, truth=moves).values
+    assert (noisy != moves).sum() == 30 and set(noisy) <= set(moves)
 
 
 def test_shuffling_keeps_the_labels_and_loses_their_rows() -> None:
     said = from_probabilities(np.linspace(0, 1, 50))
-    found = labels.shuffled(said, generator=np.random.default_rng(0)).said
-    assert sorted(found) == sorted(said.said) and (found != said.said).mean() > 0.8
+    found = transformed("shuffled", said).values
+    assert sorted(found) == sorted(said.values) and (found != said.values).mean() > 0.8
 
 
 def _two_clouds(num_wrong: int) -> tuple[np.ndarray, np.ndarray, Labels]:
@@ -235,21 +272,21 @@ def _two_clouds(num_wrong: int) -> tuple[np.ndarray, np.ndarray, Labels]:
 @pytest.mark.parametrize("how", ["knn", "logistic"])
 def test_features_speak_against_wrong_labels(how: str) -> None:
     features, truth, said = _two_clouds(num_wrong=10)
-    relabelled = labels.relabelled(said, features, how=how, neighbours=10, l2=1e-2)
-    assert ((relabelled.said > 0.5) == (truth > 0.5)).all()
-    sieved = labels.sieved(said, features, how=how, drop=0.1, neighbours=10, l2=1e-2)
+    relabelled = transformed("relabel", said, features=lambda: features, how=how, neighbours=10, l2=1e-2)
+    assert ((relabelled.values > 0.5) == (truth > 0.5)).all()
+    sieved = transformed("sieve", said, features=lambda: features, how=how, neighbours=10, l2=1e-2)
     assert (sieved.weight[:10] == 0).all() and (sieved.weight[10:] == 1).all()
 
 
 def test_the_topological_filter_keeps_the_largest_component() -> None:
     features, _, said = _two_clouds(num_wrong=6)
-    weight = labels.sieved(said, features, how="topological", drop=0.1, neighbours=10, l2=1e-3).weight
+    weight = transformed("sieve", said, features=lambda: features, how="topological", neighbours=10).weight
     assert (weight[:6] == 0).all() and weight[6:].mean() > 0.9
 
 
 def test_no_row_is_its_own_neighbour() -> None:
     features = np.random.default_rng(0).normal(size=(1100, 3))
-    near = labels._nearest(features, 5)
+    near = nearest_rows(features, 5)
     assert not (near == np.arange(1100)[:, None]).any()
     brute = np.linalg.norm(features[700] - features, axis=1)
     brute[700] = np.inf

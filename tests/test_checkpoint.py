@@ -1,0 +1,72 @@
+"""Fits that are interrupted end in the same bytes, and so do Fits in another order."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from w2s_ray.fit import Execution
+from w2s_ray.store import open_store
+from w2s_ray.training import loop
+from w2s_ray.training.pack import run_pack
+
+from trained import Killed, files_of, fits_of, quiet, train
+
+
+@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
+def test_an_interrupted_fit_ends_in_the_same_bytes(
+    zero_stage: Any, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "REPORT_EVERY_S", 0.0)  # a report, and so a checkpoint, at every step
+    fit = next(f for f in fits_of(folder) if f.half == "A")
+    execution = Execution(zero_stage=zero_stage, checkpoint_every_s=0.0)
+    whole = train([fit], tmp_path / "whole", replace(execution, checkpoint_every_s=1e9))
+    broken = open_store(tmp_path / "broken")
+
+    def kill_at(step: int) -> Any:
+        def report(event: dict[str, Any]) -> None:
+            if event.get("step") == step:
+                raise Killed
+
+        return report
+
+    for step in (4, 5):
+        with pytest.raises(Killed):
+            run_pack([fit], store_uri=broken.uri, execution=execution, report=kill_at(step))
+    assert not broken.is_committed(fit)
+    weights = Path(broken.storage.root, "partial", fit.folder, "step-000000004", "model.safetensors")
+    assert weights.exists(), "the checkpoint of the first run carried the second one on"
+    run_pack([fit], store_uri=broken.uri, execution=execution, report=quiet)
+    assert files_of(whole, fit) == files_of(broken, fit)
+    assert '"resumed_from_step": 4' in broken.read_file(fit.folder, "fit.json").decode()
+    assert not Path(broken.storage.root, "partial", fit.folder).exists()
+
+
+def test_a_truncated_checkpoint_is_passed_over(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "REPORT_EVERY_S", 0.0)
+    fit = fits_of(folder)[0]
+    store = open_store(tmp_path / "store")
+
+    def report(event: dict[str, Any]) -> None:
+        if event.get("step") == 5:
+            raise Killed
+
+    execution = Execution(checkpoint_every_s=0.0)
+    with pytest.raises(Killed):
+        run_pack([fit], store_uri=store.uri, execution=execution, report=report)
+    weights = Path(store.storage.root, "partial", fit.folder, "step-000000004", "model.safetensors")
+    weights.write_bytes(weights.read_bytes()[:100])
+    run_pack([fit], store_uri=store.uri, execution=execution, report=quiet)
+    assert files_of(store, fit) == files_of(train([fit], tmp_path / "whole", execution), fit)
+
+
+def test_the_order_of_fits_in_a_process_does_not_show(folder: Path, tmp_path: Path) -> None:
+    fits = fits_of(folder)
+    forwards = train(fits, tmp_path / "forwards")
+    for _ in range(2):  # the first time round, students come before their supervisors and are left
+        backwards = train(reversed(fits), tmp_path / "backwards")
+    for fit in fits:
+        assert files_of(forwards, fit) == files_of(backwards, fit)
