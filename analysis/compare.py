@@ -9,7 +9,6 @@ share their test set and changes nothing where they don't.
 from __future__ import annotations
 
 import argparse
-import html
 import sys
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ import polars as pl
 
 from analysis import charts, tables
 from analysis.bootstrap import NUM_RESAMPLES, Sample, interval, resample
-from analysis.report import downloads, draw, figure, section, write_page
+from analysis.report import downloads, draw, section, write_page
 
 SCHEMA = {
     "setting": pl.String,
@@ -125,20 +124,18 @@ def write_comparison(a: Path, b: Path, *, out: Path, num_resamples: int = NUM_RE
     tables.write(table, out / "compare.parquet")  # makes the folder too
     chart = difference_chart(table)
     specs = draw({"compare": chart}, folder=out / "figures") if chart is not None else {}
-    title = f"{names[1]} (B) against {names[0]} (A)"
-    note = "Differences are B - A, with 95 % intervals of a paired bootstrap over test items and seeds."
-    nothing = "<p class=note>The two have no pair of sizes on a common task, so there is nothing to compare.</p>"
-    body = "".join(
-        (
-            f"<h1>{html.escape(title)}</h1>",
-            nothing if table.is_empty() else "",
-            *map(figure, specs),
-            section("All pairs", table, note=note, is_open=True),
-            downloads({"compare": table}),
-        )
-    )
     path = out / "compare.html"
-    write_page(path, title=title, body=body, specs=specs)
+    nothing = "The two have no pair of sizes on a common task, so there is nothing to compare."
+    note = "Differences are B - A, with 95 % intervals of a paired bootstrap over test items and seeds."
+    write_page(
+        path,
+        "compare.html.j2",
+        specs=specs,
+        title=f"{names[1]} (B) against {names[0]} (A)",
+        notice=nothing if table.is_empty() else "",
+        pairs=section("All pairs", table, note=note, is_open=True),
+        downloads=downloads({"compare": table}),
+    )
     return path
 
 
