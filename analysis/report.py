@@ -1,7 +1,10 @@
-"""The report of a study: `python -m analysis.report OUT [--axis compute]`. Reads the tables of `w2s_ray.results` in OUT.
+"""The report of a study: `python -m analysis.report OUT [--axis compute]`. OUT holds the tables of `w2s report`.
 
-Writes pgr.parquet, fits.parquet, tables/*.csv, figures/*.svg and *.png, and report.html: one file that needs no network,
-reads on a phone, in light and dark, and says plainly what is missing and why.
+Writes pgr.parquet, fits.parquet, fit_curves.parquet, tables/*.csv, figures/*.svg and *.png, and report.html. The page is one
+file that works without a network, on a phone, in light and dark. It says plainly what is missing and why.
+
+Here the page's content is computed as plain data; `templates/` lays it out. Every name in a study's files is untrusted: the
+templates escape text, and the script of the page gets names as JSON only.
 """
 
 from __future__ import annotations
@@ -27,13 +30,16 @@ from analysis.scaling import fit_scaling
 
 PNG_SCALE = 2.0
 EMBEDDED_BYTES = 2_000_000
-"""A table whose CSV is larger than this lies beside the page rather than in it."""
+"""The page links to a CSV file that is larger than this, and holds a smaller one itself."""
 
 
 def write_report(out: Path, *, facts: dict[str, Any] | None = None, study_text: str = "", axis: str = "params") -> Path:
-    """All of it; returns the path of report.html. `study_text` is the study file's, to be shown."""
-    results, predictions = tables.read_both(out)
-    curves, runs, items = (tables.read_if_there(out / f"{name}.parquet") for name in ("curves", "runs", "items"))
+    """Write the tables, the figures and the page, and return the path of report.html.
+
+    `facts`: what the page says about the run, such as its store. `study_text`: the study file, shown as it is.
+    """
+    results, predictions = tables.read_study(out)
+    curves, runs, items = (tables.read_optional(out / f"{name}.parquet") for name in ("curves", "runs", "items"))
     samples = resample(results, predictions)
     fits, fit_curves = fit_scaling(samples)
     named = {
@@ -76,11 +82,11 @@ def write_report(out: Path, *, facts: dict[str, Any] | None = None, study_text: 
 
 
 def draw(figures: dict[str, charts.Figure], *, folder: Path) -> dict[str, dict[str, Any]]:
-    """Write each figure as SVG and PNG; name -> Vega-Lite specification."""
+    """Write each figure as SVG and PNG. Returns name -> Vega-Lite specification."""
     folder.mkdir(exist_ok=True)
     specs = {}
     for name, figure in figures.items():
-        stem = re.sub(r"[^A-Za-z0-9_-]+", "_", name)  # a foreign table's name must not lead out of the folder
+        stem = re.sub(r"[^A-Za-z0-9_-]+", "_", name)  # names come from tables, and must not lead out of the folder
         spec = figure.to_dict()
         (folder / f"{stem}.svg").write_text(vlc.vegalite_to_svg(spec), encoding="utf-8")
         (folder / f"{stem}.png").write_bytes(vlc.vegalite_to_png(spec, scale=PNG_SCALE))
@@ -97,13 +103,13 @@ TEMPLATES = jinja2.Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
-TEMPLATES.policies["json.dumps_kwargs"] = {}  # the default sorts keys; specifications keep the order they were made in
+TEMPLATES.policies["json.dumps_kwargs"] = {}  # not sorted: the order of keys may matter to Vega
 
-# names stay data: they reach the script as JSON, never as a part of it; the bundle holds vega itself, so needs no network
 DRAW = """
 for (const [name, spec] of Object.entries(JSON.parse(document.getElementById("specs").textContent)))
   vegaEmbed(document.getElementById(`fig-${name}`), spec, {actions: false});
 """
+"""Draws every figure in its place. The specifications are read as JSON, so no name becomes a part of the script."""
 
 
 class TableCell(NamedTuple):
@@ -113,7 +119,7 @@ class TableCell(NamedTuple):
 
 @dataclass(frozen=True)
 class Section:
-    """A table of the page, formatted, that can be folded away."""
+    """A table with its title, formatted for the page. It opens and closes by a click on the title."""
 
     title: str
     columns: list[str]
@@ -126,11 +132,11 @@ class Section:
 class Download:
     name: str
     address: str
-    """Where the link leads: the content itself as a data URL, or a path beside the page."""
+    """The whole content as a data URL, or a path beside the page."""
 
 
 def write_page(path: Path, template: str, *, specs: dict[str, dict[str, Any]], **content: Any) -> None:
-    """Lay out one HTML file and write it, whole or not at all. `specs`: the figures to draw, by name."""
+    """Fill in a template and write the page, whole or not at all. `specs`: name -> specification of the figures to draw."""
     script = _drawing_script() if specs else ""
     page = TEMPLATES.get_template(template).render(specs=specs, script=script, **content)
     temporary = path.with_name(f".{path.name}.tmp")
@@ -139,13 +145,15 @@ def write_page(path: Path, template: str, *, specs: dict[str, dict[str, Any]], *
 
 
 def _drawing_script() -> str:
-    """Vega and DRAW as one module. Its own strings hold HTML tags, which must not end the script element around it."""
-    escapes = {"</": "<\\/", "<": "\\x3c"}  # the same text to JavaScript's strings, and no tag to HTML
+    """Vega and DRAW, bundled into one module that needs no network."""
+    # strings of the bundle hold tags such as </script>, which would end the element; JavaScript reads the escapes as the same
+    escapes = {"</": "<\\/", "<": "\\x3c"}
     bundle = vlc.javascript_bundle(DRAW)
     return re.sub("</(?=script)|<(?=!--)", lambda match: escapes[match[0]], bundle, flags=re.IGNORECASE)
 
 
 def section(title: str, table: pl.DataFrame, *, note: str = "", is_open: bool = False) -> Section:
+    """Format a table for the page."""
     rows = [[_table_cell(value) for value in row] for row in table.iter_rows()]
     return Section(title, table.columns, rows, note, is_open)
 
@@ -160,6 +168,7 @@ def _table_cell(value: Any) -> TableCell:
 
 
 def downloads(named: dict[str, pl.DataFrame]) -> list[Download]:
+    """A link to each table as CSV."""
     return [Download(f"{name}.csv", _csv_address(name, table)) for name, table in named.items()]
 
 
@@ -171,27 +180,27 @@ def _csv_address(name: str, table: pl.DataFrame) -> str:
 
 
 def _by_setting(names: Iterable[str]) -> list[tuple[str, list[str]]]:
-    """Figures' names under the heading of their setting, with which each name begins."""
+    """(heading, names of figures) for each setting. A figure's name begins with its setting."""
     return [(key.capitalize(), list(group)) for key, group in groupby(names, key=lambda name: name.split("-")[0])]
 
 
 def _notice(named: dict[str, pl.DataFrame], specs: dict[str, dict[str, Any]]) -> str:
-    """Why there is no curve, where there is none."""
+    """Why the page shows no curve, or an empty string if it shows one."""
     pgr = named["pgr"]
     if (named["results"]["status"] != "done").all():
         return "Nothing is done yet, so there is no curve to draw."
     if not specs:
-        return "No pair has a score to draw."
+        return "No pair of models has a score to draw."
     if pgr.filter(pl.col("weak") != pl.col("strong"))["pgr"].is_null().all():
         return "No PGR curve: there is no pair of different sizes whose ceiling is clearly above its supervisor."
     return ""
 
 
-# --- its sections -------------------------------------------------------------------------------------------------
+# --- sections of the page -------------------------------------------------------------------------------------------------
 
 
 def _sections(named: dict[str, pl.DataFrame]) -> list[Section]:
-    """The tables that the page shows, in order; those with nothing to say are left out."""
+    """The tables of the page, in order, without empty ones."""
     results = named["results"]
     sections = (
         _ladder(results.filter(pl.col("status") == "done")),
@@ -201,13 +210,13 @@ def _sections(named: dict[str, pl.DataFrame]) -> list[Section]:
         _stopping(named["stopping"]),
         _copying(named["copying"]),
         _runs(named["runs"]),
-        _troubles(results),
+        _without_result(results),
     )
     return [section for section in sections if section is not None]
 
 
 def _ladder(done: pl.DataFrame) -> Section | None:
-    """Ground-truth scores by size: what each rung reaches as a supervisor and as a ceiling."""
+    """Scores of models trained on ground truth: what each size reaches as a supervisor and as a ceiling."""
     if done.is_empty():
         return None
     weak = done.group_by("task", "family", pl.col("weak").alias("size"), pl.col("weak_params").alias("params")).agg(
@@ -219,7 +228,7 @@ def _ladder(done: pl.DataFrame) -> Section | None:
     ladder = weak.join(strong, on=["task", "family", "size", "params"], how="full", coalesce=True).sort(
         "task", "family", "params"
     )
-    return section("Ground truth", ladder, is_open=True)
+    return section("Models trained on ground truth", ladder, is_open=True)
 
 
 def _pgr(pgr: pl.DataFrame) -> Section:
@@ -243,9 +252,15 @@ def _pgr(pgr: pl.DataFrame) -> Section:
         pl.col("num_dropped").alias("dropped"),
         pl.col("reason").fill_null(""),
     )
-    note = "PGR is a ratio of sums over seeds and tasks; intervals by a paired bootstrap over test items and seeds."
+    note = (
+        "PGR = (student - supervisor) / (ceiling - supervisor): the share of the gap between supervisor and ceiling that the "
+        "student recovers. It is the ratio of sums over seeds and tasks. Intervals come from a paired bootstrap over test "
+        "items and seeds."
+    )
     if pgr.filter(pl.col("num_cells") > 0)["num_seeds"].max() == 1:
-        note += " There is one seed only, so the intervals hold test noise and no noise between seeds."
+        note += (
+            " There is one seed only, so the intervals hold the noise of the test set but not the noise between seeds."
+        )
     return section("PGR", shown, note=note, is_open=True)
 
 
@@ -254,8 +269,9 @@ def _fits(fits: pl.DataFrame) -> Section | None:
         return None
     shown = fits.drop("num_points").with_columns(pl.col("reason").fill_null(""))
     note = (
-        "Forms as in analysis/scaling.py, intervals by refitting the bootstrap; the chosen form is the one that predicts "
-        "the largest students best when it is fitted without them (held_out_rmse)."
+        "Student score and PGR as functions of the parameters of both models, fitted in four forms. Intervals are 95 %, from "
+        "refits to the bootstrap's resamples. The chosen form is the one that predicts the largest student best when it is "
+        "fitted without it (held_out_rmse), or a simpler one that does nearly as well."
     )
     return section("Scaling fits", shown, note=note)
 
@@ -263,7 +279,10 @@ def _fits(fits: pl.DataFrame) -> Section | None:
 def _inverse(steps: pl.DataFrame) -> Section | None:
     if steps.is_empty():
         return None
-    note = "Of the steps to the next larger student, how many lower its agreement with the supervisor; sign test."
+    note = (
+        "How often agreement with the supervisor falls and rises from one student to the next larger, where the supervisor "
+        "is right and where it is wrong. The p-value is that of a two-sided sign test."
+    )
     return section("Inverse scaling of agreement", steps, note=note)
 
 
@@ -271,24 +290,25 @@ def _stopping(rows: pl.DataFrame) -> Section | None:
     if rows.is_empty() or "stopped" not in rows["rule"]:
         return None
     note = (
-        "Scores of students at their last step, where their own labels on held-out rows would have stopped them, and at "
-        "their best by ground truth: an oracle, which nobody has in earnest. Without intervals."
+        "Students' scores at their last step (final), where their own labels on held-out rows would have stopped them "
+        "(stopped), and at their best by ground truth (oracle), which nobody has in practice. Without intervals."
     )
-    return section("When to stop", rows.drop("weak_params", "strong_params"), note=note)
+    return section("When to stop training", rows.drop("weak_params", "strong_params"), note=note)
 
 
 def _copying(rows: pl.DataFrame) -> Section | None:
     if rows.is_empty() or rows["truth_loss"].is_null().all():
         return None
     note = (
-        "How often students repeat their supervisor's mistakes, beside their last losses on its labels and on rows whose "
-        "truth they were given. A loss on labels far below that on the truth is a student that learned its supervisor."
+        "How often students repeat their supervisor's mistakes, beside their last losses on the supervisor's labels and on "
+        "rows whose true label they were given. A loss on the labels far below the loss on the truth means that the student "
+        "learned to imitate its supervisor rather than the task."
     )
     return section("Copied mistakes", rows, note=note)
 
 
 def _runs(runs: pl.DataFrame) -> Section | None:
-    """What ran where, and what it cost."""
+    """On which machines the Fits ran, and what they cost."""
     if runs.is_empty():
         return None
     seconds = [name for name in runs.columns if name.endswith("_s")]
@@ -304,22 +324,22 @@ def _runs(runs: pl.DataFrame) -> Section | None:
         .sort("fits", descending=True)
     )
     return section(
-        "What ran where", shown, note="Of the Fits that this study stands on; those of other studies included."
+        "Where Fits ran", shown, note="All Fits that this study uses, including those that another study trained."
     )
 
 
-def _troubles(results: pl.DataFrame) -> Section | None:
-    bad = results.filter(pl.col("status") != "done")
-    if bad.is_empty():
+def _without_result(results: pl.DataFrame) -> Section | None:
+    missing = results.filter(pl.col("status") != "done")
+    if missing.is_empty():
         return None
-    counts = bad.group_by("status", "reason").len("cells").sort("cells", descending=True)
+    counts = missing.group_by("status", "reason").len("cells").sort("cells", descending=True)
     return section("Cells without a result", counts, is_open=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Tables, figures and report.html from a study's results.")
     parser.add_argument("out", type=Path, metavar="OUT", help="folder with results.parquet and predictions.parquet")
-    parser.add_argument("--axis", choices=charts.AXES, default="params", help="what the size axis shows")
+    parser.add_argument("--axis", choices=charts.AXES, default="params", help="what the size axis of the figures shows")
     options = parser.parse_args()
     try:
         print(write_report(options.out, axis=options.axis))
