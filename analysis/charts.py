@@ -69,7 +69,7 @@ def _sized(pgr: pl.DataFrame, results: pl.DataFrame, axis: str) -> pl.DataFrame:
     return pgr.join(flops, on=["family", "strong"], how="left")
 
 
-# --- scores and PGR -----------------------------------------------------------------------------------------------
+# --- scores and PGR -------------------------------------------------------------------------------------------------
 
 
 def score_chart(rows: pl.DataFrame, *, axis: str) -> Figure | None:
@@ -187,7 +187,7 @@ def tasks_chart(rows: pl.DataFrame, *, axis: str) -> Figure | None:
     return _panels(alt.layer(ceiling, students), rows, title="Task by task", width=SMALL, height=SMALL, columns=3)
 
 
-# --- what students make of their labels ---------------------------------------------------------------------------
+# --- what students make of their labels -----------------------------------------------------------------------------
 
 
 def agreement_chart(rows: pl.DataFrame) -> Figure | None:
@@ -246,11 +246,13 @@ def learning_chart(rows: pl.DataFrame) -> Figure | None:
     lines = alt.Chart().mark_line(point=True).encode(
         x=alt.X("epoch:Q", axis=alt.Axis(format="~g")),
         y=alt.Y("test_accuracy:Q", title="test score", scale=alt.Scale(zero=False)),
-        color=alt.Color("line:N", title="labels from", sort=order, scale=_scheme(order, black="ceiling")),
+        color=alt.Color("line:N", title="supervisor", sort=order, scale=_scheme(order, black="ceiling")),
         strokeDash=alt.StrokeDash("method:N", legend=DASHES),
         tooltip=["line:N", "method:N", "epoch:Q", alt.Tooltip("test_accuracy:Q", format=".3f")],
     )  # fmt: skip
-    return _panels(alt.layer(lines), rows, title="Learning curves", width=SMALL, height=SMALL, columns=3)
+    return _panels(
+        alt.layer(lines), rows, title="Learning curves (ceiling in black)", width=SMALL, height=SMALL, columns=3
+    )
 
 
 def calibration_chart(rows: pl.DataFrame) -> Figure | None:
@@ -356,7 +358,7 @@ CHARTS_BY_TABLE: dict[str, Callable[[pl.DataFrame], Figure | None]] = {
 DRAWN_BY_METHOD = ("agreement", "misfit", "learning", "fit_curves")
 """Charts with a panel or line for each method."""
 
-# --- parts of charts --------------------------------------------------------------------------------------------------------
+# --- parts of charts ------------------------------------------------------------------------------------------------
 
 
 def _with_pgr(rows: pl.DataFrame) -> pl.DataFrame:

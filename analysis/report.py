@@ -42,7 +42,7 @@ def write_report(out: Path, *, facts: dict[str, Any] | None = None, study_text: 
     curves, runs, items = (tables.read_optional(out / f"{name}.parquet") for name in ("curves", "runs", "items"))
     samples = resample(results, predictions)
     fits, fit_curves = fit_scaling(samples)
-    named = {
+    frames = {
         "results": results,
         "pgr": pgr_table(samples),
         "fits": fits,
@@ -58,11 +58,11 @@ def write_report(out: Path, *, facts: dict[str, Any] | None = None, study_text: 
         "runs": runs,
     }
     for name in ("pgr", "fits", "fit_curves"):
-        tables.write(named[name], out / f"{name}.parquet")
+        tables.write(frames[name], out / f"{name}.parquet")
     (out / "tables").mkdir(exist_ok=True)
-    for name, table in named.items():
+    for name, table in frames.items():
         table.write_csv(out / "tables" / f"{name}.csv")
-    specs = draw(charts.figures(named, axis=axis), folder=out / "figures")
+    specs = draw(charts.figures(frames, axis=axis), folder=out / "figures")
     path = out / "report.html"
     write_page(
         path,
@@ -73,10 +73,10 @@ def write_report(out: Path, *, facts: dict[str, Any] | None = None, study_text: 
         num_cells=results.height,
         facts=facts or {},
         study_text=study_text,
-        notice=_notice(named, specs),
+        notice=_notice(frames, specs),
         figures=_by_setting(specs),
-        sections=_sections(named),
-        downloads=downloads(named),
+        sections=_sections(frames),
+        downloads=downloads(frames),
     )
     return path
 
@@ -94,7 +94,7 @@ def draw(figures: dict[str, charts.Figure], *, folder: Path) -> dict[str, dict[s
     return specs
 
 
-# --- the page -----------------------------------------------------------------------------------------------------
+# --- the page -------------------------------------------------------------------------------------------------------
 
 TEMPLATES = jinja2.Environment(
     loader=jinja2.PackageLoader("analysis"),
@@ -167,9 +167,9 @@ def _table_cell(value: Any) -> TableCell:
     return TableCell(str(value), is_number=isinstance(value, int))
 
 
-def downloads(named: dict[str, pl.DataFrame]) -> list[Download]:
+def downloads(frames: dict[str, pl.DataFrame]) -> list[Download]:
     """A link to each table as CSV."""
-    return [Download(f"{name}.csv", _csv_address(name, table)) for name, table in named.items()]
+    return [Download(f"{name}.csv", _csv_address(name, table)) for name, table in frames.items()]
 
 
 def _csv_address(name: str, table: pl.DataFrame) -> str:
@@ -184,10 +184,10 @@ def _by_setting(names: Iterable[str]) -> list[tuple[str, list[str]]]:
     return [(key.capitalize(), list(group)) for key, group in groupby(names, key=lambda name: name.split("-")[0])]
 
 
-def _notice(named: dict[str, pl.DataFrame], specs: dict[str, dict[str, Any]]) -> str:
+def _notice(frames: dict[str, pl.DataFrame], specs: dict[str, dict[str, Any]]) -> str:
     """Why the page shows no curve, or an empty string if it shows one."""
-    pgr = named["pgr"]
-    if (named["results"]["status"] != "done").all():
+    pgr = frames["pgr"]
+    if (frames["results"]["status"] != "done").all():
         return "Nothing is done yet, so there is no curve to draw."
     if not specs:
         return "No pair of models has a score to draw."
@@ -196,20 +196,20 @@ def _notice(named: dict[str, pl.DataFrame], specs: dict[str, dict[str, Any]]) ->
     return ""
 
 
-# --- sections of the page -------------------------------------------------------------------------------------------------
+# --- sections of the page -------------------------------------------------------------------------------------------
 
 
-def _sections(named: dict[str, pl.DataFrame]) -> list[Section]:
+def _sections(frames: dict[str, pl.DataFrame]) -> list[Section]:
     """The tables of the page, in order, without empty ones."""
-    results = named["results"]
+    results = frames["results"]
     sections = (
         _ladder(results.filter(pl.col("status") == "done")),
-        _pgr(named["pgr"]),
-        _fits(named["fits"]),
-        _inverse(named["inverse_scaling"]),
-        _stopping(named["stopping"]),
-        _copying(named["copying"]),
-        _runs(named["runs"]),
+        _pgr(frames["pgr"]),
+        _fits(frames["fits"]),
+        _inverse(frames["inverse_scaling"]),
+        _stopping(frames["stopping"]),
+        _copying(frames["copying"]),
+        _runs(frames["runs"]),
         _without_result(results),
     )
     return [section for section in sections if section is not None]
@@ -323,16 +323,15 @@ def _runs(runs: pl.DataFrame) -> Section | None:
         )
         .sort("fits", descending=True)
     )
-    return section(
-        "Where Fits ran", shown, note="All Fits that this study uses, including those that another study trained."
-    )
+    note = "A Fit is one fine-tuned model. The counts include Fits that another study trained and this one uses."
+    return section("Where Fits ran", shown, note=note)
 
 
 def _without_result(results: pl.DataFrame) -> Section | None:
-    missing = results.filter(pl.col("status") != "done")
-    if missing.is_empty():
+    without_result = results.filter(pl.col("status") != "done")
+    if without_result.is_empty():
         return None
-    counts = missing.group_by("status", "reason").len("cells").sort("cells", descending=True)
+    counts = without_result.group_by("status", "reason").len("cells").sort("cells", descending=True)
     return section("Cells without a result", counts, is_open=True)
 
 
