@@ -206,8 +206,8 @@ def agreement_chart(rows: pl.DataFrame) -> Figure | None:
 
 
 def misfit_chart(rows: pl.DataFrame) -> Figure | None:
-    """Gain over the supervisor against misfit, the disagreement with it. On the dashed line gain equals misfit, as theory has it
-    (Charikar et al. 2024)."""
+    """Gain over the supervisor against misfit, the disagreement with it. Theory predicts a gain of at least the misfit, so
+    points on or above the dashed line (Charikar et al. 2024)."""
     rows = _with_panel(rows.filter(pl.col("gain").is_not_null() & (pl.col("weak") != pl.col("strong"))))
     if rows.is_empty():
         return None

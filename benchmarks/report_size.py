@@ -65,6 +65,7 @@ def fill(study: Path, store: Path, *, num_items: int) -> int:
         with tempfile.TemporaryDirectory() as folder:
             pq.write_table(pa.table({"id": ids, "probability": probabilities}), Path(folder, "test.parquet"))
             curve = {
+                "step": [1, 2],
                 "epoch": [0.5, 1.0],
                 "test_accuracy": [0.5, rate],
                 "train_loss": [0.7, 0.6],
