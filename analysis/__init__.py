@@ -1,5 +1,6 @@
-"""Polars and Altair over a study's tables: PGR with intervals, scaling fits, charts, the report.
+"""Statistics, figures and the report of a study, made with Polars and Altair.
 
-Reads only `results.parquet` and `predictions.parquet`; knows neither Ray nor torch. Each script runs alone:
-`python -m analysis.pgr OUT`, `python -m analysis.report OUT`.
+This package starts from the tables that `w2s report` writes, `results.parquet` and `predictions.parquet` first of all. It
+imports neither Ray nor torch nor `w2s_ray`. `pgr`, `scaling`, `compare` and `report` also run as scripts, for example
+`python -m analysis.pgr OUT`, where OUT is the folder of those tables.
 """

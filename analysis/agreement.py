@@ -1,8 +1,8 @@
-"""What students do with their supervisors' labels: agreement, misfit and gain, learning curves, calibration.
+"""What students make of their supervisors' labels: agreement, misfit and gain, learning curves, calibration.
 
-Agreement is split by whether the supervisor is right. That larger students agree less where it is wrong is the paper's
-inverse scaling (Burns et al. 2023, section 5.1.3): a sign test counts, over tasks, seeds and supervisors, how often the
-next larger student agrees less than the one before.
+Agreement is split by whether the supervisor is right. The paper found inverse scaling: larger students agree less with
+their supervisor where it is wrong (Burns et al. 2023, section 5.1.3). The sign test here counts, over tasks, seeds and
+supervisors, how often the next larger student agrees less than the one before.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ NUM_BINS = 10
 
 
 def agreement_table(results: pl.DataFrame) -> pl.DataFrame:
-    """Mean agreement over tasks and seeds for each pair and method, where the supervisor is right and where it is wrong."""
+    """Mean agreement over tasks and seeds for each pair and method. `when`: the supervisor is right, or wrong."""
     done = results.filter(pl.col("status") == "done")
     pair = [name for name in CELL if name != "task"]
     return pl.concat(
@@ -28,8 +28,8 @@ def agreement_table(results: pl.DataFrame) -> pl.DataFrame:
 
 
 def inverse_scaling(results: pl.DataFrame) -> pl.DataFrame:
-    """For each setting, family, method and case: of the steps to the next larger student, how many go down, and the
-    two-sided sign test of as many going up as down (steps that stay level are left out)."""
+    """How often agreement falls and rises from one student to the next larger, for each setting, family, method and `when`.
+    `p_value` is the two-sided sign test of equal chances. Steps without a change are left out."""
     done = results.filter((pl.col("status") == "done") & (pl.col("weak_params") < pl.col("strong_params")))
     rows = []
     for key, cells in done.group_by(["setting", "family", "method"], maintain_order=True):
@@ -48,9 +48,10 @@ def inverse_scaling(results: pl.DataFrame) -> pl.DataFrame:
 
 
 def misfit_table(results: pl.DataFrame) -> pl.DataFrame:
-    """Means over seeds: misfit (share of test items on which student and supervisor differ) and gain over the supervisor.
+    """Mean over seeds of misfit (share of test items on which student and supervisor differ) and of gain over the supervisor.
 
-    Under squared loss and a convex class of students the gain is at least the misfit (Charikar et al. 2024, theorem 1)."""
+    Under squared loss and a convex class of students the gain is at least the misfit (Charikar et al. 2024, theorem 1).
+    """
     done = results.filter(pl.col("status") == "done")
     return done.group_by(CELL, maintain_order=True).agg(
         (1 - pl.col("agreement")).mean().alias("misfit"),
@@ -59,7 +60,7 @@ def misfit_table(results: pl.DataFrame) -> pl.DataFrame:
 
 
 def learning_table(results: pl.DataFrame, curves: pl.DataFrame) -> pl.DataFrame:
-    """Test score along training for students and ceilings, a row for each point of each Fit."""
+    """Learning curves on the test set: a row for each point of each student and ceiling."""
     if "epoch" not in curves.columns:
         return pl.DataFrame()
     done = results.filter(pl.col("status") == "done")
@@ -74,9 +75,12 @@ def learning_table(results: pl.DataFrame, curves: pl.DataFrame) -> pl.DataFrame:
 
 
 def calibration_table(results: pl.DataFrame, predictions: pl.DataFrame) -> pl.DataFrame:
-    """Of predictions with a probability in a tenth: its mean, and the share that was so, by role (over sizes and seeds).
+    """Predicted against observed probability by role, over sizes and seeds, in ten bins of predicted probability.
 
-    For a label of 1, or the first completion's being better; in a generation, for what was written being right."""
+    `said` is the mean predicted probability of a bin and `was` the share of its items for which the event came true. The
+    event is label 1 in classification, the first completion being better in comparison, and a correct completion in
+    generation.
+    """
     done = results.filter(pl.col("status") == "done")
     if "probability" not in predictions.columns or done.is_empty():
         return pl.DataFrame()
@@ -84,19 +88,19 @@ def calibration_table(results: pl.DataFrame, predictions: pl.DataFrame) -> pl.Da
         done.select("setting", "family", "task", pl.col(f"{side}_key").alias("key"), pl.lit(role).alias("role"))
         for side, role in (("weak", "supervisor"), ("student", "student"), ("ceiling", "ceiling"))
     ).unique(["key", "role"], maintain_order=True)
-    so = pl.when(pl.col("label").is_null()).then(pl.col("correct")).otherwise(pl.col("label") == 1)
+    outcome = pl.when(pl.col("label").is_null()).then(pl.col("correct")).otherwise(pl.col("label") == 1)
     binned = (
         predictions.lazy()
         .select(
             pl.col("key").cast(pl.String),
             "probability",
-            so.cast(pl.Float32).alias("so"),
+            outcome.cast(pl.Float32).alias("outcome"),
             (pl.col("probability") * NUM_BINS).floor().clip(0, NUM_BINS - 1).cast(pl.Int8).alias("bin"),
         )
         .group_by("key", "bin")
         .agg(
             pl.col("probability").cast(pl.Float64).sum(),
-            pl.col("so").cast(pl.Float64).sum(),
+            pl.col("outcome").cast(pl.Float64).sum(),
             pl.len().alias("num_items"),
         )
         .collect(engine="streaming")
@@ -104,11 +108,11 @@ def calibration_table(results: pl.DataFrame, predictions: pl.DataFrame) -> pl.Da
     return (
         roles.join(binned, on="key", how="inner")
         .group_by("setting", "family", "task", "role", "bin")
-        .agg(pl.col("probability", "so", "num_items").sum())
+        .agg(pl.col("probability", "outcome", "num_items").sum())
         .with_columns(
             (pl.col("probability") / pl.col("num_items")).alias("said"),
-            (pl.col("so") / pl.col("num_items")).alias("was"),
+            (pl.col("outcome") / pl.col("num_items")).alias("was"),
         )
-        .drop("probability", "so")
+        .drop("probability", "outcome")
         .sort("setting", "family", "task", "role", "bin")
     )

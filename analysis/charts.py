@@ -1,7 +1,7 @@
-"""The figures: each a function of tables to an Altair chart, or None where there is nothing to draw.
+"""The figures of the report. Each function turns a table into an Altair chart, or into None if there is nothing to draw.
 
-The paper's colours throughout: students by their supervisor, ceilings in black (Burns et al. 2023, figure 3). The size
-axis is one of AXES. Fonts are large enough for a column of a paper.
+Colours follow the paper: students by their supervisor, ceilings in black (Burns et al. 2023, figure 3). The size axis is one
+of AXES. Fonts are large enough for a column of a paper.
 """
 
 from __future__ import annotations
@@ -15,49 +15,50 @@ import polars as pl
 WIDTH, HEIGHT = 320, 260
 SMALL = 200
 DASHES = alt.Legend(symbolType="stroke", symbolSize=400)
-MANY = 5
-"""Methods beyond which they are listed rather than drawn as lines."""
-MOST_POINTS = 40
-"""On a learning curve."""
+MAX_METHODS = 5
+"""With more methods than this, a study's methods are listed rather than drawn as lines."""
+MAX_CURVE_POINTS = 40
+"""A learning curve is thinned to at most this many points."""
 AXES = {
     "params": "student's parameters",
     "compute": "student's pretraining compute (6ND FLOP)",
     "fraction": "student's size as a fraction of the largest",
 }
+"""What the size axis can show -> its title."""
 
 Figure: TypeAlias = alt.TopLevelMixin
-alt.data_transformers.disable_max_rows()  # a large study has many points, and its report must not fail for them
+alt.data_transformers.disable_max_rows()  # a large study has more rows than the default allows
 
 
 def figures(tables: dict[str, pl.DataFrame], *, axis: str = "params") -> dict[str, Figure]:
-    """Name -> chart, setting by setting, of all that there is something to draw of. Many methods are listed; what has a
-    panel or a line for each method is then left out."""
+    """Name -> chart, setting by setting. With many methods the charts with a panel or line for each method are left out, and a
+    list of the methods takes their place."""
     pgr = _sized(tables["pgr"], tables["results"], axis)
-    found: dict[str, Figure] = {}
+    charts: dict[str, Figure] = {}
     for setting in pgr["setting"].unique(maintain_order=True):
         rows = pgr.filter(pl.col("setting") == setting)
-        over, by_task = rows.filter(pl.col("task").is_null()), rows.filter(pl.col("task").is_not_null())
-        many = rows["method"].n_unique() > MANY
+        over_tasks, by_task = rows.filter(pl.col("task").is_null()), rows.filter(pl.col("task").is_not_null())
+        has_many_methods = rows["method"].n_unique() > MAX_METHODS
         drawn: dict[str, Figure | None]
-        if many:
+        if has_many_methods:
             drawn = {"methods": methods_list(by_task)}
         else:
             drawn = {
-                "score": score_chart(over, axis=axis),
-                "pgr": pgr_chart(over, axis=axis),
-                "pairs": pair_map(over),
-                "methods": methods_chart(over, axis=axis),
+                "score": score_chart(over_tasks, axis=axis),
+                "pgr": pgr_chart(over_tasks, axis=axis),
+                "pairs": pair_map(over_tasks),
+                "methods": methods_chart(over_tasks, axis=axis),
                 "tasks": tasks_chart(by_task, axis=axis),
             }
-        for kind, draw in OTHERS.items():
-            if kind in tables and tables[kind].height and not (many and kind in BY_METHOD):
+        for kind, draw in CHARTS_BY_TABLE.items():
+            if kind in tables and tables[kind].height and not (has_many_methods and kind in DRAWN_BY_METHOD):
                 drawn[kind] = draw(tables[kind].filter(pl.col("setting") == setting))
-        found |= {f"{setting}-{kind}": _styled(chart) for kind, chart in drawn.items() if chart is not None}
-    return found
+        charts |= {f"{setting}-{kind}": _styled(chart) for kind, chart in drawn.items() if chart is not None}
+    return charts
 
 
 def _sized(pgr: pl.DataFrame, results: pl.DataFrame, axis: str) -> pl.DataFrame:
-    """`size`: the student's place on the axis."""
+    """Add `size`, the student's position on the size axis."""
     if axis == "params":
         return pgr.with_columns(pl.col("strong_params").cast(pl.Float64).alias("size"))
     if axis == "fraction":
@@ -68,35 +69,35 @@ def _sized(pgr: pl.DataFrame, results: pl.DataFrame, axis: str) -> pl.DataFrame:
     return pgr.join(flops, on=["family", "strong"], how="left")
 
 
-# --- scores and PGR -----------------------------------------------------------------------------------------------
+# --- scores and PGR -------------------------------------------------------------------------------------------------
 
 
 def score_chart(rows: pl.DataFrame, *, axis: str) -> Figure | None:
-    """Score against student size: students by supervisor in colour, ceilings in black, with 95 % intervals."""
-    rows = _panelled(rows.filter(pl.col("student_score").is_not_null() & pl.col("size").is_not_null()))
+    """Test score against student size with 95 % intervals: students coloured by supervisor, ceilings in black."""
+    rows = _with_panel(rows.filter(pl.col("student_score").is_not_null() & pl.col("size").is_not_null()))
     if rows.is_empty():
         return None
     base = alt.Chart().encode(x=_size_axis(axis))
     students = base.mark_line(point=alt.OverlayMarkDef(size=55)).encode(
-        y=alt.Y("student_score:Q", title="score on test", scale=alt.Scale(zero=False)),
-        color=_supervisors(rows),
+        y=alt.Y("student_score:Q", title="test score", scale=alt.Scale(zero=False)),
+        color=_supervisor_color(rows),
         tooltip=_tooltip("student_score", "weak_score", "ceiling_score"),
     )
     spread = base.mark_rule(opacity=0.55, strokeWidth=2).encode(
-        y="student_score_low:Q", y2="student_score_high:Q", color=_supervisors(rows)
+        y="student_score_low:Q", y2="student_score_high:Q", color=_supervisor_color(rows)
     )
     ceiling = base.mark_line(point=alt.OverlayMarkDef(color="black", size=55), color="black").encode(
         y=alt.Y("mean(ceiling_score):Q"), tooltip=[alt.Tooltip("mean(ceiling_score):Q", format=".3f", title="ceiling")]
     )
-    return _panels(alt.layer(ceiling, spread, students), rows, title="Score (ceiling in black)")
+    return _panels(alt.layer(ceiling, spread, students), rows, title="Test score (ceiling in black)")
 
 
 def pgr_chart(rows: pl.DataFrame, *, axis: str) -> Figure | None:
     """PGR against student size with 95 % intervals. The dashed line is full recovery."""
-    rows = _panelled(_with_pgr(rows))
+    rows = _with_panel(_with_pgr(rows))
     if rows.is_empty():
         return None
-    return _panels(_pgr_layers(axis, _supervisors(rows)), rows, title="Performance gap recovered")
+    return _panels(_pgr_layers(axis, _supervisor_color(rows)), rows, title="Performance gap recovered")
 
 
 def _pgr_layers(axis: str, color: alt.Color) -> alt.LayerChart:
@@ -110,8 +111,8 @@ def _pgr_layers(axis: str, color: alt.Color) -> alt.LayerChart:
 
 
 def pair_map(rows: pl.DataFrame) -> Figure | None:
-    """PGR of every pair, weak by strong. Pairs without a clear gap stay white."""
-    rows = _panelled(_with_pgr(rows))
+    """PGR of every pair as a grid of supervisors and students. Pairs without a clear gap stay white."""
+    rows = _with_panel(_with_pgr(rows))
     if rows.height < 3:
         return None
     weak, strong = (
@@ -133,71 +134,71 @@ def pair_map(rows: pl.DataFrame) -> Figure | None:
 
 
 def methods_chart(rows: pl.DataFrame, *, axis: str) -> Figure | None:
-    """Methods side by side: PGR against student size, a panel for each supervisor."""
+    """PGR against student size with a line for each method and a panel for each supervisor."""
     rows = _with_pgr(rows)
     order = rows["method"].unique(maintain_order=True).to_list()
     if len(order) < 2:
         return None
-    many = rows["family"].n_unique() > 1
+    has_families = rows["family"].n_unique() > 1
     rows = rows.sort("family", "weak_params").with_columns(
-        (pl.format("{}, from {}", "family", "weak") if many else pl.format("from {}", "weak")).alias("panel")
+        (pl.format("{}, from {}", "family", "weak") if has_families else pl.format("from {}", "weak")).alias("panel")
     )
     color = alt.Color("method:N", sort=order, scale=alt.Scale(domain=order, scheme="dark2"))
     return _panels(_pgr_layers(axis, color), rows, title="Methods compared", width=SMALL, height=SMALL, columns=3)
 
 
 def methods_list(rows: pl.DataFrame) -> Figure | None:
-    """Many methods: PGR with its interval, a line each, a panel for each pair on each task. What is far below 0 or above 1
-    stands at the edge."""
+    """PGR with its interval for many methods, one a row, with a panel for each pair on each task. Values far below 0 or above
+    1 are drawn at the edge."""
     rows = _with_pgr(rows)
     if rows.is_empty():
         return None
     by_task = rows.with_columns(pl.format("{}: {} to {}", "task", "weak", "strong").alias("panel"))
     low, high = rows.select(pl.col("pgr_low").min(), pl.col("pgr_high").max()).row(0)
-    low, high = max(-0.5, min(0.0, low or 0.0)), min(1.6, max(1.1, high or 0.0))  # no interval may have a finite end
-    x = alt.Scale(domain=[low, high], clamp=True)
+    low, high = max(-0.5, min(0.0, low or 0.0)), min(1.6, max(1.1, high or 0.0))  # an interval's end may be null
+    scale = alt.Scale(domain=[low, high], clamp=True)
     panels = []
     for (panel,), group in by_task.group_by("panel", maintain_order=True):
         order = group.sort("pgr", descending=True)["method"].unique(maintain_order=True).to_list()
         y = alt.Y("method:N", title=None, sort=order, axis=alt.Axis(labelLimit=300))
         base = alt.Chart(group).encode(y=y)
-        bars = base.mark_rule(strokeWidth=2, opacity=0.6).encode(x=alt.X("pgr_low:Q", scale=x), x2="pgr_high:Q")
+        bars = base.mark_rule(strokeWidth=2, opacity=0.6).encode(x=alt.X("pgr_low:Q", scale=scale), x2="pgr_high:Q")
         points = base.mark_point(filled=True, size=70).encode(
-            x=alt.X("pgr:Q", title="PGR", scale=x), tooltip=_tooltip("pgr", "pgr_low", "pgr_high")
+            x=alt.X("pgr:Q", title="PGR", scale=scale), tooltip=_tooltip("pgr", "pgr_low", "pgr_high")
         )
-        ends = [alt.Chart().mark_rule(strokeDash=[4, 4], color="grey").encode(x=alt.datum(end)) for end in (0, 1)]
-        panels.append(alt.layer(*ends, bars, points).properties(width=WIDTH, height=alt.Step(18), title=str(panel)))
+        bounds = [alt.Chart().mark_rule(strokeDash=[4, 4], color="grey").encode(x=alt.datum(bound)) for bound in (0, 1)]
+        panels.append(alt.layer(*bounds, bars, points).properties(width=WIDTH, height=alt.Step(18), title=str(panel)))
     return alt.concat(*panels, columns=2, title="Methods compared")
 
 
 def tasks_chart(rows: pl.DataFrame, *, axis: str) -> Figure | None:
-    """Score of every task by itself, a row of panels for each method."""
+    """Test score for each task by itself, with a panel for each method and task."""
     rows = rows.filter(pl.col("student_score").is_not_null() & pl.col("size").is_not_null())
     if rows["task"].n_unique() < 2:
         return None
     rows = rows.with_columns(pl.format("{}: {}", "method", "task").alias("panel"))
     base = alt.Chart().encode(x=_size_axis(axis))
     students = base.mark_line(point=True).encode(
-        y=alt.Y("student_score:Q", title="score on test", scale=alt.Scale(zero=False)),
-        color=_supervisors(rows),
+        y=alt.Y("student_score:Q", title="test score", scale=alt.Scale(zero=False)),
+        color=_supervisor_color(rows),
         tooltip=[alt.Tooltip("task:N"), *_tooltip("student_score", "weak_score", "ceiling_score")],
     )
     ceiling = base.mark_line(point=alt.OverlayMarkDef(color="black"), color="black").encode(y="mean(ceiling_score):Q")
     return _panels(alt.layer(ceiling, students), rows, title="Task by task", width=SMALL, height=SMALL, columns=3)
 
 
-# --- what students do with their labels ---------------------------------------------------------------------------
+# --- what students make of their labels -----------------------------------------------------------------------------
 
 
 def agreement_chart(rows: pl.DataFrame) -> Figure | None:
-    """How often a student says what its supervisor says, where the supervisor is right and where it is wrong."""
-    rows = _panelled(rows.filter(pl.col("agreement").is_not_null() & (pl.col("weak") != pl.col("strong"))))
+    """How often a student's answer equals its supervisor's, where the supervisor is right and where it is wrong."""
+    rows = _with_panel(rows.filter(pl.col("agreement").is_not_null() & (pl.col("weak") != pl.col("strong"))))
     if rows.is_empty():
         return None
     lines = alt.Chart().mark_line(point=alt.OverlayMarkDef(size=55)).encode(
         x=_size_axis("params", field="strong_params"),
-        y=alt.Y("agreement:Q", title="agreement", scale=alt.Scale(zero=False)),
-        color=_supervisors(rows),
+        y=alt.Y("agreement:Q", title="agreement with the supervisor", scale=alt.Scale(zero=False)),
+        color=_supervisor_color(rows),
         strokeDash=alt.StrokeDash("when:N", title="supervisor is", sort=["right", "wrong"], legend=DASHES),
         tooltip=_tooltip("agreement", extra="when"),
     )  # fmt: skip
@@ -205,15 +206,16 @@ def agreement_chart(rows: pl.DataFrame) -> Figure | None:
 
 
 def misfit_chart(rows: pl.DataFrame) -> Figure | None:
-    """Gain over the supervisor against disagreement with it; theory puts the gain on the line (Charikar et al. 2024)."""
-    rows = _panelled(rows.filter(pl.col("gain").is_not_null() & (pl.col("weak") != pl.col("strong"))))
+    """Gain over the supervisor against misfit, the disagreement with it. Theory predicts a gain of at least the misfit, so
+    points on or above the dashed line (Charikar et al. 2024)."""
+    rows = _with_panel(rows.filter(pl.col("gain").is_not_null() & (pl.col("weak") != pl.col("strong"))))
     if rows.is_empty():
         return None
     top = max(0.01, rows.select(pl.col("misfit").max()).item())
     points = alt.Chart().mark_point(filled=True, size=70, opacity=0.8).encode(
-        x=alt.X("misfit:Q", title="misfit: share of items that differ"),
+        x=alt.X("misfit:Q", title="misfit (share of answers that differ)"),
         y=alt.Y("gain:Q", title="gain over the supervisor"),
-        color=_supervisors(rows),
+        color=_supervisor_color(rows),
         tooltip=[alt.Tooltip("task:N"), *_tooltip("misfit", "gain")],
     )  # fmt: skip
     line = (
@@ -226,16 +228,16 @@ def misfit_chart(rows: pl.DataFrame) -> Figure | None:
 
 
 def learning_chart(rows: pl.DataFrame) -> Figure | None:
-    """Test scores along training; a line that falls at its end is a student that overfits to its labels."""
+    """Test score during training. A student whose line falls at the end overfits to its labels."""
     rows = rows.filter(pl.col("test_accuracy").is_not_null())
     points = rows.group_by("family", "task", "strong", "role", "weak", "method").agg(pl.col("epoch").n_unique())
     if rows.is_empty() or (points["epoch"] < 2).all():
         return None
     line = ["family", "task", "strong", "strong_params", "role", "weak", "weak_params", "method", "line"]
-    rows = rows.group_by(*line, "epoch").agg(pl.col("test_accuracy").mean())
-    place = pl.col("epoch").rank("ordinal").over(line)
-    every = (pl.len().over(line) / MOST_POINTS).ceil().cast(pl.Int64)
-    rows = rows.filter((pl.len().over(line) - place) % every == 0)  # the last point stays
+    rows = rows.group_by(*line, "epoch", maintain_order=True).agg(pl.col("test_accuracy").mean())
+    position = pl.col("epoch").rank("ordinal").over(line)
+    stride = (pl.len().over(line) / MAX_CURVE_POINTS).ceil().cast(pl.Int64)
+    rows = rows.filter((pl.len().over(line) - position) % stride == 0)  # counted from the end, so the last point stays
     rows = rows.sort("task", "strong_params", "epoch").with_columns(pl.format("{} {}", "task", "strong").alias("panel"))
     order = [
         "ceiling",
@@ -243,25 +245,28 @@ def learning_chart(rows: pl.DataFrame) -> Figure | None:
     ]
     lines = alt.Chart().mark_line(point=True).encode(
         x=alt.X("epoch:Q", axis=alt.Axis(format="~g")),
-        y=alt.Y("test_accuracy:Q", title="score on test", scale=alt.Scale(zero=False)),
-        color=alt.Color("line:N", title="labels", sort=order, scale=_scheme(order, black="ceiling")),
+        y=alt.Y("test_accuracy:Q", title="test score", scale=alt.Scale(zero=False)),
+        color=alt.Color("line:N", title="supervisor", sort=order, scale=_scheme(order, black="ceiling")),
         strokeDash=alt.StrokeDash("method:N", legend=DASHES),
         tooltip=["line:N", "method:N", "epoch:Q", alt.Tooltip("test_accuracy:Q", format=".3f")],
     )  # fmt: skip
-    return _panels(alt.layer(lines), rows, title="Along training", width=SMALL, height=SMALL, columns=3)
+    return _panels(
+        alt.layer(lines), rows, title="Learning curves (ceiling in black)", width=SMALL, height=SMALL, columns=3
+    )
 
 
 def calibration_chart(rows: pl.DataFrame) -> Figure | None:
-    """How often what a model says with a probability is so. On the line it is calibrated."""
+    """Observed against predicted probability. A calibrated model is on the dashed line."""
     if rows.is_empty():
         return None
     order = ["supervisor", "student", "ceiling"]
-    rows = _panelled(rows.with_columns(pl.col("task").alias("method")))
+    rows = _with_panel(rows.with_columns(pl.col("task").alias("method")))
     lines = alt.Chart().mark_line(point=alt.OverlayMarkDef(size=45)).encode(
-        x=alt.X("said:Q", title="probability that was said", scale=alt.Scale(domain=[0, 1])),
-        y=alt.Y("was:Q", title="share that was so", scale=alt.Scale(domain=[0, 1])),
+        x=alt.X("said:Q", title="predicted probability", scale=alt.Scale(domain=[0, 1])),
+        y=alt.Y("was:Q", title="observed share", scale=alt.Scale(domain=[0, 1])),
         color=alt.Color("role:N", sort=order, scale=alt.Scale(domain=order, scheme="dark2")),
-        tooltip=["role:N", alt.Tooltip("said:Q", format=".3f"), alt.Tooltip("was:Q", format=".3f"), "num_items:Q"],
+        tooltip=["role:N", alt.Tooltip("said:Q", format=".3f", title="predicted"),
+                 alt.Tooltip("was:Q", format=".3f", title="observed"), "num_items:Q"],
     )  # fmt: skip
     line = (
         alt.Chart(pl.DataFrame({"x": [0.0, 1.0]})).mark_line(strokeDash=[4, 4], color="grey").encode(x="x:Q", y="x:Q")
@@ -269,63 +274,64 @@ def calibration_chart(rows: pl.DataFrame) -> Figure | None:
     panels = []
     for (panel,), group in rows.group_by("panel", maintain_order=True):
         panels.append((line + lines.properties(data=group)).properties(width=WIDTH, height=HEIGHT, title=str(panel)))
-    return alt.concat(*panels, columns=2, title="Calibration on test")
+    return alt.concat(*panels, columns=2, title="Calibration on the test set")
 
 
 def fit_chart(rows: pl.DataFrame) -> Figure | None:
-    """The chosen scaling fit of PGR with its interval; dashed beyond the largest student that was run."""
-    rows = _panelled(rows.filter(pl.col("target") == "pgr"))
+    """The chosen scaling fit of PGR with its interval. The line is dashed beyond the largest student in the data."""
+    rows = _with_panel(rows.filter(pl.col("target") == "pgr"))
     if rows.is_empty():
         return None
     seam = rows.filter(~pl.col("extrapolated")).group_by("panel", "weak").agg(pl.all().sort_by("strong_params").last())
     rows = pl.concat([rows, seam.with_columns(pl.lit(True).alias("extrapolated")).select(rows.columns)])
-    base = alt.Chart().encode(x=_size_axis("params", field="strong_params"), color=_supervisors(rows))
+    base = alt.Chart().encode(x=_size_axis("params", field="strong_params"), color=_supervisor_color(rows))
     band = base.mark_area(opacity=0.15).encode(y=alt.Y("low:Q", title="PGR"), y2="high:Q")
     dash = alt.StrokeDash("extrapolated:N", title="beyond the data", scale=alt.Scale(range=[[1, 0], [5, 4]]))
     tooltip = [alt.Tooltip(f"{name}:Q", format=".3f") for name in ("value", "low", "high")]
     line = base.mark_line().encode(y="value:Q", strokeDash=dash, tooltip=["weak:N", "form:N", *tooltip])
-    return _panels(alt.layer(band, line), rows, title="Scaling fit of PGR, dashed where it is extrapolated")
+    return _panels(alt.layer(band, line), rows, title="Scaling fit of PGR (dashed: extrapolated)")
 
 
 def difficulty_chart(rows: pl.DataFrame) -> Figure | None:
-    """Score by difficulty of the test items, for the largest model of each role: easy-to-hard, by what was learned from."""
+    """Test score by difficulty of the items, with a line for each training set. Shows the largest students, with the smallest
+    supervisor, and their ceilings."""
     if rows.is_empty():
         return None
     largest = pl.col("strong_params") == pl.col("strong_params").max().over("family")
     rows = rows.filter(
         largest & pl.col("role").is_in(["student", "ceiling"]) & (pl.col("weak") != pl.col("strong")).fill_null(True)
     )
-    least = pl.col("weak_params") == pl.col("weak_params").min().over("family", "role")
-    rows = rows.filter((pl.col("role") == "ceiling") | least).with_columns(
+    smallest = pl.col("weak_params") == pl.col("weak_params").min().over("family", "role")
+    rows = rows.filter((pl.col("role") == "ceiling") | smallest).with_columns(
         pl.when(pl.col("role") == "ceiling").then(pl.lit("ground truth")).otherwise("method").alias("labels"),
         pl.format("{}, {}", "family", "strong").alias("panel"),
     )
     order = rows["task"].unique(maintain_order=True).sort().to_list()
     lines = alt.Chart().mark_line(point=alt.OverlayMarkDef(size=45)).encode(
         x=alt.X("difficulty:Q", title="difficulty of test items", scale=alt.Scale(zero=False)),
-        y=alt.Y("score:Q", title="score on test", scale=alt.Scale(zero=False)),
-        color=alt.Color("task:N", title="learned from", sort=order, scale=alt.Scale(scheme="dark2")),
+        y=alt.Y("score:Q", title="test score", scale=alt.Scale(zero=False)),
+        color=alt.Color("task:N", title="trained on", sort=order, scale=alt.Scale(scheme="dark2")),
         strokeDash=alt.StrokeDash("labels:N", legend=DASHES),
         tooltip=["task:N", "role:N", "labels:N", "bin:N", alt.Tooltip("score:Q", format=".3f"), "num_items:Q"],
     )  # fmt: skip
-    return _panels(alt.layer(lines), rows, title="Easy to hard")
+    return _panels(alt.layer(lines), rows, title="Score by difficulty")
 
 
-STOPPED = {
-    "final": "at the end",
-    "stopped": "by its own labels",
-    "oracle": "at its best by ground truth (an oracle)",
+RULE_TEXTS = {
+    "final": "at the last step",
+    "stopped": "at the best step by its own labels",
+    "oracle": "at the best step by ground truth (oracle)",
 }
 
 
 def stopping_chart(rows: pl.DataFrame) -> Figure | None:
-    """PGR at the end of training, where the student's own labels would have stopped it, and at its best by ground truth."""
-    told = (pl.col("rule") == "stopped").any().over("task", "weak", "strong", "method")
-    rows = rows.filter(pl.col("pgr").is_not_null() & (pl.col("weak") != pl.col("strong")) & told)
+    """PGR at the last step, where the student's own labels would have stopped it, and at its best step by ground truth."""
+    has_stopped = (pl.col("rule") == "stopped").any().over("task", "weak", "strong", "method")
+    rows = rows.filter(pl.col("pgr").is_not_null() & (pl.col("weak") != pl.col("strong")) & has_stopped)
     if rows.is_empty():
         return None
     rows = rows.with_columns(
-        pl.col("rule").replace(STOPPED).alias("rule"),
+        pl.col("rule").replace(RULE_TEXTS).alias("rule"),
         pl.format("{}, {} to {}", "task", "weak", "strong").alias("panel"),
     )
     points = alt.Chart().mark_point(filled=True, size=80).encode(
@@ -335,10 +341,10 @@ def stopping_chart(rows: pl.DataFrame) -> Figure | None:
         shape=alt.Shape("rule:N", title="stopped"),
         tooltip=["task:N", "method:N", "rule:N", *(alt.Tooltip(f"{n}:Q", format=".3f") for n in ("score", "pgr"))],
     )  # fmt: skip
-    return _panels(alt.layer(points), rows, title="When to stop", height=alt.Step(18))
+    return _panels(alt.layer(points), rows, title="When to stop training", height=alt.Step(18))
 
 
-OTHERS: dict[str, Callable[[pl.DataFrame], Figure | None]] = {
+CHARTS_BY_TABLE: dict[str, Callable[[pl.DataFrame], Figure | None]] = {
     "agreement": agreement_chart,
     "misfit": misfit_chart,
     "learning": learning_chart,
@@ -347,23 +353,26 @@ OTHERS: dict[str, Callable[[pl.DataFrame], Figure | None]] = {
     "difficulty": difficulty_chart,
     "stopping": stopping_chart,
 }
+"""Name of a table -> the function that draws it, given the rows of one setting."""
 
-BY_METHOD = ("agreement", "misfit", "learning", "fit_curves")
+DRAWN_BY_METHOD = ("agreement", "misfit", "learning", "fit_curves")
+"""Charts with a panel or line for each method."""
 
-# --- parts --------------------------------------------------------------------------------------------------------
+# --- parts of charts ------------------------------------------------------------------------------------------------
 
 
 def _with_pgr(rows: pl.DataFrame) -> pl.DataFrame:
+    """Rows of pairs of different sizes that have a PGR and a position on the size axis."""
     return rows.filter(
         pl.col("pgr").is_not_null() & pl.col("size").is_not_null() & (pl.col("weak") != pl.col("strong"))
     )
 
 
-def _panelled(rows: pl.DataFrame) -> pl.DataFrame:
-    """The panel that a row belongs to: its method, and its family where there are several."""
+def _with_panel(rows: pl.DataFrame) -> pl.DataFrame:
+    """Add `panel`: the method, and the family if there are several."""
     method = pl.col("method")
-    several = rows["family"].n_unique() > 1
-    return rows.with_columns((pl.format("{}, {}", "family", method) if several else method).alias("panel"))
+    has_families = rows["family"].n_unique() > 1
+    return rows.with_columns((pl.format("{}, {}", "family", method) if has_families else method).alias("panel"))
 
 
 def _size_axis(axis: str, *, field: str = "size") -> alt.X:
@@ -375,19 +384,22 @@ def _size_axis(axis: str, *, field: str = "size") -> alt.X:
     )
 
 
-def _supervisors(rows: pl.DataFrame) -> alt.Color:
+def _supervisor_color(rows: pl.DataFrame) -> alt.Color:
     order = rows.sort("weak_params")["weak"].unique(maintain_order=True).to_list()
     return alt.Color("weak:N", title="supervisor", sort=order, scale=alt.Scale(domain=order, scheme="viridis"))
 
 
 def _scheme(order: list[str], *, black: str) -> alt.Scale:
+    """A colour for each name, and black for one of them."""
     colours = ["#440154", "#3b528b", "#21918c", "#5ec962", "#b5a000", "#d95f02", "#e7298a", "#66a61e"]
-    return alt.Scale(domain=order, range=["black" if o == black else colours[i % 8] for i, o in enumerate(order, -1)])
+    return alt.Scale(
+        domain=order, range=["black" if name == black else colours[i % 8] for i, name in enumerate(order, -1)]
+    )
 
 
 def _tooltip(*scores: str, extra: str | None = None) -> list[alt.Tooltip]:
-    named = [alt.Tooltip(f"{name}:N") for name in ("family", "weak", "strong", "method", *([extra] if extra else []))]
-    return named + [alt.Tooltip(f"{name}:Q", format=".3f") for name in scores]
+    names = [alt.Tooltip(f"{name}:N") for name in ("family", "weak", "strong", "method", *([extra] if extra else []))]
+    return names + [alt.Tooltip(f"{name}:Q", format=".3f") for name in scores]
 
 
 def _panels(
@@ -399,6 +411,7 @@ def _panels(
     height: int | alt.Step = HEIGHT,
     columns: int = 2,
 ) -> Figure:
+    """The layers once for each panel. Families have size axes of their own."""
     order = rows["panel"].unique(maintain_order=True).to_list()
     return (
         layers.properties(width=width, height=height)

@@ -1,15 +1,16 @@
-"""Two studies side by side: `python -m analysis.compare OUT_A OUT_B [--out DIR]`. Writes compare.parquet and compare.html.
+"""Compares two studies: `python -m analysis.compare OUT_A OUT_B [--out DIR]`. Writes compare.parquet and compare.html.
 
-Rows of the two meet where setting, task, weak and strong size agree: the same family and method with themselves, or, where
-one of them differs, methods (within a family) or families (within a method) with one another. The interval of a
-difference is a paired bootstrap's: both studies see the same drawn items and seeds of a task, which sharpens it where they
-share their test set and changes nothing where they don't.
+A pair of A and a pair of B are compared if they agree in setting, task, weak size and strong size. A pair of B meets the pair
+of A with the same family and method. If there is none, it meets those of the same family (which compares methods), else
+those of the same method (which compares families), else all.
+
+Intervals of the differences come from a paired bootstrap: both studies see the same drawn items and seeds of a task. That
+narrows an interval if they share their test set, and changes nothing if they do not.
 """
 
 from __future__ import annotations
 
 import argparse
-import html
 import sys
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ import polars as pl
 
 from analysis import charts, tables
 from analysis.bootstrap import NUM_RESAMPLES, Sample, interval, resample
-from analysis.report import downloads, draw, figure, section, write_page
+from analysis.report import downloads, draw, section, write_page
 
 SCHEMA = {
     "setting": pl.String,
@@ -41,56 +42,59 @@ SCHEMA = {
     "pgr_difference_high": pl.Float64,
     "reason": pl.String,
 }
-"""Differences are B - A, of students' scores and of PGR. `a`, `b`: family and method."""
+"""Differences are B - A. `score_*` is the student's. `a` and `b` name the family and the method."""
 
 
 def compare(a: list[Sample], b: list[Sample]) -> pl.DataFrame:
-    """One row for each meeting of a pair in A with one in B."""
-    rows = []
-    for other in b:
-        for one in _counterparts(other, a):
-            rows.append(_row(one, other))
+    """One row for each pair of B and each pair of A that it is compared with."""
+    rows = [_row(sample_a, sample_b) for sample_b in b for sample_a in _counterparts(sample_b, a)]
     return pl.DataFrame(rows, schema=SCHEMA)
 
 
-def _who(sample: Sample) -> dict[str, Any]:
+def _identity(sample: Sample) -> dict[str, Any]:
     return sample.cells.row(0, named=True) | {"task": sample.task}
 
 
-def _counterparts(other: Sample, among: list[Sample]) -> list[Sample]:
-    mine = _who(other)
-    met = [s for s in among if all(_who(s)[name] == mine[name] for name in ("setting", "task", "weak", "strong"))]
-    for wanted in (("family", "method"), ("family",), ("method",), ()):
-        found = [s for s in met if all(_who(s)[name] == mine[name] for name in wanted)]
-        if found:
-            return found
-    return []
+def _counterparts(sample: Sample, candidates: list[Sample]) -> list[Sample]:
+    """Candidates that agree with a sample in sizes and task, and as far as possible in family and method."""
+    identity = _identity(sample)
+
+    def agreeing(samples: list[Sample], names: tuple[str, ...]) -> list[Sample]:
+        return [s for s in samples if all(_identity(s)[name] == identity[name] for name in names)]
+
+    comparable = agreeing(candidates, ("setting", "task", "weak", "strong"))
+    for names in (("family", "method"), ("family",), ("method",)):
+        if counterparts := agreeing(comparable, names):
+            return counterparts
+    return comparable
 
 
-def _row(one: Sample, other: Sample) -> dict[str, Any]:
-    mine, theirs = _who(one), _who(other)
-    row: dict[str, Any] = dict.fromkeys(SCHEMA) | {name: mine[name] for name in ("setting", "task", "weak", "strong")}
-    row |= {"a": f"{mine['family']}, {mine['method']}", "b": f"{theirs['family']}, {theirs['method']}"}
-    if one.scores is None or other.scores is None:
-        row["reason"] = f"{'A' if one.scores is None else 'B'}: {one.reason or other.reason}"
+def _row(a: Sample, b: Sample) -> dict[str, Any]:
+    identity_a, identity_b = _identity(a), _identity(b)
+    row: dict[str, Any] = dict.fromkeys(SCHEMA)
+    row |= {name: identity_a[name] for name in ("setting", "task", "weak", "strong")}
+    row["a"] = f"{identity_a['family']}, {identity_a['method']}"
+    row["b"] = f"{identity_b['family']}, {identity_b['method']}"
+    if a.scores is None or b.scores is None:
+        row["reason"] = f"{'A' if a.scores is None else 'B'}: {a.reason or b.reason}"
         return row
-    row["score_a"], row["score_b"] = float(one.scores[1][0]), float(other.scores[1][0])
-    row["score_difference"], row["score_difference_low"], row["score_difference_high"] = interval(
-        other.scores[1] - one.scores[1]
-    )
-    for name, sample in (("A", one), ("B", other)):
+    row["score_a"], row["score_b"] = float(a.scores[1][0]), float(b.scores[1][0])
+    row |= _interval_columns("score_difference", b.scores[1] - a.scores[1])
+    for name, sample in (("A", a), ("B", b)):
         if sample.gap_too_small:
             row["reason"] = f"{name}: gap_too_small, so no PGR"
             return row
-    row["pgr_a"], row["pgr_b"] = float(one.pgr[0]), float(other.pgr[0])
+    row["pgr_a"], row["pgr_b"] = float(a.pgr[0]), float(b.pgr[0])
     with np.errstate(invalid="ignore"):
-        difference = other.pgr - one.pgr
-    row["pgr_difference"], row["pgr_difference_low"], row["pgr_difference_high"] = interval(difference)
-    return row
+        return row | _interval_columns("pgr_difference", b.pgr - a.pgr)
+
+
+def _interval_columns(name: str, values: np.ndarray) -> dict[str, Any]:
+    return dict(zip((name, f"{name}_low", f"{name}_high"), interval(values), strict=True))
 
 
 def difference_chart(table: pl.DataFrame) -> charts.Figure | None:
-    """Difference in PGR of every pair, over tasks, with 95 % intervals. Right of the dashed line B recovers more."""
+    """Difference in PGR of every pair over tasks, with 95 % intervals. To the right of the dashed line, B recovers more."""
     rows = table.filter(pl.col("task").is_null() & pl.col("pgr_difference").is_not_null()).with_columns(
         pl.format("{}: {} to {}", "setting", "weak", "strong").alias("pair"),
         pl.format("{} against {}", "b", "a").alias("panel"),
@@ -115,39 +119,43 @@ def difference_chart(table: pl.DataFrame) -> charts.Figure | None:
 
 
 def write_comparison(a: Path, b: Path, *, out: Path, num_resamples: int = NUM_RESAMPLES) -> Path:
-    """compare.parquet, its figure and compare.html; returns the path of the page."""
-    both = [tables.read_both(each) for each in (a, b)]
-    names = [
-        str(results["study"][0]) if results.height else each.name
-        for (results, _), each in zip(both, (a, b), strict=True)
-    ]
-    table = compare(*(resample(*each, num_resamples=num_resamples) for each in both))
-    tables.write(table, out / "compare.parquet")  # makes the folder too
+    """Write compare.parquet, its figure and compare.html. Returns the path of the page."""
+    studies = [tables.read_study(folder) for folder in (a, b)]
+    name_a, name_b = (
+        str(results["study"][0]) if results.height else folder.name
+        for folder, (results, _) in zip((a, b), studies, strict=True)
+    )
+    table = compare(*(resample(*study, num_resamples=num_resamples) for study in studies))
+    tables.write(table, out / "compare.parquet")  # this makes the folder, too
     chart = difference_chart(table)
     specs = draw({"compare": chart}, folder=out / "figures") if chart is not None else {}
-    title = f"{names[1]} (B) against {names[0]} (A)"
-    note = "Differences are B - A, with 95 % intervals of a paired bootstrap over test items and seeds."
-    nothing = "<p class=note>The two have no pair of sizes on a common task, so there is nothing to compare.</p>"
-    body = "".join(
-        (
-            f"<h1>{html.escape(title)}</h1>",
-            nothing if table.is_empty() else "",
-            *map(figure, specs),
-            section("All pairs", table, note=note, is_open=True),
-            downloads({"compare": table}),
-        )
-    )
     path = out / "compare.html"
-    write_page(path, title=title, body=body, specs=specs)
+    nothing = "The two studies share no pair of sizes on a common task, so there is nothing to compare."
+    note = "Differences are B - A, with 95 % intervals from a paired bootstrap over test items and seeds."
+    write_page(
+        path,
+        "compare.html.j2",
+        specs=specs,
+        title=f"{name_b} (B) against {name_a} (A)",
+        notice=nothing if table.is_empty() else "",
+        pairs=section("All pairs", table, note=note, is_open=True),
+        downloads=downloads({"compare": table}),
+    )
     return path
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Two studies' tables side by side, with intervals of the differences.")
-    parser.add_argument("a", type=Path, metavar="OUT_A", help="folder of one study's results.parquet")
-    parser.add_argument("b", type=Path, metavar="OUT_B", help="folder of the other's")
-    parser.add_argument("--out", type=Path, default=Path(), help="folder for compare.html; default the current one")
-    parser.add_argument("--resamples", type=int, default=NUM_RESAMPLES, help=f"default {NUM_RESAMPLES}")
+    parser = argparse.ArgumentParser(
+        description="Compare two studies: their differences in score and PGR, with intervals."
+    )
+    parser.add_argument("a", type=Path, metavar="OUT_A", help="folder with the results.parquet of one study")
+    parser.add_argument("b", type=Path, metavar="OUT_B", help="folder with that of the other study")
+    parser.add_argument(
+        "--out", type=Path, default=Path(), help="folder to write compare.html to; by default the current one"
+    )
+    parser.add_argument(
+        "--resamples", type=int, default=NUM_RESAMPLES, help=f"number of resamples, by default {NUM_RESAMPLES}"
+    )
     options = parser.parse_args()
     try:
         print(write_comparison(options.a, options.b, out=options.out, num_resamples=options.resamples))

@@ -1,7 +1,7 @@
 """Scores by the difficulty of test items: easy-to-hard generalization (Burns et al. 2023, appendix D.2.1).
 
-Grids that deal their halves from easy rows, from hard ones or from all are tasks of their own here, by their labels, and
-share their test items, which are cut into bins of about equal size.
+A study may train on easy rows in one grid and on hard or all rows in another. The grids' labels make tasks of their own
+here, such as `chess-mate (easy)`. They share one test set, which is cut into bins of about equal size.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ SIDES = {"weak": "supervisor", "student": "student", "ceiling": "ceiling"}
 
 
 def difficulty_table(results: pl.DataFrame, predictions: pl.DataFrame, items: pl.DataFrame) -> pl.DataFrame:
-    """Mean score over seeds for each Fit's place in a study and each bin of difficulty. `items`: task, id, difficulty."""
+    """Mean score over seeds for each role, size and method in each bin of difficulty. `items`: task, id, difficulty."""
     done = results.filter(pl.col("status") == "done")
     if items.is_empty() or done.is_empty():
         return pl.DataFrame()
@@ -26,7 +26,7 @@ def difficulty_table(results: pl.DataFrame, predictions: pl.DataFrame, items: pl
         .agg(pl.col("correct").mean().alias("score"), pl.len().alias("num_items"))
         .collect(engine="streaming")
     )
-    places = pl.concat(
+    models = pl.concat(
         done.select(
             "setting",
             "family",
@@ -44,23 +44,23 @@ def difficulty_table(results: pl.DataFrame, predictions: pl.DataFrame, items: pl
         pl.when(pl.col("role") == "supervisor").then(None).otherwise("strong").alias("strong"),
         pl.when(pl.col("role") == "ceiling").then(None).otherwise("weak").alias("weak"),
     )
-    who = ["setting", "family", "task", "role", "method", "weak", "strong"]
+    columns = ["setting", "family", "task", "role", "method", "weak", "strong"]
     return (
-        places.unique([*who, "key"], maintain_order=True)
+        models.unique([*columns, "key"], maintain_order=True)
         .join(by_key, on="key", how="inner")
-        .group_by(*who, "difficulty", "bin", maintain_order=True)
+        .group_by(*columns, "difficulty", "bin", maintain_order=True)
         .agg(
             pl.col("score").mean(),
             pl.col("num_items").first(),
             pl.len().alias("num_seeds"),
             pl.col("weak_params", "strong_params").first(),
         )
-        .sort(*who, "difficulty")
+        .sort(*columns, "difficulty")
     )
 
 
 def _binned(items: pl.DataFrame) -> pl.DataFrame:
-    """task, id, the mean difficulty of the item's bin, and the bin's range in words."""
+    """task, id, the mean difficulty of the item's bin, and the bin's range as text."""
     values = items["difficulty"].unique().sort()
     if len(values) > MAX_BINS:
         cuts = items["difficulty"].qcut(MAX_BINS, allow_duplicates=True).to_physical()

@@ -2,8 +2,8 @@
 
     PGR = (student - supervisor) / (ceiling - supervisor)        Burns et al. 2023, section 3
 
-The estimate is the ratio of sums over seeds and tasks; the median of the cells' own ratios stands beside it; intervals are
-those of `analysis.bootstrap`. Where the interval of the gap (ceiling - supervisor) reaches 0, the ratio means nothing:
+The estimate is the ratio of the sums over seeds and tasks. `pgr_median` is the median of the cells' own ratios. Intervals
+come from `analysis.bootstrap`. Where the interval of the gap (ceiling - supervisor) reaches 0, the ratio means nothing:
 `gap_too_small` is set and PGR is null.
 """
 
@@ -41,11 +41,11 @@ SCHEMA = {
     "num_dropped": pl.Int64,
     "reason": pl.String,
 }
-"""`task` is null where a row is over all tasks. `num_dropped`: cells of the row that have no result."""
+"""`task` is null in rows that pool all tasks. `num_dropped` counts the row's cells that have no result."""
 
 
 def pgr_table(samples: list[Sample]) -> pl.DataFrame:
-    """One row for each (setting, task, family, weak, strong, method), and one for each of them over tasks."""
+    """One row for each (setting, task, family, weak, strong, method), and one for each such pair and method over tasks."""
     return pl.DataFrame([_row(sample) for sample in samples], schema=SCHEMA)
 
 

@@ -1,4 +1,4 @@
-"""How scores and PGR move with the scale of both models, in several forms, and which of them predicts best.
+"""How scores and PGR change with the size of both models: fits of four forms, and which of them predicts best.
 
 With s and w the log10 of the student's and the supervisor's parameters:
 
@@ -7,9 +7,10 @@ With s and w the log10 of the student's and the supervisor's parameters:
     saturating       y = top / (1 + exp(-(a + b s + c w)))
     broken line      y = a + c w + b min(s, knee) + d max(s - knee, 0)
 
-Each is fitted to the pairs' values by robust least squares (soft L1 on residuals in units of their standard errors) from
-many starts; intervals of 95 % are those of refits to the bootstrap's scores. A form is chosen by how well, fitted without
-the largest student, it predicts that student (of forms that do so nearly as well, the simplest). What lies beyond the largest student is marked `extrapolated`.
+Each form is fitted to the values of all pairs by robust least squares from many starts: soft L1 loss on residuals in units
+of their standard errors. The 95 % intervals come from refits to the bootstrap's resamples. The chosen form is the one that,
+fitted without the largest student, predicts that student best. A simpler form is preferred if it does nearly as well. What
+lies beyond the largest student is marked `extrapolated`.
 """
 
 from __future__ import annotations
@@ -29,15 +30,16 @@ from analysis.bootstrap import SEED, Sample, interval, run_script
 NUM_STARTS = 12
 NUM_REFITS = 100
 MIN_SPARE_POINTS = 2
-BEYOND = 16.0
-"""Curves are drawn up to so many times the largest student."""
+EXTRAPOLATION = 16.0
+"""Curves are drawn up to this many times the size of the largest student."""
 CURVE_POINTS = 25
-SMALLEST_ERROR = 1e-3
-BOUND = 0.01
-"""A parameter within this share of its range from an end of it is at its bound."""
-NEARLY = 1.4
-"""A simpler form is preferred while its held-out error is no more than so many times the best (twice the squared error
-of half a dozen pairs is within their noise)."""
+MIN_ERROR = 1e-3
+"""Standard errors below this are raised to it, so that no single pair dominates a fit."""
+BOUND_MARGIN = 0.01
+"""A parameter is at its bound if it is this close to an end of its range, as a share of the range."""
+TOLERANCE = 1.4
+"""A simpler form is preferred while its held-out error is at most this many times the best one. That is twice the
+squared error, which with half a dozen pairs is still within the noise."""
 
 FITS = {
     "setting": pl.String,
@@ -56,8 +58,8 @@ FITS = {
     "chosen": pl.Boolean,
     "reason": pl.String,
 }
-"""`target`: pgr or score (the student's). `held_out_rmse`: on the largest student, fitted without it. `at_bound`: the
-parameter lies where its search ended, so the value says little."""
+"""`target`: `pgr`, or `score` (of the student). `held_out_rmse`: error on the largest student when fitted without it.
+`at_bound`: the parameter ended at the limit of its search range, so its value says little."""
 CURVES = {
     "setting": pl.String,
     "family": pl.String,
@@ -78,6 +80,8 @@ Array = np.ndarray
 
 @dataclass(frozen=True)
 class Form:
+    """A law y(s, w) with its derivatives and the range in which each parameter is searched."""
+
     name: str
     parameters: tuple[str, ...]
     predict: Callable[[Array, Array, Array], Array]
@@ -141,7 +145,7 @@ FORMS = (
 
 @dataclass(frozen=True)
 class Points:
-    """What one fit sees: a value for each pair, its standard error, and its resamples."""
+    """The data of one fit: for each pair a value, its standard error and its resamples."""
 
     s: Array
     w: Array
@@ -155,7 +159,7 @@ class Points:
 
 
 def fit_scaling(samples: list[Sample]) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """(fits, curves) for each setting, family, method and target, over tasks."""
+    """Tables (fits, curves) for each setting, family, method and target, pooled over tasks."""
     fits: list[dict[str, Any]] = []
     curves: list[dict[str, Any]] = []
     groups: dict[tuple[str, ...], list[Sample]] = {}
@@ -167,9 +171,9 @@ def fit_scaling(samples: list[Sample]) -> tuple[pl.DataFrame, pl.DataFrame]:
         for target in ("pgr", "score"):
             head = dict(zip(("setting", "family", "method"), key, strict=True)) | {"target": target}
             points, ladder = _points(group, target)
-            found = [(form, *_fit_form(form, points)) for form in FORMS]
-            chosen = _choice([(form, summary) for form, _, _, summary in found])
-            for form, rows, refits, summary in found:
+            outcomes = [(form, *_fit_form(form, points)) for form in FORMS]
+            chosen = _choice([(form, summary) for form, _, _, summary in outcomes])
+            for form, rows, refits, summary in outcomes:
                 is_chosen = form is chosen
                 fits += [head | {"form": form.name, "chosen": is_chosen} | summary | row for row in rows]
                 if is_chosen and refits is not None:
@@ -178,7 +182,7 @@ def fit_scaling(samples: list[Sample]) -> tuple[pl.DataFrame, pl.DataFrame]:
 
 
 def _points(group: list[Sample], target: str) -> tuple[Points, dict[str, float]]:
-    """The usable pairs, and the supervisors' parameters by name. PGR wants a gap that is clear."""
+    """The usable pairs, and the parameter count of each supervisor by name. PGR needs a clear gap."""
     rows, resampled, ladder = [], [], {}
     for sample in group:
         if sample.scores is None:
@@ -191,8 +195,8 @@ def _points(group: list[Sample], target: str) -> tuple[Points, dict[str, float]]
         if not np.isfinite(values).all():
             continue
         _, low, high = interval(values)
-        # robust against resamples whose gap is all but 0
-        error = max((high - low) / (2 * 1.96), SMALLEST_ERROR)
+        # from the interval, because a few resamples with almost no gap would inflate a standard deviation
+        error = max((high - low) / (2 * 1.96), MIN_ERROR)
         rows.append((np.log10(first["strong_params"]), np.log10(first["weak_params"]), values[0], error))
         resampled.append(values[1:])
         ladder[first["weak"]] = float(first["weak_params"])
@@ -201,11 +205,11 @@ def _points(group: list[Sample], target: str) -> tuple[Points, dict[str, float]]
 
 
 def _fit_form(form: Form, points: Points) -> tuple[list[dict[str, Any]], Array | None, dict[str, Any]]:
-    """(a row for each parameter, [1 + refit, parameter], what all rows share)."""
-    num_points, wanted = len(points.y), len(form.parameters) + MIN_SPARE_POINTS
+    """(a row for each parameter, [1 + refit, parameter] or None, what all rows share)."""
+    num_points, num_needed = len(points.y), len(form.parameters) + MIN_SPARE_POINTS
     summary: dict[str, Any] = {"num_points": num_points, "rmse": None, "held_out_rmse": None, "reason": None}
-    if num_points < wanted or len(np.unique(points.s)) < 2 or len(np.unique(points.w)) < 2:
-        summary["reason"] = f"{num_points} pairs with a value; at least {wanted} of different sizes are needed"
+    if num_points < num_needed or len(np.unique(points.s)) < 2 or len(np.unique(points.w)) < 2:
+        summary["reason"] = f"{num_points} pairs with a value; at least {num_needed} of different sizes are needed"
         return [{"parameter": name} for name in form.parameters], None, summary
     values = _best(form, points)
     num_refits = min(NUM_REFITS, len(points.resampled))
@@ -214,7 +218,7 @@ def _fit_form(form: Form, points: Points) -> tuple[list[dict[str, Any]], Array |
     summary["held_out_rmse"], summary["reason"] = _held_out(form, points)
     low, high = np.percentile(refits, [2.5, 97.5], axis=0)
     span = np.array(form.upper) - np.array(form.lower)
-    at_bound = (values - form.lower < BOUND * span) | (form.upper - values < BOUND * span)
+    at_bound = (values - form.lower < BOUND_MARGIN * span) | (form.upper - values < BOUND_MARGIN * span)
     rows = [
         {"parameter": name, "value": float(v), "low": float(lo), "high": float(hi), "at_bound": bool(bound)}
         for name, v, lo, hi, bound in zip(form.parameters, values, low, high, at_bound, strict=True)
@@ -223,7 +227,7 @@ def _fit_form(form: Form, points: Points) -> tuple[list[dict[str, Any]], Array |
 
 
 def _best(form: Form, points: Points) -> Array:
-    """The best of many starts, from a fixed seed."""
+    """Parameters of the best fit from many random starts, drawn with a fixed seed."""
     rng = np.random.default_rng(SEED)
     lower, upper = np.array(form.lower), np.array(form.upper)
     linear, *_ = np.linalg.lstsq(np.column_stack([np.ones_like(points.s), points.s, points.w]), points.y, rcond=None)
@@ -234,7 +238,7 @@ def _best(form: Form, points: Points) -> Array:
             start[:3] = linear * (1 if i == 0 else rng.uniform(0.5, 1.5))
         if form.name == "broken line":
             start[3], start[4] = start[1], rng.uniform(points.s.min(), points.s.max())
-        else:  # slopes of a sensible order, and a level that puts the middle of the data near its value
+        else:  # slopes of a plausible size, and an offset that puts the curve near the mean of the data
             start[1:3] = rng.normal(0, 0.3, 2) if form.name != "log-linear" else start[1:3]
             if form.name == "power law":
                 start[0] = (
@@ -253,7 +257,7 @@ def _best(form: Form, points: Points) -> Array:
 
 def _solve(form: Form, points: Points, y: Array, start: Array, *, max_nfev: int = 50) -> Array:
     lower, upper = np.array(form.lower, float), np.array(form.upper, float)
-    found = least_squares(
+    solution = least_squares(
         lambda p: (form.predict(p, points.s, points.w) - y) / points.error,
         np.clip(start, lower + 1e-9, upper - 1e-9),
         jac=lambda p: form.slope(p, points.s, points.w) / points.error[:, None],
@@ -262,7 +266,7 @@ def _solve(form: Form, points: Points, y: Array, start: Array, *, max_nfev: int 
         x_scale=np.maximum(np.abs(start), 0.1),
         max_nfev=max_nfev,
     )
-    return np.asarray(found.x)
+    return np.asarray(solution.x)
 
 
 def _cost(form: Form, values: Array, points: Points) -> float:
@@ -275,23 +279,24 @@ def _rmse(form: Form, values: Array, points: Points) -> float:
 
 
 def _held_out(form: Form, points: Points) -> tuple[float | None, str | None]:
+    """Error on the largest student when fitted without it, or None and the reason."""
     largest = points.s == points.s.max()
     rest = points.where(~largest)
-    wanted = len(form.parameters) + 1
-    if len(rest.y) < wanted or len(np.unique(rest.s)) < 2 or len(np.unique(rest.w)) < 2:
-        return None, f"{len(rest.y)} pairs without the largest student; {wanted} are needed to predict it"
+    num_needed = len(form.parameters) + 1
+    if len(rest.y) < num_needed or len(np.unique(rest.s)) < 2 or len(np.unique(rest.w)) < 2:
+        return None, f"{len(rest.y)} pairs without the largest student; {num_needed} are needed to predict it"
     return _rmse(form, _best(form, rest), points.where(largest)), None
 
 
-def _choice(found: list[tuple[Form, dict[str, Any]]]) -> Form | None:
-    """The form that predicts the held-out largest students best, or a simpler one that does nearly as well; the simplest
-    one that fits at all where none can be tested."""
-    usable = [(form, summary) for form, summary in found if summary["rmse"] is not None]
+def _choice(summaries: list[tuple[Form, dict[str, Any]]]) -> Form | None:
+    """The form that predicts the held-out largest student best, or a simpler one that does nearly as well. Without a held-out
+    error anywhere, the simplest form that could be fitted."""
+    usable = [(form, summary) for form, summary in summaries if summary["rmse"] is not None]
     tested = [(form, summary) for form, summary in usable if summary["held_out_rmse"] is not None]
     if tested:
-        bar = NEARLY * min(summary["held_out_rmse"] for _, summary in tested)
-        near = [(form, summary) for form, summary in tested if summary["held_out_rmse"] <= bar]
-        return min(near, key=lambda each: (len(each[0].parameters), each[1]["held_out_rmse"]))[0]
+        limit = TOLERANCE * min(summary["held_out_rmse"] for _, summary in tested)
+        near = [(form, summary) for form, summary in tested if summary["held_out_rmse"] <= limit]
+        return min(near, key=lambda pair: (len(pair[0].parameters), pair[1]["held_out_rmse"]))[0]
     return usable[0][0] if usable else None
 
 
@@ -301,7 +306,7 @@ def _curves(form: Form, refits: Array, points: Points, ladder: dict[str, float])
     for weak, params in ladder.items():
         w = np.log10(params)
         grid = np.unique(
-            np.append(np.linspace(max(w, points.s.min()), largest + np.log10(BEYOND), CURVE_POINTS), largest)
+            np.append(np.linspace(max(w, points.s.min()), largest + np.log10(EXTRAPOLATION), CURVE_POINTS), largest)
         )
         predicted = np.stack([form.predict(values, grid, np.full_like(grid, w)) for values in refits])
         low, high = np.percentile(predicted[1:], [2.5, 97.5], axis=0)

@@ -1,8 +1,13 @@
-"""When to stop: what students score at their end, where their own labels would have stopped them, and at their best.
+"""When to stop training, and whether students copy their supervisors' mistakes.
 
-A student that goes on learning weak labels may get worse (Burns et al. 2023, section 5.1.1). `final` is the last point of
-its curve; `stopped` the first one with the highest accuracy against its own labels on rows held out (training.validation);
-`oracle` the highest by ground truth, which nobody has in earnest. Supervisors and ceilings are taken at their end.
+A student that keeps learning weak labels may get worse (Burns et al. 2023, section 5.1.1). Its test score is taken at three
+points of its learning curve:
+
+    final     the last point
+    stopped   the first point with the highest accuracy against its own labels on held-out rows (`training.validation`)
+    oracle    the point with the highest test score. It needs ground truth, which nobody has in practice.
+
+Supervisors and ceilings are taken at their last point.
 """
 
 from __future__ import annotations
@@ -14,21 +19,21 @@ CELL = ["setting", "family", "task", "method", "weak", "strong", "weak_params", 
 
 
 def stopping_table(results: pl.DataFrame, curves: pl.DataFrame) -> pl.DataFrame:
-    """Means over seeds, and PGR as the ratio of their sums: a row for each pair, method, task and rule."""
+    """Mean scores over seeds for each pair, method, task and rule, and PGR as the ratio of their sums."""
     if "test_accuracy" not in curves.columns or "step" not in curves.columns:
         return pl.DataFrame()
     done = results.filter(pl.col("status") == "done")
     points = curves.filter(pl.col("test_accuracy").is_not_null()).sort("key", "step")
     if "validation_accuracy" not in points.columns:
         points = points.with_columns(pl.lit(None, pl.Float32).alias("validation_accuracy"))
-    at = points.group_by("key").agg(
+    score_by_rule = points.group_by("key").agg(
         pl.col("test_accuracy").last().alias("final"),
         pl.col("test_accuracy").get(pl.col("validation_accuracy").arg_max()).alias("stopped")
         if points["validation_accuracy"].is_not_null().any()
         else pl.lit(None, pl.Float32).alias("stopped"),
         pl.col("test_accuracy").max().alias("oracle"),
     )
-    cells = done.join(at, left_on="student_key", right_on="key", how="inner").unpivot(
+    cells = done.join(score_by_rule, left_on="student_key", right_on="key", how="inner").unpivot(
         RULES, index=[*CELL, "seed", "weak_score", "ceiling_score"], variable_name="rule", value_name="score"
     )
     means = (
@@ -44,33 +49,33 @@ def stopping_table(results: pl.DataFrame, curves: pl.DataFrame) -> pl.DataFrame:
 
 
 def copying_table(results: pl.DataFrame, curves: pl.DataFrame) -> pl.DataFrame:
-    """Whether a student copies its supervisor's mistakes: agreement where the supervisor is wrong, against naive students
-    of the same pair, beside the last losses on the supervisor's labels and on rows whose truth was known.
+    """How often students agree with their supervisor where it is wrong, compared with naive students of the same pair.
 
-    A loss on labels far below the one on the truth is a student that has learned its supervisor rather than the task.
+    Beside it stand the last losses on the supervisor's labels and on rows whose true label was known. A loss on the labels
+    far below the loss on the truth means that the student learned to imitate its supervisor rather than the task.
     """
     done = results.filter((pl.col("status") == "done") & (pl.col("weak") != pl.col("strong")))
     if done.is_empty() or "train_loss" not in curves.columns:
         return pl.DataFrame()
-    known = "verified_loss" if "verified_loss" in curves.columns else None
+    truth_loss = pl.col("verified_loss").last() if "verified_loss" in curves.columns else pl.lit(None, pl.Float32)
     last = curves.sort("key", "step").group_by("key").agg(
         pl.col("train_loss").last().alias("label_loss"),
-        pl.col(known).last().alias("truth_loss") if known else pl.lit(None, pl.Float32).alias("truth_loss"),
+        truth_loss.alias("truth_loss"),
     )  # fmt: skip
-    by = ["setting", "family", "weak", "strong", "method"]
+    pair = ["setting", "family", "weak", "strong"]
     means = (
         done.join(last, left_on="student_key", right_on="key", how="left")
-        .group_by(by, maintain_order=True)
+        .group_by([*pair, "method"], maintain_order=True)
         .agg(
             pl.col("agreement_when_weak_wrong", "agreement_when_weak_right", "label_loss", "truth_loss").mean(),
             pl.col("student_score").mean(),
         )
     )
     naive = means.filter(pl.col("method") == "naive").select(
-        *by[:-1], pl.col("agreement_when_weak_wrong").alias("of_naive")
+        *pair, pl.col("agreement_when_weak_wrong").alias("of_naive")
     )
     return (
-        means.join(naive, on=by[:-1], how="left")
+        means.join(naive, on=pair, how="left")
         .with_columns((pl.col("agreement_when_weak_wrong") - pl.col("of_naive")).alias("more_than_naive"))
         .drop("of_naive")
     )

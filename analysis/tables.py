@@ -1,4 +1,7 @@
-"""The tables that the scripts of this room read, checked: a missing or foreign file is one clear message."""
+"""Reads the tables of `w2s report`, checks their columns and writes tables of the same kind.
+
+A file that is missing, damaged or not such a table raises one `TableError` that names the file and the column.
+"""
 
 from __future__ import annotations
 
@@ -26,46 +29,49 @@ RESULTS = {
     "status": pl.String,
     "reason": pl.String,
 }
+"""The columns of results.parquet that every script needs."""
+
 PREDICTIONS: dict[str, type[pl.DataType]] = {
     "key": pl.Categorical,
     "id": pl.String,
     "correct": pl.Boolean,
 }
+"""The columns of predictions.parquet that every script needs."""
 
 
 class TableError(Exception):
-    """A table that can't be used; the message names the file and the column."""
+    """A table that can't be used. The message names the file and, where one is at fault, the column."""
 
 
 def read(path: Path, schema: dict[str, type[pl.DataType]]) -> pl.DataFrame:
-    """A parquet file that has at least these columns, of these types."""
+    """Read a parquet file that must have at least these columns, of these types."""
     try:
         table = pl.read_parquet(path, glob=False)
     except FileNotFoundError as error:
         raise TableError(f"{path}: no such file; `w2s report STUDY` writes it") from error
     except (pl.exceptions.PolarsError, OSError) as error:
         raise TableError(f"{path}: not a parquet file ({str(error).partition(chr(10))[0]})") from error
-    for name, kind in schema.items():
+    for name, dtype in schema.items():
         if name not in table.columns:
             raise TableError(f"{path}: no column '{name}'; this is not a table that `w2s report` wrote")
-        if table.schema[name] != kind:
-            raise TableError(f"{path}: column '{name}' is {table.schema[name]}, wanted is {kind}")
+        if table.schema[name] != dtype:
+            raise TableError(f"{path}: column '{name}' has type {table.schema[name]}; expected {dtype}")
     return table
 
 
-def read_both(out: Path) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Results and predictions; `out` is their folder, or the results file with the predictions beside it."""
+def read_study(out: Path) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Results and predictions of a study. `out`: their folder, or the results file with the predictions beside it."""
     results = out if out.suffix == ".parquet" else out / "results.parquet"
     return read(results, RESULTS), read(results.with_name("predictions.parquet"), PREDICTIONS)
 
 
-def read_if_there(path: Path) -> pl.DataFrame:
-    """A table that a report can do without."""
+def read_optional(path: Path) -> pl.DataFrame:
+    """A table that the report can do without; empty if the file does not exist."""
     return read(path, {}) if path.exists() else pl.DataFrame()
 
 
 def write(table: pl.DataFrame, path: Path) -> None:
-    """Whole or not at all."""
+    """Write a parquet file, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
     table.write_parquet(temporary)

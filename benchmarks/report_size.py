@@ -1,9 +1,10 @@
 """What a large report costs: `python benchmarks/report_size.py [--seeds 36] [--items 5000]`.
 
-Commits made-up predictions for every Fit of a study (4 sizes, 2 tasks, 2 methods; 36 seeds are 2,016 Fits, so 10 million
-predictions), then times `w2s report` twice, with its peak memory: the first reads every Fit's own files, the second what
-the first collected. Last, the aggregation of predictions per Fit, in Polars and in pandas. Goals: under 2 minutes
-and 4 GB; four times as fast as pandas.
+Commits invented predictions for every Fit of a study with 4 sizes, 2 tasks and 2 methods. With 36 seeds these are 2,016 Fits
+and 10 million predictions. Then it times `w2s report` twice, with its peak memory: the first run reads the files of every
+Fit, the second reuses the tables of the first. Last, it times the aggregation of predictions per Fit in Polars and in pandas.
+
+Goals: under 2 minutes and 4 GB, and four times as fast as pandas.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def write_study(path: Path, *, num_seeds: int) -> Path:
 
 
 def fill(study: Path, store: Path, *, num_items: int) -> int:
-    """Predictions that are right at a rate that grows with the model; returns how many Fits there are."""
+    """Commit predictions that are right at a rate that grows with the model. Returns the number of Fits."""
     plan, store = load_plan(study), open_store(store)
     rng = np.random.default_rng(0)
     ids = [f"{i:016x}" for i in range(num_items)]
@@ -59,11 +60,12 @@ def fill(study: Path, store: Path, *, num_items: int) -> int:
     for fit in track(plan.fits, description="filling the store"):
         rate = 0.5 + 0.06 * np.log10(fit.model.num_params / 1000) + (0.02 if fit.labels else 0.04)
         right = rng.random(num_items) < rate
-        sure = 0.5 + rng.random(num_items) / 2
-        said = np.where(right == (labels == 1), sure, 1 - sure).astype(np.float32)
+        confidence = 0.5 + rng.random(num_items) / 2
+        probabilities = np.where(right == (labels == 1), confidence, 1 - confidence).astype(np.float32)
         with tempfile.TemporaryDirectory() as folder:
-            pq.write_table(pa.table({"id": ids, "probability": said}), Path(folder, "test.parquet"))
+            pq.write_table(pa.table({"id": ids, "probability": probabilities}), Path(folder, "test.parquet"))
             curve = {
+                "step": [1, 2],
                 "epoch": [0.5, 1.0],
                 "test_accuracy": [0.5, rate],
                 "train_loss": [0.7, 0.6],
@@ -80,7 +82,7 @@ def report(study: Path, store: Path, out: Path) -> None:
     command = [sys.executable, "-m", "w2s_ray.cli", "report", str(study), "--store", str(store), "--out", str(out)]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     peak_gb = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024 / 1e9
-    print(f"w2s report: {time.perf_counter() - began_s:.1f} s, peak of this and earlier ones {peak_gb:.2f} GB")
+    print(f"w2s report: {time.perf_counter() - began_s:.1f} s, peak memory of all runs so far {peak_gb:.2f} GB")
 
 
 def best_of(run: Callable[[], object]) -> float:
@@ -93,7 +95,7 @@ def best_of(run: Callable[[], object]) -> float:
 
 
 def aggregation(path: Path) -> None:
-    """From the file to a score for each Fit, and to score and calibration in tenths (`analysis.agreement`), both ways."""
+    """Time the way from the file to a score for each Fit, and to score and calibration in ten bins (`analysis.agreement`)."""
     import pandas as pd
 
     def scores_in_polars() -> object:
@@ -103,33 +105,36 @@ def aggregation(path: Path) -> None:
         return pd.read_parquet(path, columns=["key", "correct"]).groupby("key", observed=True)["correct"].mean()
 
     def bins_in_polars() -> object:
-        so = pl.when(pl.col("label").is_null()).then(pl.col("correct")).otherwise(pl.col("label") == 1)
+        outcome = pl.when(pl.col("label").is_null()).then(pl.col("correct")).otherwise(pl.col("label") == 1)
         rows = pl.scan_parquet(path).select(
             "key",
             "correct",
             pl.col("probability").cast(pl.Float64),
-            so.cast(pl.Float64).alias("so"),
+            outcome.cast(pl.Float64).alias("outcome"),
             (pl.col("probability") * 10).floor().clip(0, 9).cast(pl.Int8).alias("bin"),
         )
-        sums = pl.col("probability", "so", "correct").sum()
+        sums = pl.col("probability", "outcome", "correct").sum()
         return rows.group_by("key", "bin").agg(sums, pl.len()).collect(engine="streaming")
 
     def bins_in_pandas() -> object:
         rows = pd.read_parquet(path, columns=["key", "probability", "label", "correct"])
-        so = np.where(rows["label"].isna(), rows["correct"], rows["label"] == 1).astype("float64")
+        outcome = np.where(rows["label"].isna(), rows["correct"], rows["label"] == 1).astype("float64")
         bins = np.clip(np.floor(rows["probability"] * 10), 0, 9).astype("int8")
-        grouped = rows.assign(so=so, bin=bins).groupby(["key", "bin"], observed=True)
+        grouped = rows.assign(outcome=outcome, bin=bins).groupby(["key", "bin"], observed=True)
         return grouped.agg(
-            probability=("probability", "sum"), so=("so", "sum"), correct=("correct", "sum"), len=("so", "size")
+            probability=("probability", "sum"),
+            outcome=("outcome", "sum"),
+            correct=("correct", "sum"),
+            len=("outcome", "size"),
         )
 
-    for what, ours, theirs in (
+    for task, in_polars, in_pandas in (
         ("scores per Fit", scores_in_polars, scores_in_pandas),
         ("score and calibration per Fit", bins_in_polars, bins_in_pandas),
     ):
-        polars_s, pandas_s = best_of(ours), best_of(theirs)
+        polars_s, pandas_s = best_of(in_polars), best_of(in_pandas)
         print(
-            f"{what}: Polars {polars_s:.2f} s, pandas {pandas_s:.2f} s, ratio {pandas_s / polars_s:.1f} (best of {ROUNDS})"
+            f"{task}: Polars {polars_s:.2f} s, pandas {pandas_s:.2f} s, ratio {pandas_s / polars_s:.1f} (best of {ROUNDS})"
         )
 
 
@@ -137,7 +142,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=36)
     parser.add_argument("--items", type=int, default=5000)
-    parser.add_argument("--folder", type=Path, help="keep the study here; default a temporary folder")
+    parser.add_argument("--folder", type=Path, help="keep the study here; by default in a temporary folder")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.folder or Path(temporary)

@@ -180,10 +180,12 @@ def test_where_to_stop_by_hand() -> None:
     results = table_of([cell | {"seed": 0}, cell | {"seed": 1, "student_key": "s1", "ceiling_score": 0.9}])
     curve = {"step": [1, 2, 3], "validation_accuracy": [0.7, 0.9, 0.9], "test_accuracy": [0.75, 0.7, 0.65]}
     curves = pl.concat(pl.DataFrame(curve).with_columns(pl.lit(key).alias("key")) for key in ("s0", "s1"))
-    found = {row["rule"]: row for row in stopping.stopping_table(results, curves).to_dicts()}
-    assert found["final"]["score"] == pytest.approx(0.65) and found["stopped"]["score"] == pytest.approx(0.7)
-    assert found["oracle"]["score"] == pytest.approx(0.75) and found["oracle"]["needs_ground_truth"]
-    assert found["stopped"]["pgr"] == pytest.approx(0.1 / 0.25) and found["stopped"]["num_seeds"] == 2
+    rows_by_rule = {row["rule"]: row for row in stopping.stopping_table(results, curves).to_dicts()}
+    assert rows_by_rule["final"]["score"] == pytest.approx(0.65) and rows_by_rule["stopped"]["score"] == pytest.approx(
+        0.7
+    )
+    assert rows_by_rule["oracle"]["score"] == pytest.approx(0.75) and rows_by_rule["oracle"]["needs_ground_truth"]
+    assert rows_by_rule["stopped"]["pgr"] == pytest.approx(0.1 / 0.25) and rows_by_rule["stopped"]["num_seeds"] == 2
     without = stopping.stopping_table(results, curves.drop("validation_accuracy"))
     assert set(without["rule"]) == {"final", "oracle"}, "nothing was held out, so nothing says where to stop"
 
@@ -195,12 +197,14 @@ def test_copied_mistakes_by_hand() -> None:
         {"key": ["naive", "combined", "combined"], "step": [1, 1, 2], "train_loss": [0.3, 0.5, 0.4],
          "verified_loss": [None, 0.9, 0.6]}
     )  # fmt: skip
-    found = {row["method"]: row for row in stopping.copying_table(table_of(rows), curves).to_dicts()}
-    assert found["combined"]["more_than_naive"] == pytest.approx(-0.3) and found["naive"]["more_than_naive"] == 0
-    assert found["combined"]["label_loss"] == pytest.approx(0.4) and found["combined"]["truth_loss"] == pytest.approx(
-        0.6
+    by_method = {row["method"]: row for row in stopping.copying_table(table_of(rows), curves).to_dicts()}
+    assert (
+        by_method["combined"]["more_than_naive"] == pytest.approx(-0.3) and by_method["naive"]["more_than_naive"] == 0
     )
-    assert found["naive"]["truth_loss"] is None
+    assert by_method["combined"]["label_loss"] == pytest.approx(0.4) and by_method["combined"][
+        "truth_loss"
+    ] == pytest.approx(0.6)
+    assert by_method["naive"]["truth_loss"] is None
 
 
 def test_the_sign_test_of_inverse_scaling_by_hand() -> None:
@@ -241,13 +245,13 @@ def test_calibration_by_hand() -> None:
 
 
 def test_two_studies_side_by_side(store: Store, tmp_path: Path) -> None:
-    one = cell()
-    commit(store, one.supervisor, [0.9, 0.9, 0.1, 0.1, 0.1, 0.1, 0.9, 0.9], tmp_path)  # 4 of 8
-    commit(store, one.student, [0.9, 0.9, 0.9, 0.1, 0.1, 0.1, 0.1, 0.9], tmp_path)  # 6 of 8
-    commit(store, one.ceiling, [0.9] * 4 + [0.1] * 4, tmp_path)  # 8 of 8
-    better = replace(one, method="confidence", student=one.ceiling)
-    for name, each in (("a", one), ("b", better)):
-        write_results([each], study=name, store=store, out=tmp_path / name)
+    study_cell = cell()
+    commit(store, study_cell.supervisor, [0.9, 0.9, 0.1, 0.1, 0.1, 0.1, 0.9, 0.9], tmp_path)  # 4 of 8
+    commit(store, study_cell.student, [0.9, 0.9, 0.9, 0.1, 0.1, 0.1, 0.1, 0.9], tmp_path)  # 6 of 8
+    commit(store, study_cell.ceiling, [0.9] * 4 + [0.1] * 4, tmp_path)  # 8 of 8
+    better = replace(study_cell, method="confidence", student=study_cell.ceiling)
+    for name, compared in (("a", study_cell), ("b", better)):
+        write_results([compared], study=name, store=store, out=tmp_path / name)
     page = compare.write_comparison(tmp_path / "a", tmp_path / "b", out=tmp_path / "both")
     over_tasks = pl.read_parquet(tmp_path / "both/compare.parquet").filter(pl.col("task").is_null())
     [row] = over_tasks.to_dicts()
@@ -256,13 +260,13 @@ def test_two_studies_side_by_side(store: Store, tmp_path: Path) -> None:
     assert (row["pgr_a"], row["pgr_b"], row["pgr_difference"]) == (0.5, 1.0, 0.5)
     assert 0 <= row["pgr_difference_low"] <= 0.5 <= row["pgr_difference_high"] <= 1
     assert "b (B) against a (A)" in page.read_text() and (tmp_path / "both/figures/compare.svg").exists()
-    same = compare.compare(*[resample(*tables.read_both(tmp_path / "a"))] * 2)
+    same = compare.compare(*[resample(*tables.read_study(tmp_path / "a"))] * 2)
     assert same["pgr_difference"].to_list() == [0.0, 0.0] == same["pgr_difference_high"].to_list()
 
 
 def test_studies_with_nothing_in_common_say_so(store: Store, tmp_path: Path) -> None:
-    for name, each in (("a", cell()), ("b", cell(weak="m", strong="l"))):
-        write_results([each], study=name, store=store, out=tmp_path / name)
+    for name, compared in (("a", cell()), ("b", cell(weak="m", strong="l"))):
+        write_results([compared], study=name, store=store, out=tmp_path / name)
     page = compare.write_comparison(tmp_path / "a", tmp_path / "b", out=tmp_path / "both")
     assert "nothing to compare" in page.read_text()
 
@@ -271,14 +275,15 @@ def test_studies_with_nothing_in_common_say_so(store: Store, tmp_path: Path) -> 
 
 
 def test_the_report_stands_alone_and_escapes_names(store: Store, tmp_path: Path) -> None:
-    one = cell()
-    commit(store, one.supervisor, [0.9, 0.1, 0.1, 0.1, 0.9, 0.9, 0.1, 0.9], tmp_path)
-    commit(store, one.student, [0.9, 0.9, 0.9, 0.1, 0.1, 0.1, 0.1, 0.9], tmp_path)
-    commit(store, one.ceiling, [0.9, 0.9, 0.9, 0.9, 0.1, 0.1, 0.1, 0.1], tmp_path)
     evil = "<script>alert(1)</SCRIPT>"
-    write_results([one], study=evil, store=store, out=tmp_path / "out")
-    page = write_report(tmp_path / "out", facts={"store": evil}).read_text()
-    assert evil not in page and "&lt;script&gt;alert(1)" in page
+    study_cell = replace(cell(), family=evil)
+    commit(store, study_cell.supervisor, [0.9, 0.1, 0.1, 0.1, 0.9, 0.9, 0.1, 0.9], tmp_path)
+    commit(store, study_cell.student, [0.9, 0.9, 0.9, 0.1, 0.1, 0.1, 0.1, 0.9], tmp_path)
+    commit(store, study_cell.ceiling, [0.9, 0.9, 0.9, 0.9, 0.1, 0.1, 0.1, 0.1], tmp_path)
+    write_results([study_cell], study=evil, store=store, out=tmp_path / "out")
+    page = write_report(tmp_path / "out", facts={"store": evil}, study_text=f"name: {evil}").read_text()
+    assert evil not in page and "<td>&lt;script&gt;alert(1)" in page and "name: &lt;script&gt;alert(1)" in page
+    assert "\\u003cscript\\u003ealert(1)" in page, "figures show the name too"
     assert "src=" not in page.split("<script")[0] and 'rel="stylesheet"' not in page
     assert len(re.findall("<script", page, re.I)) == 2 and len(re.findall("</script>", page, re.I)) == 2
     for name in ("score.svg", "score.png", "pgr.svg", "pgr.png", "agreement.svg", "misfit.svg", "calibration.svg"):
@@ -309,15 +314,15 @@ def test_a_missing_or_foreign_table_is_one_message(tmp_path: Path, module: str, 
 
 @pytest.mark.parametrize("kind", ["failures", "one size", "ceiling below"])
 def test_a_report_says_why_there_is_no_curve(store: Store, tmp_path: Path, kind: str) -> None:
-    one = cell(weak="m", strong="m") if kind == "one size" else cell()
+    study_cell = cell(weak="m", strong="m") if kind == "one size" else cell()
     wrong, half, right = [0.1] * 4 + [0.9] * 4, [0.9] * 8, [0.9] * 4 + [0.1] * 4
     if kind == "failures":
-        store.write_failure(one.supervisor, kind="nan", reason="the loss is nan at step 3", detail="")
+        store.write_failure(study_cell.supervisor, kind="nan", reason="the loss is nan at step 3", detail="")
     else:
-        commit(store, one.supervisor, right if kind == "ceiling below" else half, tmp_path)
-        commit(store, one.student, half, tmp_path)
-        commit(store, one.ceiling, wrong if kind == "ceiling below" else right, tmp_path)
-    write_results([one], study="x", store=store, out=tmp_path / "out")
+        commit(store, study_cell.supervisor, right if kind == "ceiling below" else half, tmp_path)
+        commit(store, study_cell.student, half, tmp_path)
+        commit(store, study_cell.ceiling, wrong if kind == "ceiling below" else right, tmp_path)
+    write_results([study_cell], study="x", store=store, out=tmp_path / "out")
     page = write_report(tmp_path / "out").read_text()
     if kind == "failures":
         assert "Nothing is done yet" in page and "the loss is nan at step 3" in page
@@ -330,10 +335,10 @@ def test_a_report_says_why_there_is_no_curve(store: Store, tmp_path: Path, kind:
 
 @pytest.mark.parametrize("axis", ["compute", "fraction"])
 def test_the_size_axis_can_be_another(store: Store, tmp_path: Path, axis: str) -> None:
-    one = cell()
-    for each in (one.supervisor, one.student, one.ceiling):
-        commit(store, each, [0.9] * 8, tmp_path)
-    write_results([one], study="x", store=store, out=tmp_path / "out")
+    study_cell = cell()
+    for fit in (study_cell.supervisor, study_cell.student, study_cell.ceiling):
+        commit(store, fit, [0.9] * 8, tmp_path)
+    write_results([study_cell], study="x", store=store, out=tmp_path / "out")
     page = write_report(tmp_path / "out", axis=axis).read_text()
     assert {"compute": "pretraining compute", "fraction": "fraction of the largest"}[axis] in page
 
@@ -358,5 +363,5 @@ def test_a_learning_curve_of_many_points_is_thinned_and_keeps_its_end() -> None:
     figure = charts.learning_chart(pl.DataFrame(rows))
     assert figure is not None
     drawn = [row for values in figure.to_dict()["datasets"].values() for row in values]
-    assert len(drawn) <= 2 * charts.MOST_POINTS, "16,000 points would be too many to draw"
+    assert len(drawn) <= 2 * charts.MAX_CURVE_POINTS, "16,000 points would be too many to draw"
     assert max(row["epoch"] for row in drawn) == 10.0, "where training ended is shown"

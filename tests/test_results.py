@@ -21,11 +21,11 @@ from fits import cell, commit, fit
 
 
 def test_a_cell_by_hand(store: Store, tmp_path: Path) -> None:
-    one = cell()
-    commit(store, one.supervisor, [0.9, 0.9, 0.1, 0.1, 0.1, 0.1, 0.9, 0.9], tmp_path)  # 4 of 8
-    commit(store, one.student, [0.9, 0.9, 0.9, 0.1, 0.1, 0.1, 0.1, 0.9], tmp_path)  # 6 of 8
-    commit(store, one.ceiling, [0.9, 0.9, 0.9, 0.9, 0.1, 0.1, 0.1, 0.9], tmp_path)  # 7 of 8
-    [row] = write_results([one], study="x", store=store, out=tmp_path / "out").to_dicts()
+    study_cell = cell()
+    commit(store, study_cell.supervisor, [0.9, 0.9, 0.1, 0.1, 0.1, 0.1, 0.9, 0.9], tmp_path)  # 4 of 8
+    commit(store, study_cell.student, [0.9, 0.9, 0.9, 0.1, 0.1, 0.1, 0.1, 0.9], tmp_path)  # 6 of 8
+    commit(store, study_cell.ceiling, [0.9, 0.9, 0.9, 0.9, 0.1, 0.1, 0.1, 0.9], tmp_path)  # 7 of 8
+    [row] = write_results([study_cell], study="x", store=store, out=tmp_path / "out").to_dicts()
     assert (row["weak_score"], row["student_score"], row["ceiling_score"]) == (0.5, 0.75, 0.875)
     assert row["pgr"] == pytest.approx(2 / 3)
     assert row["agreement"] == 0.75 and row["agreement_when_weak_right"] == 1.0
@@ -37,34 +37,34 @@ def test_a_cell_by_hand(store: Store, tmp_path: Path) -> None:
 def test_what_has_no_result_has_a_reason_and_nulls(store: Store, tmp_path: Path) -> None:
     missing, failed, level = cell(seed=0), cell(seed=1), cell(seed=2)
     store.write_failure(failed.supervisor, kind="nan", reason="the loss is nan at step 3", detail="")
-    for each in (level.supervisor, level.student, level.ceiling):
-        commit(store, each, [0.9] * 8, tmp_path)
+    for trained in (level.supervisor, level.student, level.ceiling):
+        commit(store, trained, [0.9] * 8, tmp_path)
     rows = write_results([missing, failed, level], study="x", store=store, out=tmp_path / "out").to_dicts()
     assert [row["status"] for row in rows] == ["missing", "failed", "done"]
     assert rows[0]["reason"] == "not run yet" and "step 3" in rows[1]["reason"]
     assert rows[2]["reason"] == "no PGR: the ceiling is not above the supervisor"
     assert all(row["pgr"] is None for row in rows) and rows[0]["weak_score"] is None
-    table = pgr_table(resample(*tables.read_both(tmp_path / "out")))
+    table = pgr_table(resample(*tables.read_study(tmp_path / "out")))
     assert table["num_dropped"].to_list() == [2, 2] and table["gap_too_small"].to_list() == [True, True]
 
 
 def test_a_student_of_a_failed_supervisor_is_blocked(store: Store, tmp_path: Path) -> None:
-    one = cell()
-    other = Cell("toy", "naive", 0, fit(size="m", half="A"), one.student, one.ceiling)
-    for each in (other.supervisor, one.ceiling):
-        commit(store, each, [0.9] * 8, tmp_path)
-    store.write_failure(one.supervisor, kind="nan", reason="bad", detail="")
-    [row] = write_results([other], study="x", store=store, out=tmp_path / "out").to_dicts()
-    assert row["status"] == "blocked" and one.supervisor.folder in row["reason"]
+    study_cell = cell()
+    with_other_supervisor = Cell("toy", "naive", 0, fit(size="m", half="A"), study_cell.student, study_cell.ceiling)
+    for trained in (with_other_supervisor.supervisor, study_cell.ceiling):
+        commit(store, trained, [0.9] * 8, tmp_path)
+    store.write_failure(study_cell.supervisor, kind="nan", reason="bad", detail="")
+    [row] = write_results([with_other_supervisor], study="x", store=store, out=tmp_path / "out").to_dicts()
+    assert row["status"] == "blocked" and study_cell.supervisor.folder in row["reason"]
 
 
 @pytest.mark.parametrize("num_rows", [7, 9])
 def test_predictions_that_do_not_match_the_truth_are_damage(store: Store, tmp_path: Path, num_rows: int) -> None:
-    one = cell()
-    for each in (one.supervisor, one.ceiling):
-        commit(store, each, [0.9] * 8, tmp_path)
-    commit(store, one.student, [0.9] * num_rows, tmp_path)
-    [row] = write_results([one], study="x", store=store, out=tmp_path / "out").to_dicts()
+    study_cell = cell()
+    for trained in (study_cell.supervisor, study_cell.ceiling):
+        commit(store, trained, [0.9] * 8, tmp_path)
+    commit(store, study_cell.student, [0.9] * num_rows, tmp_path)
+    [row] = write_results([study_cell], study="x", store=store, out=tmp_path / "out").to_dicts()
     assert row["status"] == "damaged" and f"{num_rows} predictions" in row["reason"] and row["pgr"] is None
 
 
@@ -72,33 +72,33 @@ def test_predictions_that_do_not_match_the_truth_are_damage(store: Store, tmp_pa
     ("table", "problem"),
     [
         ({"id": ["i0"] * 8, "probability": [0.9] * 8}, "1 ids are in both"),
-        ({"id": [f"i{i}" for i in range(8)], "probability": [0.9] * 7 + [float("nan")]}, "no probabilities"),
+        ({"id": [f"i{i}" for i in range(8)], "probability": [0.9] * 7 + [float("nan")]}, "not probabilities"),
         ({"id": [f"i{i}" for i in range(8)], "p": [0.9] * 8}, "no column probability"),
     ],
 )
 def test_foreign_predictions_are_damage_and_the_advice_helps(
     store: Store, tmp_path: Path, table: dict[str, list[object]], problem: str
 ) -> None:
-    one = cell()
-    for each in (one.supervisor, one.ceiling):
-        commit(store, each, [0.9] * 8, tmp_path)
+    study_cell = cell()
+    for trained in (study_cell.supervisor, study_cell.ceiling):
+        commit(store, trained, [0.9] * 8, tmp_path)
     folder = tmp_path / "foreign"
     folder.mkdir()
     pq.write_table(pa.table(table), folder / "test.parquet")
     pq.write_table(pa.table({"step": [1], "another": ["x"]}), folder / "curve.parquet")
-    store.commit(one.student, folder)
-    [row] = write_results([one], study="x", store=store, out=tmp_path / "out").to_dicts()
+    store.commit(study_cell.student, folder)
+    [row] = write_results([study_cell], study="x", store=store, out=tmp_path / "out").to_dicts()
     assert row["status"] == "damaged" and problem in row["reason"] and row["student_score"] is None
     assert "remove this folder" in row["reason"] and "verify" not in row["reason"]
 
 
 def test_families_that_share_size_names_are_not_pooled(store: Store, tmp_path: Path) -> None:
-    one, other = cell(), cell(seed=1)
-    for each in (one, other):
-        commit(store, each.supervisor, [0.9, 0.9, 0.1, 0.1, 0.1, 0.1, 0.9, 0.9], tmp_path)
-        commit(store, each.student, [0.9] * 4 + [0.1] * 4, tmp_path)
-        commit(store, each.ceiling, [0.9] * 4 + [0.1] * 4, tmp_path)
-    cells = [one, replace(other, family="another")]
+    first, second = cell(), cell(seed=1)
+    for study_cell in (first, second):
+        commit(store, study_cell.supervisor, [0.9, 0.9, 0.1, 0.1, 0.1, 0.1, 0.9, 0.9], tmp_path)
+        commit(store, study_cell.student, [0.9] * 4 + [0.1] * 4, tmp_path)
+        commit(store, study_cell.ceiling, [0.9] * 4 + [0.1] * 4, tmp_path)
+    cells = [first, replace(second, family="another")]
     results = write_results(cells, study="x", store=store, out=tmp_path / "out")
     table = pgr_table(resample(results, pl.read_parquet(tmp_path / "out/predictions.parquet")))
     assert table.filter(pl.col("task").is_null())["family"].to_list() == ["toy", "another"]
@@ -106,31 +106,31 @@ def test_families_that_share_size_names_are_not_pooled(store: Store, tmp_path: P
 
 
 def test_a_report_reads_a_fit_once(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    one, other = cell(), cell(seed=1)
-    for each in (one.supervisor, one.ceiling, one.student):
-        commit(store, each, [0.9, 0.9, 0.1, 0.1, 0.1, 0.1, 0.9, 0.9], tmp_path)
-    first = write_results([one], study="x", store=store, out=tmp_path / "out")
+    old, new = cell(), cell(seed=1)
+    for trained in (old.supervisor, old.ceiling, old.student):
+        commit(store, trained, [0.9, 0.9, 0.1, 0.1, 0.1, 0.1, 0.9, 0.9], tmp_path)
+    first = write_results([old], study="x", store=store, out=tmp_path / "out")
     files = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
     read = []
     read_file = Store.read_file
     monkeypatch.setattr(Store, "read_file", lambda *a: read.append(a[1]) or read_file(*a))
-    again = write_results([one], study="x", store=store, out=tmp_path / "out")
+    again = write_results([old], study="x", store=store, out=tmp_path / "out")
     assert not read and again.equals(first)
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == files
-    for each in (other.supervisor, other.ceiling, other.student):
-        commit(store, each, [0.9] * 8, tmp_path)
-    write_results([one, other], study="x", store=store, out=tmp_path / "out")
-    assert set(read) == {other.supervisor.folder, other.ceiling.folder, other.student.folder}
-    Path(store.storage.path("fits", one.student.folder, "done.json")).unlink()
+    for trained in (new.supervisor, new.ceiling, new.student):
+        commit(store, trained, [0.9] * 8, tmp_path)
+    write_results([old, new], study="x", store=store, out=tmp_path / "out")
+    assert set(read) == {new.supervisor.folder, new.ceiling.folder, new.student.folder}
+    Path(store.storage.path("fits", old.student.folder, "done.json")).unlink()
     (tmp_path / "out" / "runs.parquet").write_bytes(b"PAR1")
-    rows = write_results([one, other], study="x", store=store, out=tmp_path / "out").to_dicts()
+    rows = write_results([old, new], study="x", store=store, out=tmp_path / "out").to_dicts()
     assert [row["status"] for row in rows] == ["missing", "done"]
 
 
 def test_a_truncated_file_is_damage(store: Store, tmp_path: Path) -> None:
-    one = cell()
-    for each in (one.supervisor, one.ceiling, one.student):
-        commit(store, each, [0.9] * 8, tmp_path)
-    Path(store.storage.path("fits", one.student.folder, "test.parquet")).write_bytes(b"PAR1")
-    [row] = write_results([one], study="x", store=store, out=tmp_path / "out").to_dicts()
+    study_cell = cell()
+    for trained in (study_cell.supervisor, study_cell.ceiling, study_cell.student):
+        commit(store, trained, [0.9] * 8, tmp_path)
+    Path(store.storage.path("fits", study_cell.student.folder, "test.parquet")).write_bytes(b"PAR1")
+    [row] = write_results([study_cell], study="x", store=store, out=tmp_path / "out").to_dicts()
     assert row["status"] == "damaged" and "verify --repair" in row["reason"]

@@ -1,10 +1,16 @@
-"""The results table: one row a cell, from committed predictions and the truth that lies beside them.
+"""The tables of a study: one row for each cell, from committed predictions and the ground truth kept beside them.
 
-Writes `<out>/results.parquet` (SCHEMA), `<out>/predictions.parquet` (every test prediction of the study once, for
-intervals), `<out>/curves.parquet` (learning curves), `<out>/items.parquet` (difficulty of test items, where a task has
-it) and `<out>/runs.parquet` (what each Fit cost, and where). Promises: a cell without a result has a status and a reason,
-and nulls, never a zero; every prediction is joined to the truth by id, and what does not match the truth one to one, or is
-no probability, is a damage, not a smaller test set or a lower score.
+`write_results` writes to the folder `out`:
+
+    results.parquet       a cell: scores, PGR, agreement, or a status and a reason (SCHEMA)
+    predictions.parquet   a test prediction of a Fit, judged by the ground truth (PREDICTIONS)
+    curves.parquet        a point of a Fit's learning curve
+    items.parquet         the difficulty of a test item, if its task has one (ITEMS)
+    runs.parquet          what a Fit cost, and where it ran (RUNS)
+
+Promises: a cell without a result has a status, a reason and nulls, never a zero. Predictions are joined to the ground truth by
+id. If the two do not match one to one, or a prediction is not a probability, the cell is `damaged`. It never counts with a
+smaller test set or a lower score.
 
     PGR = (student - supervisor) / (ceiling - supervisor)        Burns et al. 2023, section 3
 """
@@ -14,7 +20,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -53,9 +59,13 @@ SCHEMA = {
     "status": pl.String,
     "reason": pl.String,
 }
-"""`status`: done, failed, blocked (by a failed Fit), damaged (in the store) or missing (not run yet)."""
+"""`status`: done, failed, blocked (a Fit that it depends on failed), damaged (in the store) or missing (not run yet)."""
+
+STATUS_ORDER = ("failed", "damaged", "blocked", "missing")
+"""A cell with several problems has the status that comes first here."""
 
 PHASES = ("load", "features", "train", "eval", "checkpoint", "commit")
+"""The phases of a Fit whose seconds are recorded."""
 
 RUNS = {
     "key": pl.String,
@@ -73,7 +83,7 @@ RUNS = {
 }
 
 TABLES = "2"
-"""Version of what the tables mean; tables of another are made anew."""
+"""Version of the meaning of these tables. Tables of another version are not reused but made again."""
 
 METRICS = {"classification": "accuracy", "generation": "exact_match", "comparison": "pairwise_accuracy"}
 
@@ -89,89 +99,175 @@ PREDICTIONS = {
     "completion": pl.String,
     "correct": pl.Boolean,
 }
-"""`probability` is of label 1, and in a comparison of the first completion's being better; in a generation, of the
-`completion` that was written, and `label` is null."""
+"""`probability` is that of label 1 in classification, and that of the first completion being the better one in comparison. In
+generation it is the probability of the written `completion`, and `label` is null."""
 
+JUDGED = ("probability", "label", "completion", "correct")
+"""The columns of PREDICTIONS that come from a prediction and its ground truth, rather than from the Fit."""
 
 ITEMS = {"task": pl.String, "id": pl.String, "difficulty": pl.Float32}
 
 
 def write_results(cells: Iterable[Cell], *, study: str, store: Store, out: Path) -> pl.DataFrame:
-    """Collect what the store has for these cells and write the tables."""
+    """Write the tables of these cells, as far as the store has their Fits, and return the results.
+
+    A committed Fit never changes. What an earlier call wrote to `out` is therefore reused, and only new Fits are read.
+    """
     cells = tuple(cells)
     fits = {fit.key: fit for cell in cells for fit in (cell.supervisor, cell.ceiling, cell.student)}
     folders = store.committed(fits.values())
     failures = store.read_failures()
-    found = {key: kept for key, kept in _read_before(out).items() if key in folders}
-    truths: dict[Data, pl.DataFrame] = {}
+    collector = Collector(store)
+    fit_tables = {key: tables for key, tables in _read_earlier(out).items() if key in folders}
     problems: dict[str, tuple[str, str]] = {}
     for key, fit in fits.items():
         if key not in folders:
-            problems[key] = _why_not(fit, failures)
-        elif key not in found:
+            problems[key] = _why_not_committed(fit, failures)
+        elif key not in fit_tables:
             try:
-                found[key] = _collect(fit, folders[key], store=store, truths=truths)
+                fit_tables[key] = collector.collect(fit, folders[key])
             except StoreError as error:
                 problems[key] = ("damaged", str(error))
+    tests = {key: tables.test for key, tables in fit_tables.items()}
     untrained = {(fit.model, fit.data): key for key, fit in fits.items() if fit.method.name == "zero_shot"}
-    rows = [_row(cell, study=study, tests=found, problems=problems, untrained=untrained) for cell in cells]
+    rows = [_row(cell, study=study, tests=tests, problems=problems, untrained=untrained) for cell in cells]
     results = pl.DataFrame(rows, schema=SCHEMA)
     out.mkdir(parents=True, exist_ok=True)
-    ordered = [found[key] for key in sorted(found)]
-    _write(pl.concat([pl.DataFrame(schema=PREDICTIONS), *(each.test for each in ordered)]), out / "predictions.parquet")
-    # diagonal: a store may hold Fits of several versions, whose curves need not have the same columns
+    keys = sorted(fit_tables)
+    predictions = pl.concat([pl.DataFrame(schema=PREDICTIONS), *(fit_tables[key].test for key in keys)])
+    # diagonal: a store may hold Fits of several versions of this package, whose curves differ in their columns
     curves = pl.concat(
-        [pl.DataFrame(schema={"key": pl.String}), *(each.curve for each in ordered)], how="diagonal_relaxed"
+        [pl.DataFrame(schema={"key": pl.String}), *(fit_tables[key].curve for key in keys)], how="diagonal_relaxed"
     )
+    _write(predictions, out / "predictions.parquet")
     _write(curves, out / "curves.parquet")
-    _write(pl.DataFrame([each.run for each in ordered], schema=RUNS), out / "runs.parquet")
-    _write(_items((fits[key] for key in sorted(found)), store=store), out / "items.parquet")
+    _write(pl.DataFrame([fit_tables[key].run for key in keys], schema=RUNS), out / "runs.parquet")
+    _write(collector.items(fits[key] for key in keys), out / "items.parquet")
     _write(results, out / "results.parquet")
     return results
 
 
-def _items(fits: Iterable[Fit], *, store: Store) -> pl.DataFrame:
-    """Difficulty of every test item of these Fits' tasks."""
-    parts = [pl.DataFrame(schema=ITEMS)]
-    for data, fit in {fit.data: fit for fit in fits}.items():
-        try:
-            truth = pl.DataFrame(store.read_truth(fit))
-        except StoreError:  # lost since these Fits were judged; they can do without their items' difficulty
-            continue
-        if "difficulty" in truth.columns:
-            rows = truth.filter((pl.col("half") == "test") & pl.col("difficulty").is_not_null())
-            parts.append(rows.select(pl.lit(data.task).alias("task"), "id", "difficulty"))
-    return pl.concat(parts).unique(["task", "id"]).sort("task", "id")
-
-
 def _write(table: pl.DataFrame, path: Path) -> None:
-    """Whole or not at all."""
+    """Write a table, whole or not at all."""
     temporary = path.with_name(f".{path.name}.tmp")
     table.write_parquet(temporary, metadata={"w2s_tables": TABLES})
     temporary.replace(path)
 
 
-# --- Fits ---------------------------------------------------------------------------------------------------------
+# --- Fits -----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Found:
-    """What the tables take from one committed Fit."""
+class FitTables:
+    """What one committed Fit adds to the tables."""
 
     test: pl.DataFrame
-    """Its rows of predictions.parquet, by id."""
+    """Its rows of predictions.parquet, in the order of their ids."""
     curve: pl.DataFrame
+    """Its rows of curves.parquet."""
     run: dict[str, Any]
+    """Its row of runs.parquet."""
 
 
-def _collect(fit: Fit, folder: str, *, store: Store, truths: dict[Data, pl.DataFrame]) -> Found:
-    test = _named(fit, _test(fit, folder, store=store, truths=truths))
-    curve = _read(store, folder, "curve.parquet").select(pl.lit(fit.key).alias("key"), pl.all())
-    return Found(test, curve, _run(fit, folder, store=store))
+@dataclass(frozen=True)
+class Collector:
+    """Reads committed Fits from the store and judges their predictions. Reads the ground truth of a task once."""
+
+    store: Store
+    truths: dict[Data, pl.DataFrame] = field(default_factory=dict)
+
+    def collect(self, fit: Fit, folder: str) -> FitTables:
+        columns = _fit_columns(fit)
+        named = [pl.lit(value).cast(PREDICTIONS[name]).alias(name) for name, value in columns.items()]
+        test = self._judged_predictions(fit, folder).select(*named, pl.all())
+        curve = self._read_table(folder, "curve.parquet").select(pl.lit(fit.key).alias("key"), pl.all())
+        return FitTables(test, curve, columns | self._provenance(folder))
+
+    def items(self, fits: Iterable[Fit]) -> pl.DataFrame:
+        """Difficulty of every test item of these Fits' tasks."""
+        parts = [pl.DataFrame(schema=ITEMS)]
+        for data, fit in {fit.data: fit for fit in fits}.items():
+            try:
+                truth = pl.DataFrame(self.store.read_truth(fit))
+            except StoreError:  # lost after these Fits were judged; the report can do without difficulties
+                continue
+            if "difficulty" in truth.columns:
+                rows = truth.filter((pl.col("half") == "test") & pl.col("difficulty").is_not_null())
+                parts.append(rows.select(pl.lit(data.task).alias("task"), "id", "difficulty"))
+        return pl.concat(parts).unique(["task", "id"]).sort("task", "id")
+
+    def _judged_predictions(self, fit: Fit, folder: str) -> pl.DataFrame:
+        """A Fit's test predictions beside the ground truth: id and the columns JUDGED, in the order of the ids."""
+        generates = fit.data.setting == "generation"
+        truth, predicted = self._truth(fit), self._read_table(folder, "test.parquet")
+        columns = ["id", "probability", *(["completion"] if generates else [])]
+        if missing := set(columns) - set(predicted.columns):
+            raise _unusable(folder, "test.parquet", f"has no column {' or '.join(sorted(missing))}")
+        joined = predicted.select(columns).unique("id").join(truth, on="id", how="inner")
+        if not 0 < joined.height == predicted.height == truth.height:
+            counts = f"{predicted.height} predictions for {truth.height} test rows, and {joined.height} ids are in both"
+            raise _unusable(folder, "test.parquet", f"does not match the ground truth: {counts}")
+        if not joined["probability"].is_between(0, 1).fill_null(False).all():
+            raise _unusable(folder, "test.parquet", "has predictions that are not probabilities from 0 to 1")
+        if generates:
+            # completions are written with single blanks
+            right_completion = pl.col("right").str.strip_chars().str.replace_all(r"\s+", " ")
+            judged = joined.with_columns(
+                (pl.col("completion") == right_completion).alias("correct"), pl.lit(None, pl.Int8).alias("label")
+            )
+        else:
+            judged = joined.with_columns(
+                ((pl.col("probability") > 0.5) == (pl.col("label") == 1)).alias("correct"),
+                pl.lit(None, pl.String).alias("completion"),
+            )
+        return judged.sort("id").select("id", *(pl.col(name).cast(PREDICTIONS[name]) for name in JUDGED))
+
+    def _truth(self, fit: Fit) -> pl.DataFrame:
+        """The ground truth of the test rows of a Fit's task: id, and label or (in generation) the right completion."""
+        if fit.data not in self.truths:
+            generates = fit.data.setting == "generation"
+            answer = pl.col("completion").alias("right") if generates else pl.col("label").cast(pl.Int8)
+            table = pl.DataFrame(self.store.read_truth(fit))
+            self.truths[fit.data] = table.filter(pl.col("half") == "test").select("id", answer)
+        return self.truths[fit.data]
+
+    def _read_table(self, folder: str, name: str) -> pl.DataFrame:
+        content = self.store.read_file(folder, name)
+        try:
+            return pl.read_parquet(io.BytesIO(content))
+        except pl.exceptions.PolarsError as error:
+            raise _unusable(folder, name, "is not a parquet file") from error
+
+    def _provenance(self, folder: str) -> dict[str, Any]:
+        """The columns of RUNS that a Fit recorded about itself, with nulls for what another version did not record."""
+        try:
+            provenance = json.loads(self.store.read_file(folder, "fit.json")).get("provenance", {})
+        except (StoreError, ValueError):
+            provenance = {}
+        seconds = provenance.get("seconds", {})
+        return {
+            "machine": provenance.get("machine"),
+            "host": provenance.get("host"),
+            "workers": provenance.get("world_size"),
+            "zero_stage": provenance.get("execution", {}).get("zero_stage"),
+            "tokens": provenance.get("tokens"),
+            "flops": provenance.get("flops"),
+            **{f"{phase}_s": seconds.get(phase) for phase in PHASES},
+        }
 
 
-def _read_before(out: Path) -> dict[str, Found]:
-    """Key -> what an earlier report collected: a Fit never changes, so its small files are read once for an `out`."""
+def _fit_columns(fit: Fit) -> dict[str, Any]:
+    """The columns that name a Fit, in predictions and runs."""
+    return {"key": fit.key, "role": fit.role, "task": fit.data.task, "model": fit.model.name, "seed": fit.seed}
+
+
+def _unusable(folder: str, name: str, problem: str) -> StoreError:
+    """For a file that is as it was committed, so that `w2s verify` finds no fault, and still can't be scored."""
+    return StoreError(f"fits/{folder}/{name} {problem}; remove this folder from the store to run the Fit again")
+
+
+def _read_earlier(out: Path) -> dict[str, FitTables]:
+    """Key -> what an earlier call collected, from the tables in `out`. Empty if they are of another version."""
     paths = [out / f"{name}.parquet" for name in ("predictions", "curves", "runs")]
     try:
         if any(pl.read_parquet_metadata(path).get("w2s_tables") != TABLES for path in paths):
@@ -180,100 +276,33 @@ def _read_before(out: Path) -> dict[str, Found]:
     except (OSError, pl.exceptions.PolarsError):
         return {}
     tests = {str(key): rows for (key,), rows in predictions.group_by("key", maintain_order=True)}
-    by_key = {str(key): rows for (key,), rows in curves.group_by("key", maintain_order=True)}
-    kept = {run["key"]: run for run in runs.to_dicts()}
-    return {key: Found(tests[key], by_key[key], kept[key]) for key in tests.keys() & by_key.keys() & kept.keys()}
+    curve_rows = {str(key): rows for (key,), rows in curves.group_by("key", maintain_order=True)}
+    run_rows = {row["key"]: row for row in runs.to_dicts()}
+    keys = tests.keys() & curve_rows.keys() & run_rows.keys()
+    return {key: FitTables(tests[key], curve_rows[key], run_rows[key]) for key in keys}
 
 
-def _why_not(fit: Fit, failures: dict[str, dict[str, Any]]) -> tuple[str, str]:
+def _why_not_committed(fit: Fit, failures: dict[str, dict[str, Any]]) -> tuple[str, str]:
     """Status and reason of a Fit that is not in the store."""
-    for each in (fit, *fit.ancestors):
-        if each.key in failures:
-            reason = f"{each.folder} failed: {failures[each.key].get('reason', '')}"
-            return ("failed" if each is fit else "blocked"), reason
+    for candidate in (fit, *fit.ancestors):
+        if candidate.key in failures:
+            reason = f"{candidate.folder} failed: {failures[candidate.key].get('reason', '')}"
+            return ("failed" if candidate is fit else "blocked"), reason
     return "missing", "not run yet"
 
 
-def _read(store: Store, folder: str, name: str) -> pl.DataFrame:
-    content = store.read_file(folder, name)
-    try:
-        return pl.read_parquet(io.BytesIO(content))
-    except pl.exceptions.PolarsError as error:
-        raise _unusable(folder, name, "is no parquet file") from error
-
-
-def _unusable(folder: str, name: str, problem: str) -> StoreError:
-    """For a file that is what was committed, so that `w2s verify` finds nothing, and yet can't be scored."""
-    return StoreError(f"fits/{folder}/{name} {problem}; remove this folder from the store to run the Fit again")
-
-
-def _run(fit: Fit, folder: str, *, store: Store) -> dict[str, Any]:
-    """A Fit's row of runs.parquet, from what its own record says; nulls where the record is of another version."""
-    names = {"key": fit.key, "role": fit.role, "task": fit.data.task, "model": fit.model.name, "seed": fit.seed}
-    try:
-        facts = json.loads(store.read_file(folder, "fit.json")).get("provenance", {})
-    except (StoreError, ValueError):
-        facts = {}
-    seconds = facts.get("seconds", {})
-    return names | {
-        "machine": facts.get("machine"),
-        "host": facts.get("host"),
-        "workers": facts.get("world_size"),
-        "zero_stage": facts.get("execution", {}).get("zero_stage"),
-        "tokens": facts.get("tokens"),
-        "flops": facts.get("flops"),
-        **{f"{phase}_s": seconds.get(phase) for phase in PHASES},
-    }
-
-
-JUDGED = ("probability", "label", "completion", "correct")
-
-
-def _test(fit: Fit, folder: str, *, store: Store, truths: dict[Data, pl.DataFrame]) -> pl.DataFrame:
-    """A Fit's test predictions, judged by the truth: id and JUDGED, by id."""
-    generates = fit.data.setting == "generation"
-    if fit.data not in truths:
-        table = pl.from_arrow(store.read_truth(fit))
-        assert isinstance(table, pl.DataFrame)
-        right = pl.col("completion").alias("right") if generates else pl.col("label").cast(pl.Int8)
-        truths[fit.data] = table.filter(pl.col("half") == "test").select("id", right)
-    truth, predicted = truths[fit.data], _read(store, folder, "test.parquet")
-    columns = ["id", "probability", *(["completion"] if generates else [])]
-    if missing := set(columns) - set(predicted.columns):
-        raise _unusable(folder, "test.parquet", f"has no column {' or '.join(sorted(missing))}")
-    joined = predicted.select(columns).unique("id").join(truth, on="id", how="inner")
-    if not 0 < joined.height == predicted.height == truth.height:
-        counts = f"has {predicted.height} predictions, the truth {truth.height} test rows, and {joined.height} ids are in both"
-        raise _unusable(folder, "test.parquet", counts)
-    if not joined["probability"].is_between(0, 1).fill_null(False).all():
-        raise _unusable(folder, "test.parquet", "has predictions that are no probabilities")
-    if generates:
-        single_blanks = pl.col("right").str.strip_chars().str.replace_all(r"\s+", " ")
-        judged = joined.with_columns(
-            (pl.col("completion") == single_blanks).alias("correct"), pl.lit(None, pl.Int8).alias("label")
-        )
-    else:
-        judged = joined.with_columns(
-            ((pl.col("probability") > 0.5) == (pl.col("label") == 1)).alias("correct"),
-            pl.lit(None, pl.String).alias("completion"),
-        )
-    return judged.sort("id").select("id", *(pl.col(name).cast(PREDICTIONS[name]) for name in JUDGED))
-
-
-def _named(fit: Fit, test: pl.DataFrame) -> pl.DataFrame:
-    """A Fit's rows of predictions.parquet."""
-    names = {"key": fit.key, "role": fit.role, "task": fit.data.task, "model": fit.model.name, "seed": fit.seed}
-    return test.select(*(pl.lit(value).cast(PREDICTIONS[name]).alias(name) for name, value in names.items()), pl.all())
+# --- cells ----------------------------------------------------------------------------------------------------------
 
 
 def _row(
     cell: Cell,
     *,
     study: str,
-    tests: dict[str, Found],
+    tests: dict[str, pl.DataFrame],
     problems: dict[str, tuple[str, str]],
     untrained: dict[tuple[Model, Data], str],
 ) -> dict[str, Any]:
+    """A cell's row of the results. `untrained`: key of the Fit that scores a model without any training."""
     weak, student, ceiling = cell.supervisor, cell.student, cell.ceiling
     row: dict[str, Any] = dict.fromkeys(SCHEMA) | {
         "study": study,
@@ -295,15 +324,14 @@ def _row(
     }
     for name, fit in (("weak_score", weak), ("student_score", student), ("ceiling_score", ceiling)):
         if fit.key in tests:
-            row[name] = _accuracy(tests[fit.key].test)
-            row["n_test"] = tests[fit.key].test.height
+            row[name] = _accuracy(tests[fit.key])
+            row["n_test"] = tests[fit.key].height
     zero_shot = untrained.get((student.model, student.data), "")
     if zero_shot in tests:
-        row["zero_shot_score"] = _accuracy(tests[zero_shot].test)
-    troubled = [problems[fit.key] for fit in (weak, ceiling, student) if fit.key in problems]
-    if troubled:
-        order = ("failed", "damaged", "blocked", "missing")
-        row["status"], row["reason"] = min(troubled, key=lambda trouble: order.index(trouble[0]))
+        row["zero_shot_score"] = _accuracy(tests[zero_shot])
+    cell_problems = [problems[fit.key] for fit in (weak, ceiling, student) if fit.key in problems]
+    if cell_problems:
+        row["status"], row["reason"] = min(cell_problems, key=lambda problem: STATUS_ORDER.index(problem[0]))
         return row
     row["status"] = "done"
     gap = row["ceiling_score"] - row["weak_score"]
@@ -311,11 +339,11 @@ def _row(
         row["pgr"] = (row["student_score"] - row["weak_score"]) / gap
     else:
         row["reason"] = "no PGR: the ceiling is not above the supervisor"
-    return row | _agreement(tests[weak.key].test, tests[student.key].test)
+    return row | _agreement(tests[weak.key], tests[student.key])
 
 
 def _pretraining_flops(fit: Fit) -> float | None:
-    """6ND (Kaplan et al. 2020, section 2.1), where D is known."""
+    """6ND for N parameters and D tokens (Kaplan et al. 2020, section 2.1). None if D is not known."""
     tokens = fit.model.pretraining_tokens
     return 6.0 * fit.model.num_params * tokens if tokens else None
 
@@ -325,7 +353,7 @@ def _accuracy(test: pl.DataFrame) -> float:
 
 
 def _agreement(weak: pl.DataFrame, student: pl.DataFrame) -> dict[str, float | None]:
-    """How often the student says what its supervisor says, overall and where the supervisor is right or wrong."""
+    """How often the student's answer equals its supervisor's: overall, where the supervisor is right, and where it is wrong."""
     if weak["label"].is_null().all():
         same = (weak["completion"] == student["completion"]).to_numpy()
     else:
