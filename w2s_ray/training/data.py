@@ -125,7 +125,7 @@ def prepare(fit: Fit) -> Prepared:
 
 def _prepare(fit: Fit) -> Prepared:
     data = fit.data
-    rows = tasks.read_rows(tasks.of(data.source, commits=data.commits))
+    rows = tasks.read_rows(tasks.load_pinned(data.source, commits=data.commits))
     fits_all = np.ones(rows.num_rows, dtype=bool)
     for source, revision in data.tokenizer_sources:
         texts, completions = _read(rows)
