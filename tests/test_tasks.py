@@ -71,6 +71,12 @@ def test_a_difficulty_that_is_no_number_is_refused(tmp_path: Path, column: str, 
         tasks.check(save(tmp_path, rows, difficulty=column))
 
 
+def test_a_nested_field_that_a_row_lacks_is_named(tmp_path: Path) -> None:
+    rows = [{"text": "a", "label": 0, "meta": {"q": "x"}}, {"text": "b", "label": 1, "meta": None}]
+    with pytest.raises(InputError, match=r"t\.parquet: row 2: has no value at 'meta\.q'"):
+        tasks.check(save(tmp_path, rows, group="meta.q"))
+
+
 def test_a_difficulty_does_not_change_what_a_task_is(tmp_path: Path) -> None:
     rows = [row | {"elo": 1.0} for row in grouped_rows()]
     assert tasks.fingerprint(save(tmp_path, rows)) == tasks.fingerprint(save(tmp_path, rows, difficulty="elo"))

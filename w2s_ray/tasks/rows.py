@@ -1,6 +1,7 @@
 """From a task's files to its rows: read, unfold into items, fill the templates, drop what can't be used.
 
-`check`, `read_rows` and `dropped` share one pass over a task's files (`read_task`), whose result stays in memory.
+`check`, `read_rows` and `dropped` share one pass over a task's files (`read_task`), whose result is kept for the last
+task.
 
 Promises: a bad row is an `InputError` that names the file, the row and the column, and the first bad row is the one named;
 a row's text never depends on other rows or on its place in the file.
@@ -12,7 +13,7 @@ import hashlib
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -24,8 +25,6 @@ from w2s_ray.errors import InputError, nearest
 from w2s_ray.tasks.shapes import Item, as_lines, unfold, value
 from w2s_ray.tasks.task import Task, files, load_test_task
 
-NUM_TASKS_KEPT = 2
-"""How many tasks' rows stay in memory. Fits that run one after another mostly share a task."""
 ROWS = pa.schema(
     {
         "id": pa.string(),
@@ -69,50 +68,51 @@ def dropped(task: Task) -> dict[str, int]:
 
 @dataclass(frozen=True)
 class TaskRows:
-    """What one pass over a task's files gives."""
+    """What one pass over files gives."""
 
     table: pa.Table
     """As ROWS says."""
-    dropped: dict[str, int]
+    dropped: Counter[str]
     """Reason -> number of rows that the shape can't use."""
 
 
-@lru_cache(maxsize=NUM_TASKS_KEPT)
+@lru_cache(maxsize=1)  # rows can take hundreds of megabytes, and Fits that run one after another mostly share a task
 def read_task(task: Task) -> TaskRows:
     """Read all files of a task and fill its templates."""
     test_task = load_test_task(task)
-    other_rows = [read_part(test_task, part).rows() for part in test_task.sources] if test_task else []
-    own_rows: dict[str, list[dict[str, Any]]] = {}
-    reasons: Counter[str] = Counter()
-    for name in task.sources:
-        part = read_part(task, name)
-        own_rows[name] = part.rows()
-        reasons += part.dropped
-    rows = [row | {"part": "test"} for part_rows in reversed(other_rows) for row in part_rows]
-    rows += [row | {"part": name} for name in reversed(own_rows) for row in own_rows[name]]
-    return TaskRows(_without_duplicates(rows), dict(reasons))
+    other = [_fill_part(test_task, name, part="test") for name in test_task.sources] if test_task else []
+    own = [_fill_part(task, name, part=name) for name in task.sources]
+    # test rows come first, so that a row in both parts stays in the test set
+    table = pa.concat_tables([rows.table for rows in (*reversed(other), *reversed(own))])
+    return TaskRows(_without_duplicates(table), sum((rows.dropped for rows in own), Counter()))
 
 
-def _without_duplicates(rows: Iterable[dict[str, Any]]) -> pa.Table:
-    first: dict[str, dict[str, Any]] = {}
+def _fill_part(task: Task, name: str, *, part: str) -> TaskRows:
+    items = read_part(task, name)
+    return TaskRows(items.rows(part), items.dropped)
+
+
+def _without_duplicates(table: pa.Table) -> pa.Table:
     answers: dict[str, Any] = {}
     contradictory: set[str] = set()
-    for row in rows:
-        id_, completions = row["id"], row["completions"]
+    is_first: list[bool] = []
+    ids = table["id"].to_pylist()
+    for id_, completions, label in zip(ids, table["completions"].to_pylist(), table["label"].to_pylist(), strict=True):
         is_comparison = len(completions) == 2
-        answer = completions[1 - row["label"]] if is_comparison else (row["label"], *completions)
+        answer = completions[1 - label] if is_comparison else (label, *completions)
+        is_first.append(id_ not in answers)
         if answers.setdefault(id_, answer) != answer or (is_comparison and completions[0] == completions[1]):
             contradictory.add(id_)
-        first.setdefault(id_, row)
-    return pa.Table.from_pylist([row for row in first.values() if row["id"] not in contradictory], schema=ROWS)
+    is_kept = [first and id_ not in contradictory for id_, first in zip(ids, is_first, strict=True)]
+    return table.filter(pa.array(is_kept))
 
 
 # --- one part -----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Part:
-    """The items of a task's `train` or `test` part, before the templates are filled."""
+class PartItems:
+    """The items of a task's `train` or `test` part, and what the templates and columns make of them."""
 
     task: Task
     items: list[Item]
@@ -121,8 +121,8 @@ class Part:
     file: str
     """The part's file in error messages, or the first of its files."""
 
-    def rows(self) -> list[dict[str, Any]]:
-        """The rows of this part, with the columns of ROWS except `part`."""
+    def rows(self, part: str) -> pa.Table:
+        """The rows of these items, as ROWS says."""
         if not self.items:
             raise InputError(f"{self.file}: no row can be used")
         labels, difficulties = self.labels(), self.difficulties()
@@ -133,18 +133,13 @@ class Part:
             if self.task.group
             else [text or id_ for text, id_ in zip(texts, ids, strict=True)]
         )
-        columns = {
-            "id": ids,
-            "text": texts,
-            "completions": completions,
-            "group": map(str, groups),
-            "label": labels,
-            "difficulty": difficulties,
-        }
-        rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
         if self.task.setting == "comparison" and self.task.label_column is None:
-            rows = [_in_drawn_order(row) for row in rows]
-        return rows
+            # show the two in an order drawn from the row's id
+            for i, id_ in enumerate(ids):
+                if int(text_hash(f"order:{id_}"), 16) % 2:
+                    completions[i], labels[i] = completions[i][::-1], 1 - (labels[i] or 0)
+        columns = [ids, texts, completions, list(map(str, groups)), labels, difficulties, [part] * len(ids)]
+        return pa.table(dict(zip(ROWS.names, columns, strict=True)), schema=ROWS)
 
     def fill(self, template: str) -> list[str]:
         """A template's text for every item. Only the prompt of a comparison may be empty, and then for all items."""
@@ -204,7 +199,7 @@ class Part:
             try:
                 values.append(value(item.fields, name))
             except (KeyError, TypeError) as error:
-                raise InputError(f"{self.file}: row {item.row}: has no '{name}'") from error
+                raise InputError(f"{self.file}: row {item.row}: has no value at '{name}'") from error
         return values
 
     def _ids(self, texts: list[str], completions: list[tuple[str, ...]]) -> list[str]:
@@ -222,17 +217,10 @@ def text_hash(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _in_drawn_order(row: dict[str, Any]) -> dict[str, Any]:
-    """A comparison with its two completions in an order drawn from the row's id."""
-    if int(text_hash(f"order:{row['id']}"), 16) % 2 == 0:
-        return row
-    return row | {"completions": row["completions"][::-1], "label": 1 - row["label"]}
-
-
 # --- files --------------------------------------------------------------------------------------------------------
 
 
-def read_part(task: Task, part: str, *, limit: int | None = None) -> Part:
+def read_part(task: Task, part: str, *, limit: int | None = None) -> PartItems:
     """The items of a part; with `limit`, those of the first rows of its first file."""
     items: list[Item] = []
     reasons: Counter[str] = Counter()
@@ -245,7 +233,7 @@ def read_part(task: Task, part: str, *, limit: int | None = None) -> Part:
         reasons += file_reasons
     paths = files(task)[part]
     more = f" (and {len(paths) - 1} more)" if len(paths) > 1 else ""
-    return Part(task=task, items=items, dropped=reasons, file=f"{paths[0]}{more}")
+    return PartItems(task=task, items=items, dropped=reasons, file=f"{paths[0]}{more}")
 
 
 def _has_known_label(task: Task, item: Item) -> bool:

@@ -80,7 +80,7 @@ def _take_halves(groups: list[Group], *, num_train: int | None) -> tuple[list[Ro
 
 
 def _groups_in_hash_order(rows: list[Row], *, split_seed: int) -> list[Group]:
-    """Groups, merged where they share a text, in the order of their hash under the seed. So are the rows of each."""
+    """Groups, merged where they share a text, in the order of their hash under the seed; rows within a group likewise."""
     parents: dict[str, str] = {}  # union-find over group names and texts
 
     def root(node: str) -> str:
