@@ -11,11 +11,10 @@ import numpy as np
 import polars as pl
 import pytest
 
-from w2s_ray import families, tasks
-from w2s_ray.families import chess as recipe
-from w2s_ray.families import composed
-
-SHIPPED = tasks.SHIPPED
+from w2s_ray import families
+from w2s_ray.families.model_folder import count_params
+from w2s_ray.recipes import chess_ladder, chess_positions
+from w2s_ray.tasks.task import CATALOGUE
 
 
 def board_of(position: str) -> chess.Board:
@@ -32,73 +31,75 @@ def move_of(words: str) -> chess.Move:
 
 
 def test_the_tasks_are_true_by_the_rules() -> None:
-    for row in pl.read_parquet(SHIPPED / "chess.parquet").sample(200, seed=0).iter_rows(named=True):
+    for row in pl.read_parquet(CATALOGUE / "chess.parquet").sample(200, seed=0).iter_rows(named=True):
         board = board_of(row["position"])
-        assert board.is_valid() and composed.mating_moves(board, enough=9) == [move_of(row["move"])]
+        assert board.is_valid() and chess_positions.mating_moves(board, enough=9) == [move_of(row["move"])]
         assert board.is_legal(move_of(row["other"])) and row["other"] != row["move"]
 
 
 def test_the_tasks_are_what_the_recipe_composes(tmp_path: Path) -> None:
-    composed.write_chunk(tmp_path, 0, num_tries=2000)
-    rows = composed.read_chunks(tmp_path)
-    shipped = pl.read_parquet(SHIPPED / "chess.parquet").head(len(rows))
+    chess_positions.write_chunk(tmp_path, 0, num_tries=2000)
+    rows = chess_positions.read_chunks(tmp_path)
+    shipped = pl.read_parquet(CATALOGUE / "chess.parquet").head(len(rows))
     assert len(rows) > 20
     for (fen, move, _), row in zip(rows, shipped.iter_rows(named=True), strict=True):
-        assert row["position"].split() == recipe.position_words(fen)
-        assert row["move"].split() == recipe.move_words(move)
+        assert row["position"].split() == chess_ladder.position_words(fen)
+        assert row["move"].split() == chess_ladder.move_words(move)
 
 
 def test_no_position_of_a_task_nor_its_mirror_image_is_in_pretraining(tmp_path: Path) -> None:
-    composed.write_chunk(tmp_path, 0, num_tries=3000)
-    rows = composed.read_chunks(tmp_path)
+    chess_positions.write_chunk(tmp_path, 0, num_tries=3000)
+    rows = chess_positions.read_chunks(tmp_path)
     mirrored = [
         tuple("/".join(r[::-1] for r in each.split("/")) if "/" in each else each for each in row) for row in rows
     ]
     as_twin = [(row[2], row[1], row[0]) for row in rows[:5]]
-    pretraining, chosen = recipe.split([*rows, *mirrored, *as_twin], num_task_positions=30)
-    taken = {composed.canonical(fen) for row in chosen for fen in (row[0], row[2])}
-    seen = {composed.canonical(fen) for row in pretraining for fen in (row[0], row[2])}
+    pretraining, chosen = chess_ladder.split([*rows, *mirrored, *as_twin], num_task_positions=30)
+    taken = {chess_positions.canonical(fen) for row in chosen for fen in (row[0], row[2])}
+    seen = {chess_positions.canonical(fen) for row in pretraining for fen in (row[0], row[2])}
     assert len(chosen) == 30 and pretraining and not taken & seen
 
 
 def test_a_mirror_image_is_the_same_position_seen_from_the_other_side() -> None:
-    for word in recipe.WORDS:
-        assert recipe.mirrored(recipe.mirrored(word)) == word
+    for word in chess_ladder.WORDS:
+        assert chess_ladder.mirrored(chess_ladder.mirrored(word)) == word
     fen = "6k1/5ppp/8/8/8/8/8/R5K1"
     mirrored = "1k6/ppp5/8/8/8/8/8/1K5R"
-    assert composed.canonical(fen) == composed.canonical(mirrored)
-    assert {recipe.mirrored(word) for word in recipe.position_words(fen)} == set(recipe.position_words(mirrored))
-    [mate] = composed.mating_moves(chess.Board(f"{fen} w - - 0 1"), enough=9)
-    assert [recipe.mirrored(word) for word in recipe.move_words(mate.uci())] == ["h1", "h8"]
+    assert chess_positions.canonical(fen) == chess_positions.canonical(mirrored)
+    assert {chess_ladder.mirrored(word) for word in chess_ladder.position_words(fen)} == set(
+        chess_ladder.position_words(mirrored)
+    )
+    [mate] = chess_positions.mating_moves(chess.Board(f"{fen} w - - 0 1"), enough=9)
+    assert [chess_ladder.mirrored(word) for word in chess_ladder.move_words(mate.uci())] == ["h1", "h8"]
 
 
 @pytest.fixture(scope="module")
 def ids(tmp_path_factory: pytest.TempPathFactory) -> np.ndarray:
     folder = tmp_path_factory.mktemp("positions")
-    composed.write_chunk(folder, 1, num_tries=4000)
-    return recipe.sequences(composed.read_chunks(folder), [0])
+    chess_positions.write_chunk(folder, 1, num_tries=4000)
+    return chess_ladder.sequences(chess_positions.read_chunks(folder), [0])
 
 
 def test_pretraining_is_deterministic_and_goes_on_where_it_stopped(
     ids: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(recipe, "NUM_VALIDATION", 10)
-    monkeypatch.setattr(recipe, "CHECKPOINT_EVERY_STEPS", 3)
-    num = 5 * recipe.BATCH_SIZE
-    found = recipe.write_rung(tmp_path / "one", "xs", ids, num_sequences=num, num_positions=len(ids))
-    batch = recipe.batch
+    monkeypatch.setattr(chess_ladder, "NUM_VALIDATION", 10)
+    monkeypatch.setattr(chess_ladder, "CHECKPOINT_EVERY_STEPS", 3)
+    num = 5 * chess_ladder.BATCH_SIZE
+    found = chess_ladder.write_size(tmp_path / "one", "xs", ids, num_sequences=num, num_positions=len(ids))
+    batch = chess_ladder.batch
 
     def stopping(*arguments: object, step: int) -> object:
         if step == 4:
             raise KeyboardInterrupt
         return batch(*arguments, step=step)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(recipe, "batch", stopping)
+    monkeypatch.setattr(chess_ladder, "batch", stopping)
     with pytest.raises(KeyboardInterrupt):
-        recipe.write_rung(tmp_path / "two", "xs", ids, num_sequences=num, num_positions=len(ids))
+        chess_ladder.write_size(tmp_path / "two", "xs", ids, num_sequences=num, num_positions=len(ids))
     assert (tmp_path / "two" / "partial.safetensors").exists()
-    monkeypatch.setattr(recipe, "batch", batch)
-    recipe.write_rung(tmp_path / "two", "xs", ids, num_sequences=num, num_positions=len(ids))
+    monkeypatch.setattr(chess_ladder, "batch", batch)
+    chess_ladder.write_size(tmp_path / "two", "xs", ids, num_sequences=num, num_positions=len(ids))
     names = {path.name for path in (tmp_path / "one").iterdir()}
     assert names == {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "recipe.json"}
     for name in names:
@@ -107,17 +108,17 @@ def test_pretraining_is_deterministic_and_goes_on_where_it_stopped(
 
 
 def test_only_what_follows_the_position_is_learned(ids: np.ndarray) -> None:
-    mirror = np.arange(len(recipe.WORDS), dtype=np.int16)
-    tokens, targets = recipe.batch(ids, mirror, step=0)
+    mirror = np.arange(len(chess_ladder.WORDS), dtype=np.int16)
+    tokens, targets = chess_ladder.batch(ids, mirror, step=0)
     for row, wanted in zip(tokens.tolist(), targets.tolist(), strict=True):
-        start = row.index(recipe.IDS["w"]) + 1
-        assert wanted[start : start + 4] == row[start : start + 4] and recipe.WORDS[row[start + 3]] == "</s>"
+        start = row.index(chess_ladder.IDS["w"]) + 1
+        assert wanted[start : start + 4] == row[start : start + 4] and chess_ladder.WORDS[row[start + 3]] == "</s>"
         assert set(wanted[:start]) == {-100} and set(wanted[start + 4 :]) <= {-100}
 
 
 def test_the_shipped_weights_are_their_recipes() -> None:
     family = families.load_family("chess")
-    assert [size.size for size in family.sizes] == list(recipe.WIDTHS_AND_LAYERS)
+    assert [size.size for size in family.sizes] == list(chess_ladder.WIDTHS_AND_LAYERS)
     assert family.sizes[-1].params > 100 * family.sizes[0].params
     total = 0
     for size in family.sizes:
@@ -127,6 +128,6 @@ def test_the_shipped_weights_are_their_recipes() -> None:
         weights = (folder / "model.safetensors").read_bytes()
         total += len(weights)
         assert hashlib.sha256(weights).hexdigest() == written["sha256"]
-        assert written["non_embedding_params"] == size.params == families.count_params(folder)
+        assert written["non_embedding_params"] == size.params == count_params(folder)
         assert written["tokens"] == size.pretraining_tokens
     assert total < 30e6

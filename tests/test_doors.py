@@ -49,7 +49,7 @@ def test_each_library_lives_in_its_room() -> None:
         if uses(path, "deepspeed"):
             assert room == "training", f"{path} imports deepspeed"
         if uses(path, "torch"):
-            assert room in ("training", "methods") or path.name == "chess.py", f"{path} imports torch"
+            assert room in ("training", "methods", "recipes"), f"{path} imports torch"
     for path in modules("analysis"):
         assert not uses(path, "ray", "torch", "w2s_ray"), f"{path} reaches out of its room"
 

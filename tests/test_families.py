@@ -8,6 +8,7 @@ import pytest
 
 from w2s_ray import families
 from w2s_ray.errors import InputError
+from w2s_ray.families.model_folder import count_params, fingerprint_tokenizer, fingerprint_weights
 
 from tiny import save_model
 
@@ -29,15 +30,15 @@ def test_a_fingerprint_follows_the_weights(tmp_path: Path) -> None:
     one, same, other = (
         save_model(tmp_path / name, "llama", seed=seed) for name, seed in (("a", 0), ("b", 0), ("c", 1))
     )
-    assert families.fingerprint_weights(one) == families.fingerprint_weights(same)
-    assert families.fingerprint_weights(one) != families.fingerprint_weights(other)
-    assert families.fingerprint_tokenizer(one) == families.fingerprint_tokenizer(other)
+    assert fingerprint_weights(one) == fingerprint_weights(same)
+    assert fingerprint_weights(one) != fingerprint_weights(other)
+    assert fingerprint_tokenizer(one) == fingerprint_tokenizer(other)
 
 
 def test_parameters_are_counted_without_embeddings_and_head(tmp_path: Path) -> None:
     folder = save_model(tmp_path, "llama")
     attention = 16 * 16 + 2 * 16 * 8 + 16 * 16
-    assert families.count_params(folder) == 2 * (attention + 3 * 16 * 32 + 2 * 16) + 16
+    assert count_params(folder) == 2 * (attention + 3 * 16 * 32 + 2 * 16) + 16
 
 
 def test_a_package_that_is_missing_says_what_to_install(tmp_path: Path) -> None:
@@ -59,4 +60,4 @@ def test_the_parameters_of_a_cut_model_are_those_of_its_layers() -> None:
     family = families.load_family("minilm")
     for size in family.sizes:
         folder = families.local_folder(family, size.size)
-        assert folder and families.count_params(folder, depth=size.depth) == size.params
+        assert folder and count_params(folder, depth=size.depth) == size.params

@@ -15,6 +15,7 @@ from w2s_ray.fit import Execution
 from w2s_ray.plan import load_plan
 from w2s_ray.results import write_results
 from w2s_ray.store import open_store
+from w2s_ray.tasks.rows import read_task
 from w2s_ray.tasks.shapes import Choices, Shape, unfold
 from w2s_ray.training.pack import run_pack
 
@@ -29,8 +30,14 @@ LIKE_HARMLESS = {f"hh-{name}" for name in ("helpful-base", "helpful-online", "he
 @pytest.fixture
 def copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv(hub.FOLDER, str(tmp_path))
-    tasks.files.cache_clear()
+    forget_files()
     return tmp_path
+
+
+def forget_files() -> None:
+    """What this process remembers of a task's files, which a test has put in place or changed."""
+    for cached_function in (hub.commit_of, tasks.files, tasks.fingerprint, tasks.check, read_task):
+        cached_function.cache_clear()
 
 
 def items(name: str, copies: Path) -> list[dict[str, Any]]:
@@ -74,7 +81,7 @@ def test_the_same_rows_in_another_order_give_the_same_items(copies: Path) -> Non
     for number, inside in enumerate(paths.values()):
         rows = [make(i + 1000 * number) for i in reversed(range(NUM))]
         pq.write_table(pa.Table.from_pylist(rows), copies / "datasets" / repo / inside)
-    tasks.check.cache_clear()
+    forget_files()
     other = {row["id"]: row["text"] for row in tasks.read_rows(tasks.load_task("hellaswag")).to_pylist()}
     assert one == other
 
@@ -146,7 +153,7 @@ def test_a_test_set_of_another_task(copies: Path) -> None:
     assert len(test) == NUM and all(row["completions"][1 - row["label"]].startswith("well") for row in test)
     before = tasks.fingerprint(tasks.load_task("hh-on-reward-bench"))
     write(copies, "reward-bench", change=lambda row: row | {"chosen": row["chosen"] + "!"})
-    tasks.fingerprint.cache_clear()
+    forget_files()
     assert tasks.fingerprint(tasks.load_task("hh-on-reward-bench")) != before
     assert {row["label"] for row in test} == {0, 1}, "shown in an order that the row decides"
 
@@ -200,7 +207,7 @@ def test_a_malformed_row_is_named(copies: Path) -> None:
 def test_two_shapes_are_refused(tmp_path: Path) -> None:
     text = "name: t\nsetting: comparison\ntrain: t.csv\ntemplate: ''\ncompletions: ['{chosen}', '{rejected}']\n"
     (tmp_path / "t.yaml").write_text(text + "shape: {messages: [chosen, rejected], preference: p}\n")
-    with pytest.raises(InputError, match="given messages and preference, allowed is one"):
+    with pytest.raises(InputError, match="given messages and preference, allowed is one of them"):
         tasks.load_task("t.yaml", base=tmp_path)
 
 
@@ -212,8 +219,7 @@ def test_without_a_network_the_message_says_what_to_do(
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path))
-    hub.commit_of.cache_clear()
-    tasks.files.cache_clear()
+    forget_files()
     result = CliRunner().invoke(cli.app, ["tasks", name])
     message = str(result.exception)
     assert isinstance(result.exception, InputError) and "HF_HUB_OFFLINE is set" in message and hub.FOLDER in message
@@ -231,11 +237,10 @@ def test_offline_the_cache_knows_what_a_branch_was(monkeypatch: pytest.MonkeyPat
     monkeypatch.delenv(hub.FOLDER, raising=False)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    for cached_function in (hub.commit_of, tasks.files, tasks.check, tasks.fingerprint):
-        cached_function.cache_clear()
+    forget_files()
     task = tasks.load_task("boolq")
-    assert tasks.pinned(task) == (commit, None)
-    pinned = tasks.of(str(task.path), commits=(commit, None))
+    assert tasks.resolve_commits(task) == (commit, None)
+    pinned = tasks.load_pinned(str(task.path), commits=(commit, None))
     monkeypatch.setattr("huggingface_hub.file_download.HF_HUB_CACHE", str(tmp_path), raising=False)
     first = tasks.fingerprint(task)
     (cached / "refs/refs/convert/parquet").write_text("d" * 40)
@@ -282,7 +287,7 @@ def test_a_study_of_hub_models_and_data_runs_from_copies(task: str, copies: Path
 
 def test_an_id_that_is_none_is_refused() -> None:
     with pytest.raises(InputError, match="allowed are names such as"):
-        hub.copy_of("../secrets", kind="dataset")
+        hub.local_copy("../secrets", kind="dataset")
 
 
 @pytest.mark.parametrize("name", ["nlp", "reward_modeling", "chess"])

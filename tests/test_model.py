@@ -11,6 +11,7 @@ import torch
 
 from w2s_ray import families
 from w2s_ray.errors import InputError
+from w2s_ray.families.model_folder import count_params
 from w2s_ray.fit import Execution
 from w2s_ray.plan import load_plan
 from w2s_ray.study import ModelEntry
@@ -85,7 +86,7 @@ def test_a_model_cut_to_its_first_layer(kind: str, tmp_path: Path) -> None:
     layers = [name for name, _ in cut.named_parameters() if ".1." in name]
     assert not layers, "nothing of the second layer is left"
     family = families.from_models([ModelEntry(name="m", path=str(tmp_path), depth=1)], base=tmp_path)
-    assert family.sizes[0].params < families.count_params(tmp_path)
+    assert family.sizes[0].params < count_params(tmp_path)
     assert families.model(family, "m").identity["depth"] == 1
     with pytest.raises(InputError, match=r"depth: given 7, allowed: 0 to 2"):
         comparison.build_model(spec_of(tmp_path, depth=7))

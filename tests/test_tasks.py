@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,11 @@ import yaml
 
 from w2s_ray import tasks
 from w2s_ray.errors import InputError
-from w2s_ray.tasks import sentiment
+from w2s_ray.recipes import sentiment
 
 
 def save(folder: Path, rows: list[dict[str, Any]], **more: Any) -> tasks.Task:
+    folder.mkdir(exist_ok=True)
     pq.write_table(pa.Table.from_pylist(rows), folder / "t.parquet")
     (folder / "t.yaml").write_text(
         yaml.safe_dump({"name": "t", "setting": "classification", "train": "t.parquet"} | more)
@@ -42,13 +44,13 @@ def test_parts_are_balanced_and_disjoint_in_groups(tmp_path: Path, num_train: in
 
 def test_the_order_of_the_file_does_not_matter(tmp_path: Path) -> None:
     rows = grouped_rows()
-    one = tasks.deal(tasks.read_rows(save(tmp_path, rows, group="q")), split_seed=3, num_train=40, num_test=30)
-    random.Random(1).shuffle(rows)
-    other = tasks.deal(tasks.read_rows(save(tmp_path, rows, group="q")), split_seed=3, num_train=40, num_test=30)
-    assert {name: set(part["id"].to_pylist()) for name, part in one.items()} == {
-        name: set(part["id"].to_pylist()) for name, part in other.items()
-    }
-    assert [part["id"].to_pylist() for part in one.values()] == [part["id"].to_pylist() for part in other.values()]
+    ids = []
+    for folder in ("one", "two"):
+        read = tasks.read_rows(save(tmp_path / folder, rows, group="q"))
+        parts = tasks.deal(read, split_seed=3, num_train=40, num_test=30)
+        ids.append({name: part["id"].to_pylist() for name, part in parts.items()})
+        random.Random(1).shuffle(rows)
+    assert ids[0] == ids[1]
 
 
 def test_halves_of_easy_rows_leave_the_test_set_as_it_is(tmp_path: Path) -> None:
@@ -67,6 +69,12 @@ def test_a_difficulty_that_is_no_number_is_refused(tmp_path: Path, column: str, 
     rows = [row | {"elo": 1.0, "word": "hard"} for row in grouped_rows()]
     with pytest.raises(InputError, match=message):
         tasks.check(save(tmp_path, rows, difficulty=column))
+
+
+def test_a_nested_field_that_a_row_lacks_is_named(tmp_path: Path) -> None:
+    rows = [{"text": "a", "label": 0, "meta": {"q": "x"}}, {"text": "b", "label": 1, "meta": None}]
+    with pytest.raises(InputError, match=r"t\.parquet: row 2: has no value at 'meta\.q'"):
+        tasks.check(save(tmp_path, rows, group="meta.q"))
 
 
 def test_a_difficulty_does_not_change_what_a_task_is(tmp_path: Path) -> None:
@@ -107,14 +115,33 @@ def test_a_test_file_is_the_test_set_and_nothing_else(tmp_path: Path) -> None:
     assert len(trained) >= 60 and not trained & {f"row {i}" for i in range(20)}, "rows of the test file are in no half"
 
 
-@pytest.mark.parametrize("kind", ["csv", "jsonl"])
-def test_csv_and_jsonl_read_alike(tmp_path: Path, kind: str) -> None:
+def test_files_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = save(tmp_path, grouped_rows())
+    paths: list[str] = []
+    read_table = pq.read_table
+    monkeypatch.setattr(pq, "read_table", lambda path: paths.append(path.name) or read_table(path))
+    tasks.check(task)
+    assert tasks.read_rows(task).num_rows == 300 and tasks.dropped(task) == {}
+    assert paths == ["t.parquet"]
+
+
+@pytest.mark.parametrize("kind", ["csv", "tsv", "jsonl"])
+def test_csv_tsv_and_jsonl_read_alike(tmp_path: Path, kind: str) -> None:
     rows = [{"a": "x", "b": "y", "label": 0}, {"a": "z", "b": "w", "label": 1}]
-    text = "a,b,label\nx,y,0\nz,w,1\n" if kind == "csv" else "\n".join(str(r).replace("'", '"') for r in rows)
-    (tmp_path / f"t.{kind}").write_text(text)
+    texts = {"csv": "a,b,label\nx,y,0\nz,w,1\n", "jsonl": "\n".join(map(json.dumps, rows))}
+    texts["tsv"] = texts["csv"].replace(",", "\t")
+    (tmp_path / f"t.{kind}").write_text(texts[kind])
     task = save(tmp_path, rows, train=f"t.{kind}", template="{a} and {b}")
     assert tasks.read_rows(task)["text"].to_pylist() == ["x and y", "z and w"]
-    assert tasks.num_rows(task) == 2
+    assert tasks.num_rows(task) == tasks.size(task).num_rows == 2
+
+
+@pytest.mark.parametrize("kind", ["csv", "tsv"])
+def test_without_a_header_line_every_line_is_a_row(tmp_path: Path, kind: str) -> None:
+    (tmp_path / f"t.{kind}").write_text("x,0\ny,1\n".replace(",", "," if kind == "csv" else "\t"))
+    task = save(tmp_path, [], train=f"t.{kind}", header=["text", "label"])
+    assert tasks.read_rows(task)["text"].to_pylist() == ["x", "y"]
+    assert tasks.num_rows(task) == tasks.size(task).num_rows == 2
 
 
 def test_the_fingerprint_is_of_content_not_of_names(tmp_path: Path) -> None:
@@ -134,8 +161,8 @@ def test_the_sentiment_tasks_are_what_their_recipe_makes(tmp_path: Path) -> None
     snippets = sentiment.read_snippets(tmp_path)
     assert len(snippets) == 120 and snippets[0][:3] == ("review", "review-0", "it's amazonReview 0")
     ratings = {row[2]: row[3] for row in snippets}
-    pairs = sentiment.pairs(snippets)
-    assert pairs == sentiment.pairs(snippets) and len(pairs) > 45
+    pairs = sentiment.pair_up(snippets)
+    assert pairs == sentiment.pair_up(snippets) and len(pairs) > 45
     assert all(ratings[high] - ratings[low] >= 1 for _, high, low in pairs)
     assert len({text for _, *two in pairs for text in two}) == 2 * len(pairs), "each snippet in one pair"
 

@@ -1,15 +1,14 @@
-"""The Hugging Face hub, as far as it is needed: which commit a revision is, and the files of a repository.
+"""The Hugging Face hub: which commit a revision points to, and a repository's files.
 
-Promises: what is named by a branch or tag is pinned to its commit before anything depends on it; without a network the
-cache answers, or a copy of the repository below `$W2S_HUB_FOLDER` (`datasets/<id>` or `models/<id>`); what can't be had is
-one message with what to do. Nothing is unpickled and no code of a repository is run.
+Promises: a branch or tag is resolved to its commit before anything depends on it. Without a network the local cache
+answers, or a copy of the repository below `$W2S_HUB_FOLDER` (`datasets/<id>` or `models/<id>`). What can't be had is one
+message that says what to do. Nothing is unpickled, and no code from a repository runs.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal
@@ -23,8 +22,8 @@ ID = r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?"
 COMMIT = r"[0-9a-f]{40}"
 
 
-def copy_of(repo: str, *, kind: Kind) -> Path | None:
-    """The repository's copy on this machine, if `$W2S_HUB_FOLDER` has one."""
+def local_copy(repo: str, *, kind: Kind) -> Path | None:
+    """The copy of a repository below `$W2S_HUB_FOLDER`, if there is one."""
     if not re.fullmatch(ID, repo):
         raise InputError(f"hub id '{repo}': allowed are names such as google/boolq")
     root = os.environ.get(FOLDER)
@@ -34,7 +33,8 @@ def copy_of(repo: str, *, kind: Kind) -> Path | None:
 
 @lru_cache(maxsize=1024)
 def commit_of(repo: str, revision: str, *, kind: Kind) -> str:
-    """The commit that a branch, tag or commit stands for now; offline, the one that it stood for when it was fetched."""
+    """The commit that a branch, tag or commit points to now. Without a network: the one it pointed to when it was last
+    downloaded."""
     if re.fullmatch(COMMIT, revision):
         return revision
     import httpx2
@@ -45,36 +45,37 @@ def commit_of(repo: str, revision: str, *, kind: Kind) -> str:
             info = HfApi().repo_info(repo, revision=revision, repo_type=kind, timeout=TIMEOUT_S)
             return str(info.sha)
         except (httpx2.HTTPError, OSError) as error:
-            known = _cached_commit(repo, revision, kind=kind)
-            if known is None:
-                raise _refusal(repo, revision, error, kind=kind) from error
-            return known
-    known = _cached_commit(repo, revision, kind=kind)
-    if known is None:
+            cached = _cached_commit(repo, revision, kind=kind)
+            if cached is None:
+                raise _as_input_error(error, repo, revision, kind=kind) from error
+            return cached
+    cached = _cached_commit(repo, revision, kind=kind)
+    if cached is None:
         raise InputError(
-            f"{kind} {repo}: HF_HUB_OFFLINE is set and the cache has no revision '{revision}' of it; {_how(repo, kind)}"
+            f"{kind} {repo}: HF_HUB_OFFLINE is set and the cache has no revision '{revision}' of it; "
+            f"{_ways_to_get(repo, kind)}"
         )
-    return known
+    return cached
 
 
-def files_of(repo: str, commit: str, *, patterns: Sequence[str]) -> list[Path]:
-    """A data set's files that match any of the patterns, fetched where they are not cached."""
+def fetch_files(repo: str, commit: str, *, pattern: str) -> list[Path]:
+    """A data set's files that match a glob pattern, downloaded unless they are cached."""
     import httpx2
     from huggingface_hub import snapshot_download
 
     try:
-        folder = Path(snapshot_download(repo, repo_type="dataset", revision=commit, allow_patterns=list(patterns)))
+        folder = Path(snapshot_download(repo, repo_type="dataset", revision=commit, allow_patterns=[pattern]))
     except (httpx2.HTTPError, OSError) as error:
-        raise _refusal(repo, commit, error, kind="dataset") from error
-    return matching(folder, patterns)
+        raise _as_input_error(error, repo, commit, kind="dataset") from error
+    return matching_files(folder, pattern)
 
 
-def matching(folder: Path, patterns: Sequence[str]) -> list[Path]:
-    return sorted({path for pattern in patterns for path in folder.glob(pattern) if path.is_file()})
+def matching_files(folder: Path, pattern: str) -> list[Path]:
+    return sorted(path for path in folder.glob(pattern) if path.is_file())
 
 
-def fetched(url: str) -> Path:
-    """A file of the web, fetched once; or its copy at `$W2S_HUB_FOLDER/urls/<host>/<path>`."""
+def fetch_url(url: str) -> Path:
+    """A file of the web: its copy at `$W2S_HUB_FOLDER/urls/<host>/<path>`, or a download that is kept in the cache."""
     from urllib.parse import urlparse
 
     import httpx2
@@ -94,8 +95,9 @@ def fetched(url: str) -> Path:
         response = httpx2.get(url, timeout=TIMEOUT_S, follow_redirects=True)
         response.raise_for_status()
     except (httpx2.HTTPError, OSError) as error:
-        raise InputError(f"{url}: can't be fetched ({error}); put a copy at ${FOLDER}/{inside}") from error
+        raise InputError(f"{url}: can't be downloaded ({error}); put a copy at ${FOLDER}/{inside}") from error
     path.parent.mkdir(parents=True, exist_ok=True)
+    # written aside and renamed, so that another process never sees half a file
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_bytes(response.content)
     temporary.replace(path)
@@ -110,12 +112,12 @@ def _cached_commit(repo: str, revision: str, *, kind: Kind) -> str | None:
     return path.read_text(encoding="utf-8").strip() if path.is_file() else None
 
 
-def _how(repo: str, kind: Kind) -> str:
+def _ways_to_get(repo: str, kind: Kind) -> str:
     command = f"hf download {repo}{' --repo-type dataset' if kind == 'dataset' else ''}"
-    return f"fetch it where there is a network (`{command}`), or put a copy at ${FOLDER}/{kind}s/{repo}"
+    return f"download it where there is a network (`{command}`), or put a copy at ${FOLDER}/{kind}s/{repo}"
 
 
-def _refusal(repo: str, revision: str, error: Exception, *, kind: Kind) -> InputError:
+def _as_input_error(error: Exception, repo: str, revision: str, *, kind: Kind) -> InputError:
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
     if isinstance(error, GatedRepoError):
@@ -125,9 +127,9 @@ def _refusal(repo: str, revision: str, error: Exception, *, kind: Kind) -> Input
         )
     if isinstance(error, RevisionNotFoundError):
         return InputError(
-            f"{kind} {repo}: has no revision '{revision}'; look at https://huggingface.co/{repo}/branches"
+            f"{kind} {repo}: has no revision '{revision}'; its branches are at https://huggingface.co/{repo}/branches"
         )
     if isinstance(error, RepositoryNotFoundError):
         return InputError(f"{kind} {repo}: the hub has no such repository, or it is private and HF_TOKEN is not set")
     reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-    return InputError(f"{kind} {repo}: the hub can't be reached ({reason}); {_how(repo, kind)}")
+    return InputError(f"{kind} {repo}: the hub can't be reached ({reason}); {_ways_to_get(repo, kind)}")

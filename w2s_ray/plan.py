@@ -206,7 +206,7 @@ def _training(grid: Grid, compute: Compute, family: Family, size: str) -> Traini
 def _data(name: str, grid: Grid, models: dict[str, Model], *, base: Path, where: str) -> Data:
     try:
         task = tasks.load_task(name, base=base)
-        commits = tasks.pinned(task)
+        commits = tasks.resolve_commits(task)
         tasks.check(task)
     except InputError as error:
         raise InputError(f"{where}: {error}") from error
@@ -381,7 +381,7 @@ def costs(plan: Plan) -> dict[str, Cost]:
     found = {}
     for fit in plan.fits:
         if fit.data.source not in shapes:
-            shapes[fit.data.source] = tasks.size(tasks.of(fit.data.source, commits=fit.data.commits))
+            shapes[fit.data.source] = tasks.size(tasks.load_pinned(fit.data.source, commits=fit.data.commits))
         kind = (id(fit.model), id(fit.data), id(fit.training), fit.half, fit.method)
         if kind not in alike:
             alike[kind] = cost(fit, execution=plan.executions[fit.model], shape=shapes[fit.data.source])
@@ -397,7 +397,7 @@ def num_tests(plan: Plan) -> dict[str, int]:
     """Task -> size of its test set, before rows are dropped for balance or length."""
     sizes = {}
     for data in {fit.data for fit in plan.fits}:
-        shape = tasks.size(tasks.of(data.source, commits=data.commits))
+        shape = tasks.size(tasks.load_pinned(data.source, commits=data.commits))
         sizes[data.task] = data.num_test or shape.num_test or shape.num_rows // 5
     return dict(sorted(sizes.items()))
 

@@ -1,11 +1,11 @@
-"""From a data set's own rows to items: what a template fills in, and what is right.
+"""Shapes: from a data set's own rows to items, the fields that templates fill in and the label.
 
-Most data sets are a line each in a task's YAML. A *shape* is for those whose rows hold several items or no label of their
-own: multiple choice, a pair in a fixed order, transcripts, lists of messages, preferences and scores, puzzles.
+In most data sets a row is an item. A *shape* is for the others, whose rows hold several items or have no label column:
+multiple choice, a pair in a fixed order, transcripts, lists of messages, preferences and scores, puzzles.
 
-Promises: what is drawn for a row (a wrong answer, an order) depends on the row's content alone, so not on its place in the
-file, nor on other rows or on the process; both answers of a question come from its own choices, so that no wording gives
-the label away; rows that can't be used are dropped for a reason that is counted.
+Promises: what is drawn for a row (a wrong answer, an order) depends on the row's content alone, not on other rows, on its
+place in the file or on the process; both answers of a question come from its own choices, so that no wording gives the
+label away; rows that can't be used are dropped and counted by reason.
 """
 
 from __future__ import annotations
@@ -20,63 +20,64 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 ASSISTANT, HUMAN = "\n\nAssistant:", "\n\nHuman:"
-"""How Anthropic's HH data mark turns; lists of messages are written in the same way for all models."""
+"""Turn markers of Anthropic's HH data. Lists of messages are written in the same way, for all models alike."""
 
 
 class Choices(BaseModel):
-    """A question with several answers: two items, the right answer (1) and a wrong one drawn from the others (0), as
-    `{choice}` in the template."""
+    """A multiple-choice question. It becomes two items: the right answer (label 1) and a wrong one drawn from the other
+    choices (label 0). The template shows it as `{choice}`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     columns: tuple[str, ...] = Field(min_length=1)
-    """A column for each choice, or one that holds a list of them."""
+    """One column for each choice, or one column with a list of all choices."""
     right: str
-    """Column that tells the right one: by its number, by its name where there are `names`, or by its text."""
+    """Column with the right choice: its name where there are `names`, otherwise its number or its text (`by`)."""
     by: Literal["number", "text"] = "number"
     names: str | None = None
-    """Column with the choices' names, such as A to D."""
+    """Column with the names of the choices, such as A to D."""
     first: int = 0
     """The number of the first choice."""
     never: tuple[str, ...] = ()
-    """Choices that are neither drawn as wrong nor kept as right, such as `None of the above choices .`."""
+    """Choices that are never shown, right or wrong, such as `None of the above choices .`."""
 
 
 class Shape(BaseModel):
-    """At most one of these; without any, a row is an item."""
+    """How rows become items. At most one of these fields is set; without any, a row is an item."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     choices: Choices | None = None
     ordered: tuple[str, str] | None = None
-    """Two columns, of which the first is always the right one: `{first}` and `{second}` in an order that the row decides,
-    and label 1 where the right one is shown first."""
+    """Two columns, the first of which is always the right one. They become `{first}` and `{second}` in an order drawn from
+    the row's content; label 1 means that the right one is shown first."""
     transcripts: tuple[str, str] | None = None
-    """Columns with a chosen and a rejected transcript of one dialogue: `{prompt}`, `{chosen}`, `{rejected}`."""
+    """Columns with the chosen and the rejected transcript of one dialogue. They become `{prompt}`, `{chosen}`, `{rejected}`."""
     messages: tuple[str, str] | None = None
-    """Columns with the chosen and the rejected list of messages (`role`, `content`): the same three fields."""
+    """Columns with the chosen and the rejected list of messages (`role`, `content`). They become the same three fields."""
     preference: str | None = None
-    """Column with a signed preference: below 0 the first completion is better, above 0 the second, 0 is a tie."""
+    """Column with a signed preference: below 0 the first completion is better, above 0 the second; 0 is a tie."""
     scores: tuple[str, str] | None = None
-    """Columns with the scores of the two completions; the higher is better, equal ones are a tie."""
+    """Columns with the scores of the two completions. The higher is better; equal scores are a tie."""
     rated: tuple[str, str, str] | None = None
-    """Columns of prompt, response and score, one response a row: neighbours with one prompt become `{prompt}`,
-    `{chosen}`, `{rejected}`."""
+    """Columns with prompt, response and score, for data with one response a row. Two neighbouring rows with the same prompt
+    become one item with `{prompt}`, `{chosen}`, `{rejected}`."""
     puzzle: bool = False
-    """Lichess puzzles as FEN and moves, of which the first is the opponent's: `{position}` after it, and `{move}`."""
+    """Lichess puzzles: a FEN and moves, the first of which is the opponent's. They become `{position}` (after the opponent's
+    move) and `{move}` (the solution's first move)."""
     summaries: bool = False
-    """OpenAI's comparisons of two summaries: `{post}`, `{chosen}`, `{rejected}`."""
+    """OpenAI's comparisons of two summaries. They become `{post}`, `{chosen}`, `{rejected}`."""
 
     @model_validator(mode="after")
     def _at_most_one(self) -> Shape:
         given = sorted(self.model_fields_set)
         if len(given) > 1:
-            raise ValueError(f"given {' and '.join(given)}, allowed is one")
+            raise ValueError(f"given {' and '.join(given)}, allowed is one of them")
         return self
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """The columns that it reads."""
+        """The columns that the shape reads."""
         if self.choices:
             names = (self.choices.names,) if self.choices.names else ()
             return (*self.choices.columns, self.choices.right, *names)
@@ -88,8 +89,8 @@ class Shape(BaseModel):
         return ("info", "summaries", "choice") if self.summaries else (self.preference,) if self.preference else ()
 
     @property
-    def made(self) -> tuple[str, ...]:
-        """The fields that it makes for templates."""
+    def added_fields(self) -> tuple[str, ...]:
+        """The fields that the shape adds to a row, for templates."""
         if self.choices:
             return ("choice",)
         if self.ordered:
@@ -99,6 +100,11 @@ class Shape(BaseModel):
         if self.summaries:
             return ("post", "chosen", "rejected")
         return ("prompt", "chosen", "rejected") if self.transcripts or self.messages or self.rated else ()
+
+    @property
+    def gives_label(self) -> bool:
+        """Whether the shape decides the label, so that no label column is read."""
+        return bool(self.choices or self.ordered or self.preference or self.scores)
 
     @property
     def items_per_row(self) -> float:
@@ -111,84 +117,87 @@ class Item:
 
     fields: dict[str, Any]
     label: int | None
-    """None where the shape says nothing: a label column does, or the first completion is the right one."""
+    """None where the shape gives no label."""
     row: int
-    """Counted from 1, without a header."""
+    """The row's number in its file, from 1, not counting a header."""
 
 
 def value(row: dict[str, Any], column: str) -> Any:
-    """`choices.text` is what is under `text` in what is under `choices`."""
-    found: Any = row
+    """A field of a row. A dot leads into a nested one: `choices.text` is `row["choices"]["text"]`."""
+    field: Any = row
     for name in column.split("."):
-        found = found[name]
-    return found
+        field = field[name]
+    return field
 
 
 def unfold(shape: Shape, rows: list[dict[str, Any]]) -> tuple[list[Item], Counter[str]]:
-    """Items in the order of the rows, and how many rows were dropped for which reason. Raises ValueError with `row N`."""
+    """The items of these rows, in their order, and the number of dropped rows by reason.
+
+    Raises ValueError whose message begins with `row N` where a row can't be read.
+    """
     dropped: Counter[str] = Counter()
     if shape.rated:
         return list(_rated(rows, *shape.rated, dropped=dropped)), dropped
-    of_row: Callable[..., Iterator[Item]] | None = next(
-        (make for name, make in BY_NAME.items() if getattr(shape, name)), None
-    )
-    if of_row is None:
+    unfold_row = next((function for name, function in BY_NAME.items() if getattr(shape, name)), None)
+    if unfold_row is None:
         return [Item(row, None, number) for number, row in enumerate(rows, start=1)], dropped
     items: list[Item] = []
     for number, row in enumerate(rows, start=1):
         try:
-            items += of_row(shape, row, number, dropped)
+            items += unfold_row(shape, row, number, dropped)
         except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
             raise ValueError(f"row {number}: {type(error).__name__}: {error}") from error
     return items, dropped
 
 
 def as_lines(turns: list[Any]) -> str:
-    """A list of texts, a line each, or of messages, each with who says it."""
+    """One text from a list: a line for each text, or each message after its turn marker."""
     if turns and isinstance(turns[0], dict):
-        said = (f"{HUMAN if turn['role'] == 'user' else ASSISTANT} {turn['content'].strip()}" for turn in turns)
-        return "".join(said).strip()
+        messages = (f"{HUMAN if turn['role'] == 'user' else ASSISTANT} {turn['content'].strip()}" for turn in turns)
+        return "".join(messages).strip()
     return "\n".join(map(str, turns))
 
 
 def _draw(row: dict[str, Any], num: int) -> int:
-    """A number below `num` that the row's content decides."""
+    """A pseudo-random number below `num`, from the row's content alone."""
     text = json.dumps(row, sort_keys=True, default=str, ensure_ascii=False)
     return int(hashlib.sha256(f"draw:{text}".encode()).hexdigest(), 16) % num
 
 
-def _alike(text: str) -> str:
+def _normalised(text: str) -> str:
+    """Texts that differ only in case, spaces or a final full stop are the same choice."""
     return " ".join(text.lower().split()).rstrip(".")
 
 
 def _choices(shape: Shape, row: dict[str, Any], number: int, dropped: Counter[str]) -> Iterator[Item]:
     choices = shape.choices
     assert choices is not None
-    shown = [value(row, column) for column in choices.columns]
-    texts = [str(text).strip() for text in (shown[0] if len(shown) == 1 and isinstance(shown[0], list) else shown)]
+    columns = [value(row, column) for column in choices.columns]
+    is_list = len(columns) == 1 and isinstance(columns[0], list)
+    texts = [str(text).strip() for text in (columns[0] if is_list else columns)]
     answer = value(row, choices.right)
     if choices.names:
         names = [str(name).strip() for name in value(row, choices.names)]
-        place = names.index(str(answer).strip())
+        right = names.index(str(answer).strip())
     elif choices.by == "number":
-        place = int(answer) - choices.first if str(answer).strip() else -1
+        right = int(answer) - choices.first if str(answer).strip() else -1
+    elif str(answer).strip() in texts:
+        right = texts.index(str(answer).strip())
     else:
-        right = [i for i, text in enumerate(texts) if text == str(answer).strip()]
-        if not right:
-            dropped["the right answer is no choice"] += 1
-            return
-        place = right[0]
-    if not 0 <= place < len(texts):
-        dropped["no right answer is given"] += 1  # test splits whose labels are kept back
+        dropped["the right answer is not among the choices"] += 1
         return
-    never = {_alike(each) for each in choices.never}
-    wrong = [text for text in texts if _alike(text) not in never and _alike(text) != _alike(texts[place])]
-    if _alike(texts[place]) in never:
+    if not 0 <= right < len(texts):
+        dropped["no right answer is given"] += 1  # test splits with hidden labels
+        return
+    never = {_normalised(text) for text in choices.never}
+    not_wrong = never | {_normalised(texts[right])}
+    wrong = [text for text in texts if _normalised(text) not in not_wrong]
+    if _normalised(texts[right]) in never:
         dropped["the right answer is one that is never shown"] += 1
     elif not wrong:
         dropped["there is no wrong answer to show"] += 1
     else:
-        yield Item(row | {"choice": texts[place]}, 1, number)
+        yield Item(row | {"choice": texts[right]}, 1, number)
         yield Item(row | {"choice": wrong[_draw(row, len(wrong))]}, 0, number)
 
 
@@ -203,23 +212,25 @@ def _ordered(shape: Shape, row: dict[str, Any], number: int, dropped: Counter[st
 
 def _transcripts(shape: Shape, row: dict[str, Any], number: int, dropped: Counter[str]) -> Iterator[Item]:
     assert shape.transcripts is not None
-    halves = [str(value(row, column)).rpartition(ASSISTANT) for column in shape.transcripts]
-    yield from _compared(row, number, [(before, after) for before, _, after in halves], dropped)
+    transcripts = [str(value(row, column)).rpartition(ASSISTANT) for column in shape.transcripts]
+    yield from _dialogue(row, number, [(prompt, answer) for prompt, _, answer in transcripts], dropped)
 
 
 def _messages(shape: Shape, row: dict[str, Any], number: int, dropped: Counter[str]) -> Iterator[Item]:
     assert shape.messages is not None
-    halves = []
+    dialogues = []
     for column in shape.messages:
-        *before, last = value(row, column)
-        halves.append((as_lines(before), last["content"]))
-    yield from _compared(row, number, halves, dropped)
+        *prompt, answer = value(row, column)
+        dialogues.append((as_lines(prompt), answer["content"]))
+    yield from _dialogue(row, number, dialogues, dropped)
 
 
-def _compared(row: dict[str, Any], number: int, halves: list[tuple[str, str]], dropped: Counter[str]) -> Iterator[Item]:
-    """A prompt and two completions; the prompt ends where the completion is to begin."""
-    (prompt, chosen), (other, rejected) = halves
-    if prompt != other or not prompt:
+def _dialogue(
+    row: dict[str, Any], number: int, dialogues: list[tuple[str, str]], dropped: Counter[str]
+) -> Iterator[Item]:
+    """One item from the chosen and the rejected (prompt, answer), which must have the same prompt."""
+    (prompt, chosen), (prompt_of_rejected, rejected) = dialogues
+    if prompt != prompt_of_rejected or not prompt:
         dropped["the two prompts differ"] += 1
     elif not chosen.strip() or not rejected.strip():
         dropped["a completion is empty"] += 1
@@ -251,32 +262,32 @@ def _rated(
 ) -> Iterator[Item]:
     number = 1
     while number < len(rows):
-        one, other = rows[number - 1], rows[number]
-        if one[prompt] != other[prompt]:
+        row, next_row = rows[number - 1], rows[number]
+        if row[prompt] != next_row[prompt]:
             dropped["a prompt with one response"] += 1
             number += 1
             continue
-        if one[score] == other[score]:
+        if row[score] == next_row[score]:
             dropped["a tie"] += 1
         else:
-            better, worse = (one, other) if one[score] > other[score] else (other, one)
-            fields = {"prompt": one[prompt], "chosen": better[response], "rejected": worse[response]}
+            better, worse = (row, next_row) if row[score] > next_row[score] else (next_row, row)
+            fields = {"prompt": row[prompt], "chosen": better[response], "rejected": worse[response]}
             yield Item(fields, None, number)
         number += 2
 
 
 def _puzzle(shape: Shape, row: dict[str, Any], number: int, dropped: Counter[str]) -> Iterator[Item]:
-    """Both schemas of Lichess: moves and themes as text or as lists, the game as a URL or an id."""
+    """Reads both schemas that Lichess has published: moves as text or as a list, the game as a URL or an id."""
     try:
         import chess
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("puzzles are replayed by python-chess: pip install 'w2s_ray[recipes]'") from error
+        raise ModuleNotFoundError("puzzles need python-chess: pip install 'w2s_ray[recipes]'") from error
     board = chess.Board(row["FEN"])
     moves = row["Moves"] if isinstance(row["Moves"], list) else str(row["Moves"]).split()
     board.push_uci(moves[0])
     answer = board.san(chess.Move.from_uci(moves[1]))
-    played = str(row.get("GameId") or row.get("GameUrl") or row.get("PuzzleId") or row["FEN"])
-    game = played.rpartition("lichess.org/")[2].split("#")[0].split("/")[0]
+    game = str(row.get("GameId") or row.get("GameUrl") or row.get("PuzzleId") or row["FEN"])
+    game = game.rpartition("lichess.org/")[2].split("#")[0].split("/")[0]
     fields = {"position": board.fen(), "move": answer, "rating": float(row["Rating"]), "game": game}
     yield Item(row | fields, None, number)
 
@@ -284,13 +295,14 @@ def _puzzle(shape: Shape, row: dict[str, Any], number: int, dropped: Counter[str
 def _summaries(shape: Shape, row: dict[str, Any], number: int, dropped: Counter[str]) -> Iterator[Item]:
     info = row["info"]
     post = info.get("post") or info.get("article")
-    chosen, rejected = (row["summaries"][i]["text"].strip() for i in (row["choice"], 1 - row["choice"]))
+    chosen, rejected = (row["summaries"][index]["text"].strip() for index in (row["choice"], 1 - row["choice"]))
     if not post or not chosen or not rejected:
         dropped["a text is empty"] += 1
     else:
         yield Item(row | {"post": post.strip(), "chosen": chosen, "rejected": rejected}, None, number)
 
 
+# field of `Shape` -> (shape, row, row number, counts of dropped rows) -> items; `rated` reads two rows at once
 BY_NAME: dict[str, Callable[..., Iterator[Item]]] = {
     "choices": _choices,
     "ordered": _ordered,

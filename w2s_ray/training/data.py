@@ -32,7 +32,7 @@ def prepare(fit: Fit) -> PreparedTask:
 
 def _prepare(fit: Fit) -> PreparedTask:
     data, setting, tokenizer = fit.data, setting_of(fit), load_tokenizer_of(fit.model)
-    table = tasks.read_rows(tasks.of(data.source, commits=data.commits))
+    table = tasks.read_rows(tasks.load_pinned(data.source, commits=data.commits))
     short_enough = table.filter(pa.array(_fits_all_models(fit, table)))
     dealt = tasks.deal(
         short_enough,

@@ -1,11 +1,11 @@
-"""Composed chess positions, by the rules alone: `python -m w2s_ray.families.composed OUT [--chunks N]`.
+"""Composes chess positions with one mate in one: `python -m w2s_ray.recipes.chess_positions OUT [--chunks N]`.
 
-Kings and a few other pieces are placed at random, white to move, and a position is kept when exactly one move mates. Its
-*twin* has one piece elsewhere and no mate in one. Work goes by chunks: chunk i depends on nothing but i, and a chunk that
-is on disk already is not made again, so the command can be stopped and goes on where it was.
+Kings and a few other pieces are placed at random, White to move. A position is kept when exactly one move mates. Its *twin*
+is the same position with one piece moved elsewhere and no mate in one. The work is divided into chunks. Each chunk depends
+on its number alone, and one that is on disk is not made again, so the command can be stopped and started again.
 
-Promises: truth by the rules of chess (python-chess), nothing by an engine; positions that are one another's mirror
-image count as one (`canonical`).
+Promises: the right move follows from the rules of chess (python-chess), not from an engine; a position and its mirror image
+count as one (`canonical`).
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ COLUMNS = pa.schema({"fen": pa.string(), "move": pa.string(), "twin": pa.string(
 
 
 def compose(rng: np.random.Generator, *, num_tries: int) -> Iterator[tuple[str, str, str]]:
-    """(piece placement, the only mating move, placement of the twin) of what `num_tries` random placements yield."""
+    """Try random placements; yield (FEN of the pieces, the only mating move, FEN of the twin) for each position kept."""
     for _ in range(num_tries):
         board = _place(rng)
         if board is None:
@@ -52,7 +52,7 @@ def compose(rng: np.random.Generator, *, num_tries: int) -> Iterator[tuple[str, 
 
 
 def mating_moves(board: chess.Board, *, enough: int) -> list[chess.Move]:
-    """Moves that mate at once; no more than `enough` are looked for."""
+    """Moves that mate at once; the search stops after `enough` of them."""
     mates = []
     for move in board.generate_legal_moves():
         if board.gives_check(move):
@@ -66,6 +66,7 @@ def mating_moves(board: chess.Board, *, enough: int) -> list[chess.Move]:
 
 
 def _place(rng: np.random.Generator) -> chess.Board | None:
+    """A random placement; None where it breaks the rules. The black king is mostly on the edge, where mates are."""
     num_white, num_black = int(rng.integers(2, 5)), int(rng.integers(0, 5))
     symbols = ["k", "K", *rng.choice(WHITE, num_white, p=WHITE_SHARES), *rng.choice(BLACK, num_black, p=BLACK_SHARES)]
     squares = [int(square) for square in rng.permutation(64)]
@@ -82,7 +83,7 @@ def _place(rng: np.random.Generator) -> chess.Board | None:
 
 
 def _twin(board: chess.Board, rng: np.random.Generator) -> chess.Board | None:
-    """The same pieces, one of them elsewhere, and no mate in one."""
+    """The same position with one piece elsewhere and no mate in one; None where none was found in a few tries."""
     pieces = sorted(board.piece_map().items())
     for _ in range(TWIN_TRIES):
         square, piece = pieces[int(rng.integers(len(pieces)))]
@@ -99,7 +100,7 @@ def _twin(board: chess.Board, rng: np.random.Generator) -> chess.Board | None:
 
 
 def canonical(fen: str) -> str:
-    """The same for a position and its left-right mirror image."""
+    """One name for a position and its left-right mirror image."""
     return min(fen, "/".join(row[::-1] for row in fen.split("/")))
 
 
@@ -115,7 +116,7 @@ def write_chunk(folder: Path, chunk: int, *, num_tries: int = TRIES_PER_CHUNK) -
 
 
 def read_chunks(folder: Path) -> list[tuple[str, str, str]]:
-    """All positions in the order of their chunks, each once up to mirroring."""
+    """All positions in the order of their chunks. Of a position and its mirror image only the first is kept."""
     seen: set[str] = set()
     rows = []
     for path in sorted(folder.glob("*.parquet")):

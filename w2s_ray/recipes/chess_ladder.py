@@ -1,14 +1,16 @@
-"""The recipe of the chess ladder and its tasks: `python -m w2s_ray.families.chess POSITIONS [OUT] [--sequences N]`.
+"""Makes the chess family and the chess tasks: `python -m w2s_ray.recipes.chess_ladder POSITIONS [OUT] [--sequences N]`.
 
-POSITIONS is what `python -m w2s_ray.families.composed` wrote. A position is text, a piece a word, White to move:
-`kg8 pf7 Kg1 Qh5 w`. The ladder is pretrained on players of mixed strength: after such a position comes a move, often the
-one that mates and often another, and what came of it: `h5 h7 #` mate, `+` check, `.` neither. So each rung knows mates as
-well as its size allows, and fine-tuning has to elicit that: from a position to its mating move (chess-mate), and to the better of
-two moves (chess-moves).
+POSITIONS is the folder that `python -m w2s_ray.recipes.chess_positions` wrote. A position is a text with one word for each
+piece, White to move: `kg8 pf7 Kg1 Qh5 w`. Pretraining imitates players of mixed strength. After a position comes a move,
+sometimes the one that mates and sometimes another, and a verdict: `h5 h7 #` is a mate, `+` a check, `.` neither. So each
+size knows as much about mates as it can hold, and fine-tuning has to elicit it: write the mating move (chess-mate), or
+choose the better of two moves (chess-moves).
 
-Promises: no position of a task, nor its mirror image, is in pretraining; deterministic on one kind of machine; an
-interrupted rung goes on from its last checkpoint. Measured on two shared CPU cores: 26 minutes to compose 454,642 positions
-on both, then 7, 15, 30 and 59 minutes on one core for xs, s, m and l. All rungs read the same 1.6 million sequences.
+Promises: no position of a task, nor its mirror image, is in pretraining; the result is deterministic on one kind of machine;
+an interrupted run continues from its last checkpoint.
+
+Measured on two shared CPU cores: 26 minutes to compose 454,642 positions on both, then 7, 15, 30 and 59 minutes on one core
+to pretrain xs, s, m and l. All sizes read the same 1.6 million sequences.
 """
 
 from __future__ import annotations
@@ -32,25 +34,26 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from w2s_ray.families import composed
+from w2s_ray.recipes import chess_positions
 
 SEED = 20231214
 WIDTHS_AND_LAYERS = {"xs": (24, 2), "s": (48, 3), "m": (96, 4), "l": (168, 5)}
 PEAK_RATES = {"xs": 6e-3, "s": 4e-3, "m": 2.5e-3, "l": 1.5e-3}
-STARTING_SPREADS = {"xs": 0.1, "s": 0.08, "m": 0.06, "l": 0.05}
-"""Standard deviation of the first weights; with the usual 0.02 the small rungs idle for a tenth of the time."""
+INITIAL_STDS = {"xs": 0.1, "s": 0.08, "m": 0.06, "l": 0.05}
+"""Standard deviation of the initial weights. With the usual 0.02 the small sizes learn nothing in the first tenth of the
+steps."""
 NUM_SEQUENCES = 1_600_000
 BATCH_SIZE = 128
 WARMUP_STEPS = 100
 SHARES = (0.5, 0.3, 0.2)
-"""Of pretraining: the mating move, another move in the same position, a move in the twin without a mate."""
+"""Shares of the three kinds of sequences: the mating move, another move in the same position, a move in its twin."""
 CHECKS_SHARE = 0.5
-"""Of the other moves that check, where there are some: what looks like a mate must be told from one."""
+"""How often the other move is a check, where there is one: a check looks like a mate, and has to be told from one."""
 CHECKPOINT_EVERY_STEPS = 500
 NUM_VALIDATION = 2000
 NUM_TASK_POSITIONS = 16_000
 
-PIECES = "kqrbnpKQRBNP"  # also their order in a position
+PIECES = "kqrbnpKQRBNP"  # in the order that a position lists them
 SPECIAL = ["<pad>", "<unk>", "</s>", "w", "#", "+", "."]
 WORDS = [
     *SPECIAL,
@@ -60,14 +63,14 @@ WORDS = [
 ]
 IDS = {word: i for i, word in enumerate(WORDS)}
 MAX_TOKENS = 10 + 1 + 4
-"""Pieces, `w`, from, to, verdict and the end."""
+"""Up to 10 pieces, `w`, and the four words from, to, verdict and end."""
 
 
 # --- positions as words -------------------------------------------------------------------------------------------
 
 
 def position_words(fen: str) -> list[str]:
-    """Black first, kings first, then by square; `w` ends the position."""
+    """The words of a position: black before white, each side by kind of piece (kings first) and square, then `w`."""
     pieces = chess.Board(f"{fen} w - - 0 1").piece_map().items()
     ordered = sorted((PIECES.index(piece.symbol()), square, piece.symbol()) for square, piece in pieces)
     return [f"{symbol}{chess.SQUARE_NAMES[square]}" for _, square, symbol in ordered] + ["w"]
@@ -79,6 +82,7 @@ def move_words(uci: str) -> list[str]:
 
 
 def verdict(board: chess.Board, move: chess.Move) -> str:
+    """`#` for a mate, `+` for a check, `.` for neither."""
     if not board.gives_check(move):
         return "."
     board.push(move)
@@ -90,67 +94,71 @@ def verdict(board: chess.Board, move: chess.Move) -> str:
 def other_move(
     fen: str, rng: np.random.Generator, *, besides: str = "", checks_share: float = CHECKS_SHARE
 ) -> tuple[str, str] | None:
-    """A legal move that does not mate, often one that checks: (move, verdict)."""
+    """(move, verdict) of a legal move other than `besides`; with probability `checks_share` a check, where there is one."""
     board = chess.Board(f"{fen} w - - 0 1")
     moves = sorted(move.uci() for move in board.generate_legal_moves() if move.uci() != besides)
     if not moves:
         return None
     checks = [uci for uci in moves if board.gives_check(chess.Move.from_uci(uci))]
-    among = checks if checks and rng.random() < checks_share else moves
-    uci = among[int(rng.integers(len(among)))]
+    candidates = checks if checks and rng.random() < checks_share else moves
+    uci = candidates[int(rng.integers(len(candidates)))]
     return uci, verdict(board, chess.Move.from_uci(uci))
 
 
 def mirrored(word: str) -> str:
-    """The word of the left-right mirror image."""
-    at = 1 if len(word) == 3 and word[0] in PIECES and word[1] in "abcdefgh" else 0
+    """The same word in the left-right mirror image of the board."""
     if word in SPECIAL:
         return word
-    return word[:at] + chr(ord("a") + ord("h") - ord(word[at])) + word[at + 1 :]
+    file_index = 1 if len(word) == 3 and word[0] in PIECES and word[1] in "abcdefgh" else 0
+    mirrored_file = chr(ord("a") + ord("h") - ord(word[file_index]))
+    return word[:file_index] + mirrored_file + word[file_index + 1 :]
 
 
 # --- the corpus ---------------------------------------------------------------------------------------------------
 
 
 def sequences(rows: list[tuple[str, str, str]], seed: list[int]) -> np.ndarray:
-    """[row, kind, token] ids: the mating move, another move, a move in the twin; a missing kind repeats the first."""
+    """Token ids [row, kind, token] of the three kinds of sequences. Where a kind is missing, the first is repeated."""
     rng = np.random.default_rng(seed)
     ids = np.zeros((len(rows), len(SHARES), MAX_TOKENS), dtype=np.int16)
     for i, (fen, mate, twin) in enumerate(rows):
         position = position_words(fen)
         lines = [[*position, *move_words(mate), "#"]]
-        for where, words, besides in ((fen, position, mate), (twin, position_words(twin), "")):
-            found = other_move(where, rng, besides=besides)
-            lines.append([*words, *move_words(found[0]), found[1]] if found else lines[0])
+        for board_fen, words, besides in ((fen, position, mate), (twin, position_words(twin), "")):
+            move = other_move(board_fen, rng, besides=besides)
+            lines.append([*words, *move_words(move[0]), move[1]] if move else lines[0])
         for kind, line in enumerate(lines):
             ids[i, kind, : len(line) + 1] = [IDS[word] for word in [*line, "</s>"]]
     return ids
 
 
 def corpus(rows: list[tuple[str, str, str]]) -> np.ndarray:
-    """The sequences of all rows; the same however many processes there are."""
+    """The sequences of all rows, the same for any number of processes."""
     parts = [rows[i : i + 5000] for i in range(0, len(rows), 5000)]
     with ProcessPoolExecutor(os.cpu_count()) as pool:
-        found = [pool.submit(sequences, part, [SEED, 1, i]) for i, part in enumerate(parts)]
-        return np.concatenate([each.result() for each in track(found, description="corpus")])
+        futures = [pool.submit(sequences, part, [SEED, 1, i]) for i, part in enumerate(parts)]
+        return np.concatenate([future.result() for future in track(futures, description="corpus")])
 
 
 def split(
     rows: list[tuple[str, str, str]], *, num_task_positions: int
 ) -> tuple[list[tuple[str, str, str]], list[tuple[str, str, str]]]:
-    """(pretraining, tasks): the tasks take the first rows, and pretraining keeps what touches none of them."""
+    """(pretraining rows, task rows). The tasks take the first rows; pretraining drops every row that shares a position with
+    them."""
     tasks, rest = rows[:num_task_positions], rows[num_task_positions:]
-    taken = {composed.canonical(fen) for row in tasks for fen in (row[0], row[2])}
-    return [row for row in rest if not {composed.canonical(row[0]), composed.canonical(row[2])} & taken], tasks
+    taken = {chess_positions.canonical(fen) for row in tasks for fen in (row[0], row[2])}
+    return [
+        row for row in rest if not {chess_positions.canonical(row[0]), chess_positions.canonical(row[2])} & taken
+    ], tasks
 
 
 # --- pretraining --------------------------------------------------------------------------------------------------
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
-    whole = Tokenizer(models.WordLevel(IDS, unk_token="<unk>"))
-    whole.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(tokenizer_object=whole, pad_token="<pad>", unk_token="<unk>", eos_token="</s>")
+    word_level = Tokenizer(models.WordLevel(IDS, unk_token="<unk>"))
+    word_level.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=word_level, pad_token="<pad>", unk_token="<unk>", eos_token="</s>")
 
 
 def new_model(size: str) -> LlamaForCausalLM:
@@ -164,7 +172,7 @@ def new_model(size: str) -> LlamaForCausalLM:
         num_attention_heads=max(2, width // 24),
         max_position_embeddings=32,
         tie_word_embeddings=True,
-        initializer_range=STARTING_SPREADS[size],
+        initializer_range=INITIAL_STDS[size],
         bos_token_id=None,
         eos_token_id=IDS["</s>"],
         pad_token_id=IDS["<pad>"],
@@ -173,27 +181,25 @@ def new_model(size: str) -> LlamaForCausalLM:
 
 
 def batch(ids: np.ndarray, mirror: np.ndarray, *, step: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """(tokens, targets) of one step, from its number alone. Only what follows `w` is learned: positions are random."""
+    """(tokens, targets) of a step, from the step's number alone. Only the words after `w` are targets: positions are random."""
     rng = np.random.default_rng([SEED, 2, step])
     chosen = ids[rng.integers(len(ids), size=BATCH_SIZE), rng.choice(len(SHARES), BATCH_SIZE, p=SHARES)]
     flip = rng.random(BATCH_SIZE) < 0.5
     chosen = np.where(flip[:, None], mirror[chosen], chosen).astype(np.int64)
-    after = np.cumsum(chosen == IDS["w"], axis=1) - (chosen == IDS["w"]) > 0
-    targets = np.where(after & (chosen != IDS["<pad>"]), chosen, -100)
+    is_after_w = np.cumsum(chosen == IDS["w"], axis=1) - (chosen == IDS["w"]) > 0
+    targets = np.where(is_after_w & (chosen != IDS["<pad>"]), chosen, -100)
     return torch.from_numpy(chosen), torch.from_numpy(targets)
 
 
 def pretrain(size: str, ids: np.ndarray, *, num_sequences: int, partial: Path) -> tuple[LlamaForCausalLM, float]:
-    """A rung that has read the corpus, and its last loss."""
+    """A model pretrained on the corpus, and its last loss."""
     num_steps = max(1, num_sequences // BATCH_SIZE)
     model = new_model(size)
     mirror = np.array([IDS[mirrored(word)] for word in WORDS], dtype=np.int16)
     optimizer = torch.optim.AdamW(model.parameters(), lr=PEAK_RATES[size], betas=(0.9, 0.98), weight_decay=0.01)
     parameters = list(model.parameters())
-    first = 0
-    if partial.exists():
-        first = _load(partial, model, optimizer)
-    for step in track(range(first, num_steps), description=size):
+    first_step = _load_checkpoint(partial, model, optimizer) if partial.exists() else 0
+    for step in track(range(first_step, num_steps), description=size):
         tokens, targets = batch(ids, mirror, step=step)
         rate = PEAK_RATES[size] * min(1.0, (step + 1) / WARMUP_STEPS) * 0.5 * (1 + np.cos(np.pi * step / num_steps))
         optimizer.param_groups[0]["lr"] = rate
@@ -204,12 +210,12 @@ def pretrain(size: str, ids: np.ndarray, *, num_sequences: int, partial: Path) -
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         if (step + 1) % CHECKPOINT_EVERY_STEPS == 0:
-            _save(partial, model, optimizer, step=step + 1)
+            _save_checkpoint(partial, model, optimizer, step=step + 1)
             print(f"{size} step {step + 1} of {num_steps}: loss {float(loss.detach()):.4f}", flush=True)
     return model, float(loss.detach())
 
 
-def _save(path: Path, model: LlamaForCausalLM, optimizer: torch.optim.Optimizer, *, step: int) -> None:
+def _save_checkpoint(path: Path, model: LlamaForCausalLM, optimizer: torch.optim.Optimizer, *, step: int) -> None:
     tensors: dict[str, torch.Tensor] = {}
     for i, parameter in enumerate(model.parameters()):
         state = optimizer.state[parameter]
@@ -219,7 +225,7 @@ def _save(path: Path, model: LlamaForCausalLM, optimizer: torch.optim.Optimizer,
 
 
 @torch.no_grad()
-def _load(path: Path, model: LlamaForCausalLM, optimizer: torch.optim.Optimizer) -> int:
+def _load_checkpoint(path: Path, model: LlamaForCausalLM, optimizer: torch.optim.Optimizer) -> int:
     with safe_open(path, framework="pt") as file:
         step = int(file.metadata()["step"])
         for i, parameter in enumerate(model.parameters()):
@@ -234,16 +240,16 @@ def _load(path: Path, model: LlamaForCausalLM, optimizer: torch.optim.Optimizer)
 
 @torch.no_grad()
 def greedy_mates(model: LlamaForCausalLM, ids: np.ndarray) -> float:
-    """Share of positions whose mating move is what the model says first, without any fine-tuning."""
+    """Share of positions for which the model's greedy move is the mating one, without any fine-tuning."""
     tokens = torch.from_numpy(ids[:, 0].astype(np.int64))
-    said = model(input_ids=tokens).logits.argmax(-1)
-    rows, at = (tokens == IDS["w"]).nonzero(as_tuple=True)
-    both = (said[rows, at] == tokens[rows, at + 1]) & (said[rows, at + 1] == tokens[rows, at + 2])
-    return float(both.float().mean())
+    predictions = model(input_ids=tokens).logits.argmax(-1)
+    rows, w = (tokens == IDS["w"]).nonzero(as_tuple=True)
+    is_mate = (predictions[rows, w] == tokens[rows, w + 1]) & (predictions[rows, w + 1] == tokens[rows, w + 2])
+    return float(is_mate.float().mean())
 
 
-def write_rung(folder: Path, size: str, ids: np.ndarray, *, num_sequences: int, num_positions: int) -> dict[str, Any]:
-    """Pretrain one size and write its folder, with the recipe that made it."""
+def write_size(folder: Path, size: str, ids: np.ndarray, *, num_sequences: int, num_positions: int) -> dict[str, Any]:
+    """Pretrain one size and write its folder, with a recipe.json that says how it was made."""
     folder.mkdir(parents=True, exist_ok=True)
     partial = folder / "partial.safetensors"
     validation, training = ids[:NUM_VALIDATION], ids[NUM_VALIDATION:]
@@ -254,7 +260,7 @@ def write_rung(folder: Path, size: str, ids: np.ndarray, *, num_sequences: int, 
     partial.unlink(missing_ok=True)
     num_steps = max(1, num_sequences // BATCH_SIZE)
     recipe = {
-        "recipe": "python -m w2s_ray.families.chess",
+        "recipe": "python -m w2s_ray.recipes.chess_ladder",
         "seed": SEED,
         "width_and_layers": WIDTHS_AND_LAYERS[size],
         "peak_rate": PEAK_RATES[size],
@@ -275,18 +281,18 @@ def write_rung(folder: Path, size: str, ids: np.ndarray, *, num_sequences: int, 
 
 
 def write_tasks(folder: Path, rows: list[tuple[str, str, str]]) -> None:
-    """chess-mate and chess-moves over the same positions."""
+    """Write the rows of chess-mate and chess-moves, which share their positions."""
     rng = np.random.default_rng([SEED, 3])
     folder.mkdir(parents=True, exist_ok=True)
     columns: dict[str, list[Any]] = {"position": [], "move": [], "other": [], "pieces": []}
     for fen, mate, _ in rows:
-        found = other_move(fen, rng, besides=mate, checks_share=1.0)
-        if found is None:
+        other = other_move(fen, rng, besides=mate, checks_share=1.0)
+        if other is None:
             continue
         position = position_words(fen)
         columns["position"].append(" ".join(position))
         columns["move"].append(" ".join(move_words(mate)))
-        columns["other"].append(" ".join(move_words(found[0])))
+        columns["other"].append(" ".join(move_words(other[0])))
         columns["pieces"].append(len(position) - 1)
     table = pa.table(columns | {"pieces": pa.array(columns["pieces"], pa.int8())})
     pq.write_table(table, folder / "chess.parquet", compression="zstd")
@@ -301,13 +307,13 @@ def main() -> None:
     parser.add_argument("--task-positions", type=int, default=NUM_TASK_POSITIONS)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    rows = composed.read_chunks(options.positions)
+    rows = chess_positions.read_chunks(options.positions)
     pretraining, tasks = split(rows, num_task_positions=options.task_positions)
-    write_tasks(options.out / "tasks", tasks)
+    write_tasks(options.out / "tasks/catalogue", tasks)
     ids = corpus(pretraining)
     for size in options.sizes:
-        folder = options.out / "families" / "chess" / size
-        recipe = write_rung(folder, size, ids, num_sequences=options.sequences, num_positions=len(rows))
+        folder = options.out / "families/catalogue/chess" / size
+        recipe = write_size(folder, size, ids, num_sequences=options.sequences, num_positions=len(rows))
         print(f"{size}: {recipe}")
 
 

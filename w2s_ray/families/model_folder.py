@@ -1,0 +1,120 @@
+"""What is read off a local model folder without torch: its configuration, fingerprints and number of parameters.
+
+Promises: a fingerprint depends on the content of the files, not on where they lie; a folder that lacks a file is refused
+with the file's name; weights are read from safetensors only, never unpickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import struct
+from collections.abc import Iterator
+from functools import lru_cache
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from w2s_ray.errors import InputError
+
+VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
+"""A tokenizer has at least one of these."""
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+    "vocab.txt",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
+NOT_COUNTED = re.compile(r"embed|wte|wpe|lm_head|shared\.weight|cls\.|pooler")
+"""Names of parameters that don't count as size: embeddings, positions and heads."""
+LAYER = re.compile(r"\.(\d+)\.")
+"""The number of a parameter's layer, in its name."""
+SAMPLED_ABOVE_BYTES = 256 * 2**20
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InputError(f"model folder {folder}: has no config.json") from error
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: not valid JSON ({error})") from error
+    if not isinstance(config, dict):
+        raise InputError(f"{path}: not the configuration of a model (a JSON object)")
+    return config
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    read_config(folder)
+    paths = sorted(folder.glob("*.safetensors"))
+    if not paths:
+        raise InputError(f"model folder {folder}: has no *.safetensors file (pickled weights are not read)")
+    return paths
+
+
+@lru_cache(maxsize=256)
+def fingerprint_weights(folder: Path) -> str:
+    """SHA-256 over config.json and the weights.
+
+    Of a file above 256 MiB only its size, both ends and 64 blocks between are hashed. Fine-tuning or quantising changes a
+    file everywhere, so the sample tells such files apart.
+    """
+    paths = _weight_files(folder)
+    digest = hashlib.sha256((folder / "config.json").read_bytes())
+    for path in paths:
+        size = path.stat().st_size
+        digest.update(f"{path.name}:{size}".encode())
+        with path.open("rb") as file:
+            if size <= SAMPLED_ABOVE_BYTES:
+                for block in iter(lambda: file.read(2**20), b""):
+                    digest.update(block)
+                continue
+            for offset, length in [(0, 2**20), *((size * i // 64, 2**16) for i in range(64)), (size - 2**20, 2**20)]:
+                file.seek(offset)
+                digest.update(file.read(length))
+    return digest.hexdigest()
+
+
+@lru_cache(maxsize=256)
+def fingerprint_tokenizer(folder: Path) -> str:
+    """SHA-256 over the tokenizer's files."""
+    if not any((folder / name).exists() for name in VOCABULARY_FILES):
+        raise InputError(f"model folder {folder}: has no tokenizer (one of {', '.join(VOCABULARY_FILES)})")
+    digest = hashlib.sha256()
+    for name in TOKENIZER_FILES:
+        if (folder / name).exists():
+            digest.update(f"{name}:".encode() + (folder / name).read_bytes())
+    return digest.hexdigest()
+
+
+@lru_cache(maxsize=256)
+def sha256_of(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def count_params(folder: Path, *, depth: int | None = None) -> int:
+    """Non-embedding parameters of the first `depth` layers (None: all), from the headers of the safetensors files."""
+
+    def is_counted(name: str) -> bool:
+        layer = LAYER.search(name)
+        is_kept = depth is None or layer is None or int(layer[1]) < depth
+        return is_kept and not NOT_COUNTED.search(name)
+
+    return sum(prod(shape) for path in _weight_files(folder) for name, shape in _tensors(path) if is_counted(name))
+
+
+def _tensors(path: Path) -> Iterator[tuple[str, list[int]]]:
+    """Name and shape of every tensor of a safetensors file."""
+    try:
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            header = json.loads(file.read(length))
+        yield from ((name, entry["shape"]) for name, entry in header.items() if name != "__metadata__")
+    except (OSError, ValueError, KeyError, TypeError, struct.error, MemoryError, OverflowError) as error:
+        raise InputError(f"{path}: not a safetensors file ({error})") from error

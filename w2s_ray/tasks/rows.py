@@ -1,0 +1,309 @@
+"""From a task's files to its rows: read, unfold into items, fill the templates, drop what can't be used.
+
+`check`, `read_rows` and `dropped` share one pass over a task's files (`read_task`), whose result is kept for the last
+task.
+
+Promises: a bad row is an `InputError` that names the file, the row and the column, and the first bad row is the one named;
+a row's text never depends on other rows or on its place in the file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from w2s_ray.errors import InputError, nearest
+from w2s_ray.tasks.shapes import Item, as_lines, unfold, value
+from w2s_ray.tasks.task import Task, files, load_test_task
+
+ROWS = pa.schema(
+    {
+        "id": pa.string(),
+        "text": pa.string(),
+        "completions": pa.list_(pa.string()),
+        "group": pa.string(),
+        "label": pa.int8(),
+        "difficulty": pa.float32(),
+        "part": pa.string(),
+    }
+)
+"""`text`: the prompt, where there are completions. `label`: 0 or 1; in a comparison, 1 means that the first completion is
+the better one; null in a generation, whose one completion is the right one. `difficulty`: null where a task has none.
+`part`: `train` or `test`."""
+OPTIONAL_PUZZLE_COLUMNS = ("GameId", "GameUrl", "PuzzleId")
+"""Lichess has published puzzles in two schemas, each with some of these columns."""
+
+
+@lru_cache(maxsize=256)
+def check(task: Task) -> None:
+    """Read every row and refuse the first bad one. Rows are counted from 1, without a header.
+
+    The cache remembers that a task is good without keeping its rows, for studies whose grids share many tasks.
+    """
+    read_task(task)
+
+
+def read_rows(task: Task) -> pa.Table:
+    """All rows of a task, with the columns of ROWS.
+
+    Each id appears once: of rows with equal ids the first is kept, test rows before training rows. Ids whose rows disagree
+    about the right answer are dropped altogether, and so is a comparison of a text with itself.
+    """
+    return read_task(task).table
+
+
+def dropped(task: Task) -> dict[str, int]:
+    """Reason -> number of rows that the task's shape can't use."""
+    return read_task(task).dropped
+
+
+@dataclass(frozen=True)
+class TaskRows:
+    """What one pass over files gives."""
+
+    table: pa.Table
+    """As ROWS says."""
+    dropped: Counter[str]
+    """Reason -> number of rows that the shape can't use."""
+
+
+@lru_cache(maxsize=1)  # rows can take hundreds of megabytes, and Fits that run one after another mostly share a task
+def read_task(task: Task) -> TaskRows:
+    """Read all files of a task and fill its templates."""
+    test_task = load_test_task(task)
+    other = [_fill_part(test_task, name, part="test") for name in test_task.sources] if test_task else []
+    own = [_fill_part(task, name, part=name) for name in task.sources]
+    # test rows come first, so that a row in both parts stays in the test set
+    table = pa.concat_tables([rows.table for rows in (*reversed(other), *reversed(own))])
+    return TaskRows(_without_duplicates(table), sum((rows.dropped for rows in own), Counter()))
+
+
+def _fill_part(task: Task, name: str, *, part: str) -> TaskRows:
+    items = read_part(task, name)
+    return TaskRows(items.rows(part), items.dropped)
+
+
+def _without_duplicates(table: pa.Table) -> pa.Table:
+    answers: dict[str, Any] = {}
+    contradictory: set[str] = set()
+    is_first: list[bool] = []
+    ids = table["id"].to_pylist()
+    for id_, completions, label in zip(ids, table["completions"].to_pylist(), table["label"].to_pylist(), strict=True):
+        is_comparison = len(completions) == 2
+        answer = completions[1 - label] if is_comparison else (label, *completions)
+        is_first.append(id_ not in answers)
+        if answers.setdefault(id_, answer) != answer or (is_comparison and completions[0] == completions[1]):
+            contradictory.add(id_)
+    is_kept = [first and id_ not in contradictory for id_, first in zip(ids, is_first, strict=True)]
+    return table.filter(pa.array(is_kept))
+
+
+# --- one part -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class PartItems:
+    """The items of a task's `train` or `test` part, and what the templates and columns make of them."""
+
+    task: Task
+    items: list[Item]
+    dropped: Counter[str]
+    """Reason -> number of rows that the shape can't use."""
+    file: str
+    """The part's file in error messages, or the first of its files."""
+
+    def rows(self, part: str) -> pa.Table:
+        """The rows of these items, as ROWS says."""
+        if not self.items:
+            raise InputError(f"{self.file}: no row can be used")
+        labels, difficulties = self.labels(), self.difficulties()
+        texts, completions = self.fill(self.task.template), self.completions()
+        ids = self._ids(texts, completions)
+        groups = (
+            self.column(self.task.group)
+            if self.task.group
+            else [text or id_ for text, id_ in zip(texts, ids, strict=True)]
+        )
+        if self.task.setting == "comparison" and self.task.label_column is None:
+            # show the two in an order drawn from the row's id
+            for i, id_ in enumerate(ids):
+                if int(text_hash(f"order:{id_}"), 16) % 2:
+                    completions[i], labels[i] = completions[i][::-1], 1 - (labels[i] or 0)
+        columns = [ids, texts, completions, list(map(str, groups)), labels, difficulties, [part] * len(ids)]
+        return pa.table(dict(zip(ROWS.names, columns, strict=True)), schema=ROWS)
+
+    def fill(self, template: str) -> list[str]:
+        """A template's text for every item. Only the prompt of a comparison may be empty, and then for all items."""
+        task = self.task
+        try:
+            texts = [template.format(**item.fields) for item in self.items]
+            if task.remove is not None:
+                texts = [re.sub(r"  +", " ", re.sub(task.remove, " ", text)) for text in texts]
+            texts = [text.strip() for text in texts]
+        except (KeyError, IndexError, ValueError, AttributeError, TypeError) as error:
+            raise InputError(
+                f"{task.path}: template: {template!r} can't be filled from the columns ({error})"
+            ) from error
+        if template or task.setting != "comparison":
+            for item, text in zip(self.items, texts, strict=True):
+                if not text:
+                    raise InputError(f"{self.file}: row {item.row}: the text is empty (template {template!r})")
+        return texts
+
+    def completions(self) -> list[tuple[str, ...]]:
+        columns = [self.fill(template) for template in self.task.completions]
+        return list(zip(*columns, strict=True)) if columns else [()] * len(self.items)
+
+    def labels(self) -> list[int | None]:
+        """Labels from the shape or from the label column. Without either, a comparison's label is 1 (the first completion
+        is the better one) and a generation has none."""
+        task = self.task
+        if task.label_column is None:
+            default = 1 if task.setting == "comparison" else None
+            return [default if item.label is None else item.label for item in self.items]
+        labels: list[int | None] = []
+        for item, label in zip(self.items, self.column(task.label_column), strict=True):
+            if task.positive or task.negative:
+                label = int(label in task.positive)
+            if isinstance(label, str) or label not in (0, 1):
+                raise InputError(
+                    f"{self.file}: row {item.row}, column '{task.label_column}': given {label!r}, allowed are 0 and 1"
+                )
+            labels.append(int(label))
+        return labels
+
+    def difficulties(self) -> list[float | None]:
+        name = self.task.difficulty
+        if name is None:
+            return [None] * len(self.items)
+        difficulties: list[float | None] = []
+        for item, number in zip(self.items, self.column(name), strict=True):
+            if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number):
+                raise InputError(f"{self.file}: row {item.row}, column '{name}': given {number!r}, allowed are numbers")
+            difficulties.append(float(number))
+        return difficulties
+
+    def column(self, name: str) -> list[Any]:
+        """The values of a column, or of a nested field such as `choices.text`."""
+        values = []
+        for item in self.items:
+            try:
+                values.append(value(item.fields, name))
+            except (KeyError, TypeError) as error:
+                raise InputError(f"{self.file}: row {item.row}: has no value at '{name}'") from error
+        return values
+
+    def _ids(self, texts: list[str], completions: list[tuple[str, ...]]) -> list[str]:
+        if self.task.id is None:
+            compared = completions if self.task.setting == "comparison" else [()] * len(texts)
+            contents = ["\0".join([text, *sorted(pair)]) for text, pair in zip(texts, compared, strict=True)]
+            return [text_hash(content)[:16] for content in contents]
+        ids = [str(id_) for id_ in self.column(self.task.id)]
+        if self.task.shape.choices:  # a question becomes two items
+            return [f"{id_}-{item.label}" for id_, item in zip(ids, self.items, strict=True)]
+        return ids
+
+
+def text_hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+# --- files --------------------------------------------------------------------------------------------------------
+
+
+def read_part(task: Task, part: str, *, limit: int | None = None) -> PartItems:
+    """The items of a part; with `limit`, those of the first rows of its first file."""
+    items: list[Item] = []
+    reasons: Counter[str] = Counter()
+    for path, rows in _raw_rows(task, part, limit=limit):
+        try:
+            file_items, file_reasons = unfold(task.shape, rows)
+        except (ValueError, ModuleNotFoundError) as error:
+            raise InputError(f"{path}: {error}") from error
+        items += [_join_lines(task, item) for item in file_items if _has_known_label(task, item)]
+        reasons += file_reasons
+    paths = files(task)[part]
+    more = f" (and {len(paths) - 1} more)" if len(paths) > 1 else ""
+    return PartItems(task=task, items=items, dropped=reasons, file=f"{paths[0]}{more}")
+
+
+def _has_known_label(task: Task, item: Item) -> bool:
+    """Whether the label is among `positive` and `negative`. Without them every label passes here and is checked later."""
+    if item.label is not None or task.label_column is None or not (task.positive or task.negative):
+        return True
+    return value(item.fields, task.label_column) in (*task.positive, *task.negative)
+
+
+def _join_lines(task: Task, item: Item) -> Item:
+    if not task.lines:
+        return item
+    return replace(item, fields=item.fields | {name: as_lines(item.fields[name]) for name in task.lines})
+
+
+def _raw_rows(task: Task, part: str, *, limit: int | None) -> Iterator[tuple[Path, list[dict[str, Any]]]]:
+    """Each file with its rows, after `where` and `max_rows`."""
+    paths = files(task)[part]
+    max_per_file = None if task.max_rows is None else -(-task.max_rows // len(paths))
+    for path in paths:
+        table = _read_columns(task, path)
+        if table.num_rows == 0:
+            raise InputError(f"{path}: has no rows")
+        if task.where is not None:
+            values = table.column(task.where.column).to_pylist()
+            table = table.filter(pa.array([entry in task.where.among for entry in values]))
+        if max_per_file is not None and table.num_rows > max_per_file:
+            table = table.take(pa.array([i * table.num_rows // max_per_file for i in range(max_per_file)]))
+        yield path, table.slice(0, limit).to_pylist()
+        if limit is not None:
+            return
+
+
+def _read_columns(task: Task, path: Path) -> pa.Table:
+    """The columns of a file that the task names."""
+    try:
+        table = _read_file(task, path)
+    except FileNotFoundError as error:
+        raise InputError(f"{task.path}: no such file: {path}") from error
+    except (pa.ArrowInvalid, OSError) as error:
+        raise InputError(f"{path}: can't be read as {path.suffix[1:]}: {error}") from error
+    for column in task.columns:
+        if column not in table.column_names:
+            raise InputError(
+                f"{path}: no column '{column}'{nearest(column, table.column_names)}, which {task.path.name} names; "
+                f"there are: {', '.join(table.column_names)}"
+            )
+    optional = OPTIONAL_PUZZLE_COLUMNS if task.shape.puzzle else ()
+    return table.select([*task.columns, *(column for column in optional if column in table.column_names)])
+
+
+def _read_file(task: Task, path: Path) -> pa.Table:
+    if path.suffix == ".parquet":
+        import pyarrow.parquet as pq
+
+        return pq.read_table(path)
+    if path.suffix in (".csv", ".tsv"):
+        import pyarrow.csv
+
+        is_csv = path.suffix == ".csv"
+        return pyarrow.csv.read_csv(
+            path,
+            read_options=pyarrow.csv.ReadOptions(column_names=task.header),
+            parse_options=pyarrow.csv.ParseOptions(
+                delimiter="," if is_csv else "\t",
+                quote_char='"' if is_csv else False,  # quotation marks in a tsv are text
+                newlines_in_values=is_csv,
+            ),
+        )
+    import pyarrow.json
+
+    with pa.input_stream(path, compression="detect") as stream:
+        return pyarrow.json.read_json(stream, read_options=pyarrow.json.ReadOptions(block_size=2**26))
