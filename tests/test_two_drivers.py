@@ -171,13 +171,13 @@ def test_only_those_who_watch_go_by_the_clock(store: Store) -> None:
     Leases(store.storage).write("mine", owner="me", keys=["k1", "k2"])
     assert set(Leases(store.storage).read_alive()) == {"k1", "k2"}
     lease = Leases(store.storage).read()["mine"]
-    path = store.storage.path("leases", "mine.json")
+    path = "leases/mine.json"
     store.storage.write(path, json.dumps(lease | {"beat": time.time() - 2 * leases.STALE_S}).encode())
     assert Leases(store.storage).read_alive() == {}, "no heartbeat, no sign of life"
     gone = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)
     store.storage.write(path, json.dumps(lease | {"pid": int(gone.stdout)}).encode())
     assert Leases(store.storage).read_alive() == {}, "its process is gone from this host"
-    assert leases.Neighbours(store, "other").look() == {}
+    assert leases.Neighbours(Leases(store.storage), "other").look() == {}
     store.storage.write(path, json.dumps(lease | {"host": "far", "pid": int(gone.stdout)}).encode())
     assert set(Leases(store.storage).read_alive()) == {"k1", "k2"}, "of another host only the heartbeat tells"
     store.storage.write(path, b"{")
