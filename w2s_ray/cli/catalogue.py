@@ -205,23 +205,23 @@ def methods(name: Annotated[str | None, typer.Argument(help="A method's name.")]
 
 def methods_facts() -> dict[str, list[dict[str, Any]]]:
     """Kind -> methods of that kind."""
-    from w2s_ray.methods import CHAINS, LOSSES, TRANSFORMS
+    from w2s_ray.methods import CHAINS, LOSSES, PARAMS, TRANSFORMS
 
-    kinds: dict[str, Any] = {
-        "losses: how a student learns from labels": LOSSES,
-        "transforms: change the labels, and go with any loss": TRANSFORMS,
-        "chains: learn from other Fits, or start from them": CHAINS,
+    kinds: dict[str, list[str]] = {
+        "losses: how a student learns from labels": list(LOSSES),
+        "transforms: change the labels, and go with any loss": list(TRANSFORMS),
+        "chains: learn from other Fits, or start from them": list(CHAINS),
     }
     return {
         kind: [
             {
-                "name": word,
-                "description": params.__doc__,
-                "defaults": {field: info.default for field, info in params.model_fields.items()},
+                "name": name,
+                "description": PARAMS[name].__doc__,
+                "defaults": {field: info.default for field, info in PARAMS[name].model_fields.items()},
             }
-            for word, params in words.items()
+            for name in names
         ]
-        for kind, words in kinds.items()
+        for kind, names in kinds.items()
     }
 
 
