@@ -69,7 +69,10 @@ def connected(address: str | None) -> Iterator[None]:
                 runtime_env = {"env_vars": QUIET}
                 ray.init(address, log_to_driver=False, logging_level=logging.ERROR, runtime_env=runtime_env)
         except (ConnectionError, ValueError, RuntimeError) as error:
-            raise InputError(f"--address {address}: no Ray cluster answers there ({_cause(error)})") from error
+            problem = (
+                f"--address {address}: no Ray cluster answers there" if address else "Ray can't start on this machine"
+            )
+            raise InputError(f"{problem} ({_cause(error)})") from error
     try:
         yield
     finally:
