@@ -19,7 +19,7 @@ from analysis import agreement, charts, compare, scaling, stopping, tables
 from analysis.bootstrap import Sample, resample
 from analysis.pgr import pgr_table
 from analysis.report import write_report
-from w2s_ray.plan import pgr_half_width
+from w2s_ray.cost import pgr_half_width
 from w2s_ray.results import write_results
 from w2s_ray.store import Store
 

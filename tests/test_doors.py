@@ -13,7 +13,22 @@ import pytest
 from tiny import save_study
 
 ROOT = Path(__file__).parents[1]
-DOORS = ("study", "fit", "plan", "store", "leases", "tracking", "results", "cli", "families", "tasks", "methods")
+DOORS = (
+    "study",
+    "fit",
+    "plan",
+    "cost",
+    "status",
+    "run_options",
+    "store",
+    "leases",
+    "tracking",
+    "results",
+    "cli",
+    "families",
+    "tasks",
+    "methods",
+)
 
 
 @pytest.mark.parametrize("door", DOORS)

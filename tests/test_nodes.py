@@ -157,8 +157,8 @@ def test_nodes_that_come_are_used_and_nodes_that_go_are_no_fits_fault(tmp_path: 
     found = run_on_cluster(study, tmp_path, script=COMES_AND_GOES)
     print(found["output"])
     assert found["rc"] == 0 and "6 Fits in" in str(found["output"]), found["output"]
-    assert "the cluster has 2 node(s) now, where 1 were: 2 pack(s) at a time" in str(found["output"])
-    assert "the cluster has 1 node(s) now, where 2 were: 1 pack(s) at a time" in str(found["output"])
+    assert "the cluster now has 2 node(s) instead of 1: 2 pack(s) at a time" in str(found["output"])
+    assert "the cluster now has 1 node(s) instead of 2: 1 pack(s) at a time" in str(found["output"])
 
 
 LATE = (
@@ -326,8 +326,10 @@ def test_a_job_is_submitted_joined_and_leaves_the_study_done(tmp_path: Path) -> 
     assert done.returncode == 0, done.stderr[-3000:]
     (left, first), (joined, second), (refused, third), (_, records) = json.loads(done.stdout.splitlines()[-1])
     assert left == 0 and "is submitted to http://127.0.0.1" in first, first
-    assert joined == 0 and "runs already: joined" in second and "3 Fits in" in second and "succeeded" in second, second
-    assert refused == 2 and "no job of this study runs" in third
+    assert joined == 0 and "is running already: joined" in second and "3 Fits in" in second and "succeeded" in second, (
+        second
+    )
+    assert refused == 2 and "no job of this study with these options is running" in third
     assert "w2s-tiny" in records and "planted" not in records, "secrets stay out of the job's record"
     assert len(open_store(tmp_path / "store").committed(load_plan(study).fits)) == 3
 

@@ -1,11 +1,11 @@
-"""The walk over the DAG, without Ray: order, packs, failures, crashes."""
+"""The schedule over the DAG, without Ray: order, packs, failures, crashes."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
 from w2s_ray.fit import Execution, Fit
-from w2s_ray.scheduling.packs import MAX_CRASHES, Pack, Walk
+from w2s_ray.scheduling.packs import MAX_CRASHES, Pack, Schedule
 
 from fits import fit
 
@@ -20,8 +20,8 @@ def small_grid(num_seeds: int = 2) -> list[Fit]:
     return found
 
 
-def walk_over(fits: list[Fit], *, seconds: float = 10.0, num_slots: int = 2, **more: object) -> Walk:
-    return Walk(
+def schedule_of(fits: list[Fit], *, seconds: float = 10.0, num_slots: int = 2, **more: object) -> Schedule:
+    return Schedule(
         fits={f.key: f for f in fits},
         executions={f.key: Execution() for f in fits},
         seconds={f.key: seconds for f in fits},
@@ -31,89 +31,89 @@ def walk_over(fits: list[Fit], *, seconds: float = 10.0, num_slots: int = 2, **m
     )
 
 
-def finish(walk: Walk, pack: Pack) -> None:
+def finish(schedule: Schedule, pack: Pack) -> None:
     for each in pack.fits:
-        walk.committed(each.key)
-    walk.returned(pack, crashed=False)
+        schedule.mark_done(each.key)
+    schedule.take_back(pack, crashed=False)
 
 
 def test_each_fit_once_and_after_its_supervisor() -> None:
-    walk = walk_over(small_grid(5), fits_per_pack=3)
+    schedule = schedule_of(small_grid(5), fits_per_pack=3)
     seen: list[str] = []
-    while not walk.finished:
-        pack = walk.next_pack(free_cpus=1, free_gpus=0)
+    while not schedule.finished:
+        pack = schedule.next_pack(free_cpus=1, free_gpus=0)
         assert pack is not None
         for each in pack.fits:
             assert each.key not in seen
             assert all(parent.key in seen for parent in each.parents)
             seen.append(each.key)
-        finish(walk, pack)
+        finish(schedule, pack)
     assert len(seen) == 25
 
 
 def test_a_short_study_is_dealt_out_in_one_pack_a_slot() -> None:
-    walk = walk_over(small_grid(2), num_slots=2)
-    packs = [walk.next_pack(free_cpus=1, free_gpus=0) for _ in range(2)]
+    schedule = schedule_of(small_grid(2), num_slots=2)
+    packs = [schedule.next_pack(free_cpus=1, free_gpus=0) for _ in range(2)]
     assert [len(pack.fits) for pack in packs if pack] == [5, 5]
     assert all(len({each.seed for each in pack.fits}) == 1 for pack in packs if pack), "a pack keeps a seed together"
-    assert walk.next_pack(free_cpus=1, free_gpus=0) is None
+    assert schedule.next_pack(free_cpus=1, free_gpus=0) is None
 
 
 def test_a_student_waits_for_a_supervisor_in_another_pack() -> None:
     fits = small_grid(1)
-    walk = walk_over(fits, fits_per_pack=1)
-    first = walk.next_pack(free_cpus=1, free_gpus=0)
+    schedule = schedule_of(fits, fits_per_pack=1)
+    first = schedule.next_pack(free_cpus=1, free_gpus=0)
     assert first and first.fits[0] is fits[0], "the supervisor has the longest path behind it"
-    others = [walk.next_pack(free_cpus=1, free_gpus=0) for _ in range(3)]
+    others = [schedule.next_pack(free_cpus=1, free_gpus=0) for _ in range(3)]
     assert [pack.fits[0].role for pack in others if pack] == ["ceiling", "ceiling"]
-    finish(walk, first)
-    student = walk.next_pack(free_cpus=1, free_gpus=0)
+    finish(schedule, first)
+    student = schedule.next_pack(free_cpus=1, free_gpus=0)
     assert student and student.fits[0].labels == (fits[0],)
 
 
 def test_nothing_is_handed_out_beyond_the_free_resources() -> None:
     fits = small_grid(1)
-    walk = walk_over(fits)
-    walk.executions = {f.key: Execution(workers=2, cpus_per_worker=2) for f in fits}
-    assert walk.next_pack(free_cpus=3, free_gpus=0) is None
-    pack = walk.next_pack(free_cpus=4, free_gpus=0)
+    schedule = schedule_of(fits)
+    schedule.executions = {f.key: Execution(workers=2, cpus_per_worker=2) for f in fits}
+    assert schedule.next_pack(free_cpus=3, free_gpus=0) is None
+    pack = schedule.next_pack(free_cpus=4, free_gpus=0)
     assert pack and pack.num_cpus == 4
 
 
 def test_a_pack_holds_one_shape_only() -> None:
     fits = small_grid(1)
-    walk = walk_over(fits)
-    walk.executions = {f.key: replace(Execution(), zero_stage=3 if f.model.size == "m" else 1) for f in fits}
-    while pack := walk.next_pack(free_cpus=1, free_gpus=0):
-        assert {walk.executions[each.key] for each in pack.fits} == {pack.execution}
-        finish(walk, pack)
-    assert walk.finished
+    schedule = schedule_of(fits)
+    schedule.executions = {f.key: replace(Execution(), zero_stage=3 if f.model.size == "m" else 1) for f in fits}
+    while pack := schedule.next_pack(free_cpus=1, free_gpus=0):
+        assert {schedule.executions[each.key] for each in pack.fits} == {pack.execution}
+        finish(schedule, pack)
+    assert schedule.finished
 
 
 def test_a_failure_blocks_descendants_only() -> None:
     fits = small_grid(2)
-    walk = walk_over(fits)
-    walk.failure(fits[0].key, "loss is NaN")
-    assert set(walk.blocked) == {fits[3].key, fits[4].key}
-    while pack := walk.next_pack(free_cpus=1, free_gpus=0):
-        finish(walk, pack)
-    assert walk.finished and len(walk.done) == 7
+    schedule = schedule_of(fits)
+    schedule.mark_failed(fits[0].key, "loss is NaN")
+    assert set(schedule.blocked) == {fits[3].key, fits[4].key}
+    while pack := schedule.next_pack(free_cpus=1, free_gpus=0):
+        finish(schedule, pack)
+    assert schedule.finished and len(schedule.done) == 7
 
 
 def test_a_fit_that_kills_its_worker_again_and_again_is_given_up() -> None:
     fits = small_grid(1)
-    walk = walk_over(fits)
+    schedule = schedule_of(fits)
     given_up: list[str] = []
     for attempt in range(MAX_CRASHES):
-        pack = walk.next_pack(free_cpus=1, free_gpus=0)
+        pack = schedule.next_pack(free_cpus=1, free_gpus=0)
         assert pack and pack.fits[0] is fits[0]
         assert attempt == 0 or len(pack.fits) == 1, "it doesn't take others with it again"
-        walk.started(pack.name, fits[0].key)
-        given_up = walk.returned(pack, crashed=True)
+        schedule.mark_started(pack.name, fits[0].key)
+        given_up = schedule.take_back(pack, crashed=True)
     assert given_up == [fits[0].key]
 
 
 def test_fits_of_another_driver_are_left_alone() -> None:
     fits = small_grid(1)
-    walk = walk_over(fits)
-    assert walk.next_pack(free_cpus=1, free_gpus=0, elsewhere=frozenset(f.key for f in fits)) is None
+    schedule = schedule_of(fits)
+    assert schedule.next_pack(free_cpus=1, free_gpus=0, elsewhere=frozenset(f.key for f in fits)) is None

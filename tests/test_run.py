@@ -282,4 +282,4 @@ def test_a_pack_that_waits_for_its_place_is_explained(
     assert result.exit_code == 0, result.output
     assert "for 1 worker(s) of 1 CPU(s) and 0 GPU(s) each, or for them to start" in result.output
     assert "the cluster has 2 CPU, 0 GPU, of which 0 CPU, 0 GPU are free" in result.output
-    assert "1 group(s) of workers wait for a place: 1 CPU, 0 GPU" in result.output
+    assert "1 group(s) of workers wait for resources: 1 CPU, 0 GPU" in result.output

@@ -17,7 +17,7 @@ from w2s_ray.leases import LeaseLost, Leases
 from w2s_ray.plan import load_plan
 from w2s_ray.scheduling import searcher as searchers
 from w2s_ray.scheduling.cluster import Node
-from w2s_ray.scheduling.packs import Pack, Walk
+from w2s_ray.scheduling.packs import Pack, Schedule
 from w2s_ray.scheduling.searcher import DagSearcher
 from w2s_ray.store import Store, open_store
 
@@ -35,7 +35,7 @@ FITS = [fit(seed=seed) for seed in range(4)]
 
 
 def driver(store: Store) -> DagSearcher:
-    walk = Walk(
+    schedule = Schedule(
         fits={f.key: f for f in FITS},
         executions={f.key: Execution() for f in FITS},
         seconds={f.key: 1.0 for f in FITS},
@@ -43,7 +43,7 @@ def driver(store: Store) -> DagSearcher:
         fits_per_pack=2,
         todo={f.key for f in FITS},
     )
-    return DagSearcher(walk, store=store, nodes=lambda: [Node("here", 1.0, 0.0)])
+    return DagSearcher(schedule, store=store, nodes=lambda: [Node("here", 1.0, 0.0)])
 
 
 def pack_of(suggestion: object) -> Pack:
@@ -69,7 +69,7 @@ def test_each_fit_goes_to_one_driver(store: Store, tmp_path: Path) -> None:
     other.on_trial_complete("b")
     for each, trial in ((one, "d"), (other, "e")):
         assert each.suggest(trial) == searchers.Searcher.FINISHED, "what the other one did is done"
-        assert len(each.walk.done) == 4
+        assert len(each.schedule.done) == 4
         each.close()
     assert not list(Path(store.storage.root, "leases").glob("*"))
 
@@ -90,7 +90,7 @@ def test_the_fits_of_a_driver_that_gives_up_are_taken_over(store: Store) -> None
 
 def test_of_two_claims_at_once_at_most_one_stands(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     one, other = driver(store), driver(store)
-    one.look_around_s = other.look_around_s = 1e12  # neither has seen the other yet
+    one.look_at_leases_s = other.look_at_leases_s = 1e12  # neither has seen the other yet
     write = Leases.write
 
     def write_and_be_overtaken(*arguments: Any, **named: Any) -> None:
@@ -171,13 +171,13 @@ def test_only_those_who_watch_go_by_the_clock(store: Store) -> None:
     Leases(store.storage).write("mine", owner="me", keys=["k1", "k2"])
     assert set(Leases(store.storage).read_alive()) == {"k1", "k2"}
     lease = Leases(store.storage).read()["mine"]
-    path = store.storage.path("leases", "mine.json")
+    path = "leases/mine.json"
     store.storage.write(path, json.dumps(lease | {"beat": time.time() - 2 * leases.STALE_S}).encode())
     assert Leases(store.storage).read_alive() == {}, "no heartbeat, no sign of life"
     gone = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)
     store.storage.write(path, json.dumps(lease | {"pid": int(gone.stdout)}).encode())
     assert Leases(store.storage).read_alive() == {}, "its process is gone from this host"
-    assert leases.Neighbours(store, "other").look() == {}
+    assert leases.Neighbours(Leases(store.storage), "other").look() == {}
     store.storage.write(path, json.dumps(lease | {"host": "far", "pid": int(gone.stdout)}).encode())
     assert set(Leases(store.storage).read_alive()) == {"k1", "k2"}, "of another host only the heartbeat tells"
     store.storage.write(path, b"{")

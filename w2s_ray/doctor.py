@@ -1,4 +1,4 @@
-"""Whether this machine can run a study: one line for each thing that a run needs, with what to do where it is missing."""
+"""Checks of this machine: whether it has what a run needs, and what to do about each thing that is missing."""
 
 from __future__ import annotations
 
@@ -9,26 +9,37 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from importlib import metadata
+from typing import NamedTuple
 
-NEEDED = ("ray", "torch", "transformers", "deepspeed", "polars", "pyarrow")
+NEEDED_PACKAGES = ("ray", "torch", "transformers", "deepspeed", "polars", "pyarrow")
+MIN_MEMORY_GIB, MIN_DISK_GIB = 4, 1
 
 
-def check_machine() -> Iterator[tuple[str, bool, str]]:
-    """(name, all well, detail) for each thing checked."""
-    version = platform.python_version()
-    yield "python", sys.version_info >= (3, 11), f"{version}; 3.11 or newer is needed"
-    for package in NEEDED:
+class Check(NamedTuple):
+    name: str
+    ok: bool
+    detail: str
+    """What there is; and if that is not enough, what to do."""
+
+
+def check_machine() -> Iterator[Check]:
+    python = platform.python_version()
+    yield Check("python", sys.version_info >= (3, 11), f"{python}; 3.11 or newer is needed")
+    for package in NEEDED_PACKAGES:
         try:
-            yield package, True, metadata.version(package)
+            yield Check(package, True, metadata.version(package))
         except metadata.PackageNotFoundError:
-            yield package, False, "not installed; run `pip install -e .` in the project's folder"
+            yield Check(package, False, "not installed; run `pip install -e .` in the project's folder")
     compiler = shutil.which("c++") or shutil.which("g++")
-    yield "compiler", compiler is not None, compiler or "none; DeepSpeed builds its CPU communication with one"
+    advice = "none found; install a C++ compiler, with which DeepSpeed builds its communication between CPUs"
+    yield Check("compiler", compiler is not None, compiler or advice)
     memory_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    yield "memory", memory_gib >= 4, f"{memory_gib:.0f} GiB, {os.cpu_count()} cores; 4 GiB are needed"
+    memory = f"{memory_gib:.0f} GiB, {os.cpu_count()} cores; {MIN_MEMORY_GIB} GiB are needed"
+    yield Check("memory", memory_gib >= MIN_MEMORY_GIB, memory)
     free_gib = shutil.disk_usage(".").free / 2**30
-    yield "disk", free_gib >= 1, f"{free_gib:.0f} GiB free here; 1 GiB is needed"
-    yield "gpu", True, _gpus()
+    disk = f"{free_gib:.0f} GiB free in this folder; {MIN_DISK_GIB} GiB is needed"
+    yield Check("disk", free_gib >= MIN_DISK_GIB, disk)
+    yield Check("gpu", True, _gpus())
 
 
 def _gpus() -> str:
@@ -36,5 +47,7 @@ def _gpus() -> str:
         return "none found; studies run on the CPU"
     query = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader"]
     answer = subprocess.run(query, capture_output=True, text=True, timeout=30, check=False)
-    found = "; ".join(answer.stdout.split("\n")).strip("; ")
-    return f"{found}; set compute.gpus_per_worker: 1 to use them" if found else "nvidia-smi finds none"
+    gpus = "; ".join(answer.stdout.split("\n")).strip("; ")
+    if not gpus:
+        return "nvidia-smi finds none; studies run on the CPU"
+    return f"{gpus}; to use them, set compute.gpus_per_worker: 1"

@@ -1,13 +1,11 @@
-"""Study -> cells -> the DAG of Fits; what the store has already; what the rest costs.
+"""From a study to its cells, and from the cells to the DAG of Fits.
 
-Promises: no Ray, no torch, nothing written. A Fit that several cells need appears once. Fits come in an order in which
-every Fit follows the one that labels for it.
+Promises: no Ray, no torch, and nothing is written. A Fit that several cells need appears once, and parents come before their
+children. What the Fits cost is in `cost.py`, where they stand in the store in `status.py`.
 """
 
 from __future__ import annotations
 
-import json
-import math
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -19,18 +17,13 @@ from w2s_ray import families, methods, tasks
 from w2s_ray.errors import InputError, nearest
 from w2s_ray.families import Family
 from w2s_ray.fit import Data, Execution, Fit, Method, Model, Setting, Training
-from w2s_ray.leases import Leases
 from w2s_ray.methods import PARAMS
 from w2s_ray.methods.pair import Ladder, Pair
 from w2s_ray.methods.params import Circumstance
-from w2s_ray.store import Store
 from w2s_ray.study import MAX_CELLS, Compute, Grid, Study, load_study, resolve_method
 
 LORA_RANK, LORA_RATE = 8, 10
 """Adapters take about ten times the learning rate of the whole model (Schulman et al. 2025, "LoRA without regret")."""
-
-BYTES_PER_PARAM = 16
-"""fp32 weight, gradient and two Adam moments (ZeRO, Rajbhandari et al. 2020, section 3.1)."""
 
 
 @dataclass(frozen=True)
@@ -77,18 +70,6 @@ class Plan:
         return tuple(unique.values())
 
 
-@dataclass(frozen=True)
-class Status:
-    """The plan against the store; every key of the plan is in exactly one of these."""
-
-    done: frozenset[str]
-    running: dict[str, dict[str, Any]]
-    failed: dict[str, dict[str, Any]]
-    blocked: dict[str, str]
-    """Key -> key of the failed ancestor."""
-    todo: frozenset[str]
-
-
 def load_plan(path: str | Path, *, trust_remote_code: bool = False) -> Plan:
     """Read a study file and expand it."""
     return expand(load_study(path), path=Path(path), trust_remote_code=trust_remote_code)
@@ -96,23 +77,15 @@ def load_plan(path: str | Path, *, trust_remote_code: bool = False) -> Plan:
 
 def expand(study: Study, *, path: Path, trust_remote_code: bool = False) -> Plan:
     base = path.absolute().parent
-    ladders = [_ladder(grid, where=f"{path}: grids[{i}]", base=base) for i, grid in enumerate(study.grids)]
+    families_and_sizes = [_family(grid, where=f"{path}: grids[{i}]", base=base) for i, grid in enumerate(study.grids)]
     pairs = [
         _pairs(grid, sizes, where=f"{path}: grids[{i}].pairs")
-        for i, (grid, (_, sizes)) in enumerate(zip(study.grids, ladders, strict=True))
+        for i, (grid, (_, sizes)) in enumerate(zip(study.grids, families_and_sizes, strict=True))
     ]
-    num_cells = sum(
-        len(grid_pairs) * len(grid.tasks) * len(grid.methods) * len(grid.seed_list)
-        for grid, grid_pairs in zip(study.grids, pairs, strict=True)
-    )
-    if num_cells > MAX_CELLS:
-        raise InputError(
-            f"{path}: the grids have {num_cells:,} cells; one study may have at most {MAX_CELLS:,}. "
-            "Name fewer sizes, tasks, methods or seeds, or split the study"
-        )
+    _check_num_cells(study, pairs, path=path)
     cells: dict[str, Cell] = {}
     executions: dict[Model, Execution] = {}
-    for i, (grid, (family, sizes), grid_pairs) in enumerate(zip(study.grids, ladders, pairs, strict=True)):
+    for i, (grid, (family, sizes), grid_pairs) in enumerate(zip(study.grids, families_and_sizes, pairs, strict=True)):
         models = {size: families.model(family, size, trust_remote_code=trust_remote_code) for size in sizes}
         for size, model in models.items():
             executions[model] = _execution(study.compute, family, size)
@@ -136,7 +109,19 @@ def expand(study: Study, *, path: Path, trust_remote_code: bool = False) -> Plan
     return Plan(study=study, path=path, cells=tuple(cells.values()), executions=executions)
 
 
-def _ladder(grid: Grid, *, where: str, base: Path) -> tuple[Family, tuple[str, ...]]:
+def _check_num_cells(study: Study, pairs: list[list[tuple[str, str]]], *, path: Path) -> None:
+    num_cells = sum(
+        len(grid_pairs) * len(grid.tasks) * len(grid.methods) * len(grid.seed_list)
+        for grid, grid_pairs in zip(study.grids, pairs, strict=True)
+    )
+    if num_cells > MAX_CELLS:
+        raise InputError(
+            f"{path}: the grids have {num_cells:,} cells; one study may have at most {MAX_CELLS:,}. "
+            "Name fewer sizes, tasks, methods or seeds, or split the study"
+        )
+
+
+def _family(grid: Grid, *, where: str, base: Path) -> tuple[Family, tuple[str, ...]]:
     """The family and the chosen sizes, weak to strong."""
     try:
         if grid.models is not None:
@@ -292,185 +277,3 @@ def method_label(method: Method) -> str:
     shown = {name: "+".join(value) if isinstance(value, tuple) else value for name, value in method.params}
     inside = ", ".join(f"{name}={value}" for name, value in shown.items() if value != defaults[name])
     return f"{method.name}({inside})" if inside else method.name
-
-
-# --- the plan against the store -----------------------------------------------------------------------------------
-
-
-def status(plan: Plan, *, store: Store) -> Status:
-    """Where every Fit of the plan stands, from the store alone."""
-    done = frozenset(store.committed(plan.fits))
-    held = Leases(store.storage).read_alive()
-    failures = store.read_failures()
-    running = {f.key: held[f.key] for f in plan.fits if f.key in held and f.key not in done}
-    failed = {f.key: failures[f.key] for f in plan.fits if f.key in failures and f.key not in done | running.keys()}
-    blocked = {}
-    for fit in plan.fits:
-        cause = next((a.key for a in fit.ancestors if a.key in failed), None)
-        if cause and fit.key not in done and fit.key not in failed:
-            blocked[fit.key] = cause
-    rest = {f.key for f in plan.fits} - done - running.keys() - failed.keys() - blocked.keys()
-    return Status(done=done, running=running, failed=failed, blocked=blocked, todo=frozenset(rest))
-
-
-# --- cost ---------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What Fits cost: training 6ND and prediction 2ND (Kaplan et al. 2020, section 2.1)."""
-
-    flops: float
-    seconds: float
-    """On one worker of the plan's shape, one Fit after another."""
-
-
-CPU_FLOPS_PER_S = 2e10
-GPU_FLOPS_PER_S = 2e14
-STEP_OVERHEAD_S = 0.005
-"""Assumed speeds before anything has been measured; `w2s plan` names them as assumptions."""
-CHARACTERS_PER_TOKEN = 4
-
-
-def cost(fit: Fit, *, execution: Execution, shape: tasks.Size) -> Cost:
-    """An estimate before tokenisation: rows from the file, tokens from the mean length of its texts."""
-    num_test = fit.data.num_test or shape.num_test or shape.num_rows // 5
-    per_half = (shape.num_rows - (0 if shape.num_test else num_test)) // 2
-    num_train = min(fit.data.num_train or per_half, per_half)
-    row_tokens = _row_tokens(fit, shape)
-    epochs = dict(fit.method.params)["epochs"] if fit.role == "start" else fit.training.epochs
-    predicted, parts = num_test * (epochs * fit.training.evals_per_epoch + 1), fit.part.count
-    if fit.role == "start":
-        predicted = 0
-    if fit.role == "untrained":
-        epochs, predicted = 0, num_test
-    if fit.labels_others:
-        predicted += num_train
-    num_steps = epochs * math.ceil(num_train / parts / fit.training.batch_size)
-    overhead_s = STEP_OVERHEAD_S * (num_steps + predicted / 64)
-    if fit.training.tune == "head":  # its features are counted once for all probes, in `costs`
-        return Cost(flops=0.0, seconds=overhead_s)
-    per_token = 4.0 if fit.training.tune == "lora" else 6.0  # frozen weights need no gradient of their own
-    training_flops = per_token * fit.model.num_params * row_tokens * num_train / parts * epochs
-    flops = training_flops + 2.0 * fit.model.num_params * row_tokens * predicted
-    return Cost(flops=flops, seconds=overhead_s + flops / _speed(execution))
-
-
-def _row_tokens(fit: Fit, shape: tasks.Size) -> float:
-    return min(fit.data.max_tokens, max(2.0, shape.mean_characters / CHARACTERS_PER_TOKEN))
-
-
-def _speed(execution: Execution) -> float:
-    """FLOPs a second, over all workers."""
-    each = GPU_FLOPS_PER_S if execution.gpus_per_worker else CPU_FLOPS_PER_S * execution.cpus_per_worker
-    return each * execution.workers
-
-
-def _extraction(fit: Fit, *, execution: Execution, shape: tasks.Size) -> Cost:
-    """Reading the features of all rows off a frozen model: 2ND."""
-    row_tokens = _row_tokens(fit, shape)
-    flops = 2.0 * fit.model.num_params * row_tokens * (shape.num_rows + (shape.num_test or 0))
-    return Cost(flops=flops, seconds=flops / _speed(execution))
-
-
-def costs(plan: Plan) -> dict[str, Cost]:
-    """Key -> cost of every Fit."""
-    shapes: dict[str, tasks.Size] = {}
-    alike: dict[tuple[Any, ...], Cost] = {}
-    extracted: set[tuple[Model, Data]] = set()
-    found = {}
-    for fit in plan.fits:
-        if fit.data.source not in shapes:
-            shapes[fit.data.source] = tasks.size(tasks.load_pinned(fit.data.source, commits=fit.data.commits))
-        kind = (id(fit.model), id(fit.data), id(fit.training), fit.half, fit.method)
-        if kind not in alike:
-            alike[kind] = cost(fit, execution=plan.executions[fit.model], shape=shapes[fit.data.source])
-        found[fit.key] = alike[kind]
-        if fit.training.tune == "head" and (fit.model, fit.data) not in extracted:
-            extracted.add((fit.model, fit.data))
-            more = _extraction(fit, execution=plan.executions[fit.model], shape=shapes[fit.data.source])
-            found[fit.key] = Cost(alike[kind].flops + more.flops, alike[kind].seconds + more.seconds)
-    return found
-
-
-def num_tests(plan: Plan) -> dict[str, int]:
-    """Task -> size of its test set, before rows are dropped for balance or length."""
-    sizes = {}
-    for data in {fit.data for fit in plan.fits}:
-        shape = tasks.size(tasks.load_pinned(data.source, commits=data.commits))
-        sizes[data.task] = data.num_test or shape.num_test or shape.num_rows // 5
-    return dict(sorted(sizes.items()))
-
-
-def state_bytes(fit: Fit, execution: Execution) -> float:
-    """Weights, gradients and optimizer states of one worker under ZeRO (Rajbhandari et al. 2020, figure 1)."""
-    share = execution.workers
-    weights, gradients, moments = (4.0, 4.0, 8.0) if fit.training.tune == "all" else (4.0, 0.0, 0.0)  # next to nothing
-    if execution.zero_stage >= 1:
-        moments /= share
-    if execution.zero_stage >= 2:
-        gradients /= share
-    if execution.zero_stage >= 3:
-        weights /= share
-    return fit.model.num_params * (weights + gradients + moments)
-
-
-MODEL_CORRELATION, SEED_CORRELATION = 0.6, 0.9
-"""Of being right on an item, between two models of a task and between two seeds of a model: assumptions for the precision
-of PGR. `studies/embedded.yaml` shows 0.5 to 0.8, and intervals of 5 seeds that are 0.94 to 1.0 times those of one."""
-
-
-def pgr_half_width(num_test: int, *, gap: float, num_seeds: int) -> float:
-    """Half of the 95 % interval of PGR near 0.5 for a gap (ceiling - supervisor), from the noise of items and seeds.
-
-    Per test item, the variance of (student - supervisor) - PGR (ceiling - supervisor) is v (1.5 - 1.5 r), where v is the
-    variance of being right (3/16 at a score of 3/4) and r the correlation between models. Seeds share the test items, so
-    they average out no more than what they don't have in common.
-    """
-    per_item = (3 / 16) * 1.5 * (1 - MODEL_CORRELATION)
-    shared = SEED_CORRELATION + (1 - SEED_CORRELATION) / num_seeds
-    return 1.96 * math.sqrt(per_item * shared / num_test) / gap
-
-
-def assumed_speed(plan: Plan) -> str:
-    """The speeds behind the estimate, in words."""
-    if any(execution.gpus_per_worker for execution in plan.executions.values()):
-        return f"{GPU_FLOPS_PER_S:.0e} FLOP/s a GPU"
-    return f"{CPU_FLOPS_PER_S:.0e} FLOP/s a core and {STEP_OVERHEAD_S * 1000:.0f} ms a step"
-
-
-def duration(seconds: float) -> str:
-    """`42 s`, `3 min 10 s`, `2 h 05 min`."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
-
-
-# --- why a Fit is not in the store --------------------------------------------------------------------------------
-
-
-def nearest_committed(fit: Fit, *, store: Store) -> tuple[str | None, list[tuple[str, Any, Any]]]:
-    """The committed Fit most like this one, and each field in which they differ: (field, there, here)."""
-    best: tuple[str | None, list[tuple[str, Any, Any]]] = (None, [])
-    for folder in store.committed_folders():
-        if not folder.startswith(f"{fit.data.task}-{fit.model.name}-"):
-            continue
-        there = json.loads(store.read_file(folder, "fit.json"))["identity"]
-        differences = _differences(there, fit.identity, "")
-        if best[0] is None or len(differences) < len(best[1]):
-            best = (folder, differences)
-    return best
-
-
-def _differences(there: Any, here: Any, where: str) -> list[tuple[str, Any, Any]]:
-    if isinstance(there, dict) and isinstance(here, dict):
-        return [
-            difference
-            for name in sorted(there.keys() | here.keys())
-            for difference in _differences(there.get(name), here.get(name), f"{where}.{name}".lstrip("."))
-        ]
-    there, here = (list(value) if isinstance(value, tuple) else value for value in (there, here))
-    return [] if there == here else [(where, there, here)]

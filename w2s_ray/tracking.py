@@ -1,9 +1,11 @@
-"""Trackers, for those who watch learning curves elsewhere: TensorBoard, MLflow, Weights & Biases.
+"""Copies of the learning curves in TensorBoard, MLflow or Weights & Biases, for those who watch them there.
 
-Promises: one run a Fit, named by its folder and grouped by study, written by rank 0 alone; into local files unless the tracker's
-own environment (MLFLOW_TRACKING_URI, WANDB_MODE=online) says otherwise; a Fit that is taken up again goes on in its run.
-A tracker never changes a result: one that fails is left with a warning in the log, and the Fit goes on. The store stays the
-record; a tracker gets copies.
+Promises:
+
+- Each Fit is one run, named after its folder and grouped by study. A Fit that resumes continues its run.
+- Rank 0 alone writes. Everything goes into local files, unless the tracker's own environment variables
+  (MLFLOW_TRACKING_URI, WANDB_MODE=online) say otherwise.
+- A tracker never changes a result. If one fails, a warning goes into the log, and the Fit continues without it.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import importlib.util
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -26,8 +28,9 @@ PACKAGES = {"tensorboard": "tensorboardX", "mlflow": "mlflow", "wandb": "wandb"}
 
 log = logging.getLogger(__name__)
 Point = Mapping[str, float | None]
+"""Name of a metric -> its value; None leaves the metric out."""
 Log = Callable[[int, Point], None]
-"""Take the figures of a step; what is None is left out."""
+"""Takes a step and its metrics."""
 
 
 @dataclass(frozen=True)
@@ -35,11 +38,11 @@ class Tracking:
     trackers: tuple[str, ...]
     study: str
     folder: str
-    """Where local files go."""
+    """Of the trackers' local files."""
 
 
-def tracking(names: list[str], *, study: str, folder: Path) -> Tracking | None:
-    """What `--track` asks for, checked; None for nothing."""
+def tracking(names: Sequence[str], *, study: str, folder: Path) -> Tracking | None:
+    """The trackers that `--track` names, after a check that each is known and installed. None if it names none."""
     for name in names:
         if name not in PACKAGES:
             allowed = ", ".join(PACKAGES)
@@ -51,45 +54,47 @@ def tracking(names: list[str], *, study: str, folder: Path) -> Tracking | None:
 
 @dataclass(frozen=True)
 class Run:
-    say: Log
+    """A Fit's run in one tracker."""
+
+    log: Log
     end: Callable[[bool], object]
-    """Whether the Fit came to its end."""
+    """Takes whether the Fit was completed."""
 
 
 @contextmanager
-def run_of(fit: Fit, wanted: Tracking | None) -> Iterator[Log]:
-    """A run in every tracker that is wanted; what it yields takes the figures."""
+def run_of(fit: Fit, tracking: Tracking | None) -> Iterator[Log]:
+    """Open a run of this Fit in every tracker. Yields a function that logs to all of them."""
     runs: dict[str, Run] = {}
 
-    def attempt(name: str, act: Callable[[], object]) -> None:
+    def attempt(name: str, action: Callable[[], object]) -> None:
         try:
-            act()
-        except Exception as error:  # whatever it is, it is the tracker's own problem
+            action()
+        except Exception as error:  # a tracker's failure of any kind must not reach the Fit
             log.warning("%s does not track %s any more: %s", name, fit.folder, error)
             runs.pop(name, None)
 
-    def begin(name: str, wanted: Tracking) -> None:
-        runs[name] = BEGIN[name](fit, wanted)
+    def begin(name: str, tracking: Tracking) -> None:
+        runs[name] = BEGIN[name](fit, tracking)
 
-    def say(step: int, point: Point) -> None:
-        known = {key: value for key, value in point.items() if value is not None}
+    def log_to_all(step: int, point: Point) -> None:
+        metrics = {key: value for key, value in point.items() if value is not None}
         for name, run in list(runs.items()):
-            attempt(name, partial(run.say, step, known))
+            attempt(name, partial(run.log, step, metrics))
 
-    if wanted:
-        for name in wanted.trackers:
-            attempt(name, partial(begin, name, wanted))
-    ended = False
+    if tracking:
+        for name in tracking.trackers:
+            attempt(name, partial(begin, name, tracking))
+    completed = False
     try:
-        yield say
-        ended = True
+        yield log_to_all
+        completed = True
     finally:
         for name, run in list(runs.items()):
-            attempt(name, partial(run.end, ended))
+            attempt(name, partial(run.end, completed))
 
 
 def _facts(fit: Fit) -> dict[str, Any]:
-    """What a tracker can sort runs by."""
+    """Parameters by which a tracker can filter and sort runs."""
     return {
         "key": fit.key,
         "role": fit.role,
@@ -104,61 +109,63 @@ def _facts(fit: Fit) -> dict[str, Any]:
     }
 
 
-def _tensorboard(fit: Fit, wanted: Tracking) -> Run:
+def _tensorboard(fit: Fit, tracking: Tracking) -> Run:
     from tensorboardX import SummaryWriter
 
-    writer = SummaryWriter(str(Path(wanted.folder, "tensorboard", wanted.study, fit.folder)))
+    writer = SummaryWriter(str(Path(tracking.folder, "tensorboard", tracking.study, fit.folder)))
     writer.add_text("fit", "\n".join(f"    {name}: {value}" for name, value in _facts(fit).items()))
 
-    def say(step: int, point: Point) -> None:
+    def log_point(step: int, point: Point) -> None:
         for name, value in point.items():
             writer.add_scalar(name, value, global_step=step)
         writer.flush()
 
-    return Run(say, lambda ended: writer.close())
+    return Run(log_point, lambda completed: writer.close())
 
 
-def _mlflow(fit: Fit, wanted: Tracking) -> Run:
+def _mlflow(fit: Fit, tracking: Tracking) -> Run:
     from mlflow.entities import Metric, Param
     from mlflow.exceptions import MlflowException
     from mlflow.tracking import MlflowClient
 
-    address = os.environ.get("MLFLOW_TRACKING_URI")
-    if address is None:
-        os.environ["MLFLOW_ALLOW_FILE_STORE"] = "true"  # plain files are what many writers can share
-        address = Path(wanted.folder, "mlflow").as_uri()
-    client = MlflowClient(tracking_uri=address)
-    group = client.get_experiment_by_name(wanted.study)
-    if group is None:
+    uri = os.environ.get("MLFLOW_TRACKING_URI")
+    if uri is None:
+        os.environ["MLFLOW_ALLOW_FILE_STORE"] = (
+            "true"  # several workers can write to plain files, but not to its database
+        )
+        uri = Path(tracking.folder, "mlflow").as_uri()
+    client = MlflowClient(tracking_uri=uri)
+    experiment = client.get_experiment_by_name(tracking.study)
+    if experiment is None:
         try:
-            group = client.get_experiment(client.create_experiment(wanted.study))
-        except MlflowException:  # another worker was quicker
-            group = client.get_experiment_by_name(wanted.study)
-    assert group is not None
-    known = client.search_runs([group.experiment_id], filter_string=f"tags.w2s_key = '{fit.key}'", max_results=1)
-    if known:
-        run_id = known[0].info.run_id
+            experiment = client.get_experiment(client.create_experiment(tracking.study))
+        except MlflowException:  # another worker has just created it
+            experiment = client.get_experiment_by_name(tracking.study)
+    assert experiment is not None
+    earlier = client.search_runs([experiment.experiment_id], filter_string=f"tags.w2s_key = '{fit.key}'", max_results=1)
+    if earlier:
+        run_id = earlier[0].info.run_id
         client.update_run(run_id, status="RUNNING")
     else:
-        run_id = client.create_run(group.experiment_id, run_name=fit.folder, tags={"w2s_key": fit.key}).info.run_id
+        run_id = client.create_run(experiment.experiment_id, run_name=fit.folder, tags={"w2s_key": fit.key}).info.run_id
         client.log_batch(run_id, params=[Param(name, str(value)) for name, value in _facts(fit).items()])
 
-    def say(step: int, point: Point) -> None:
+    def log_point(step: int, point: Point) -> None:
         now_ms = int(time.time() * 1000)
         client.log_batch(run_id, metrics=[Metric(name, value, now_ms, step) for name, value in point.items()])
 
-    return Run(say, lambda ended: client.set_terminated(run_id, status="FINISHED" if ended else "FAILED"))
+    return Run(log_point, lambda completed: client.set_terminated(run_id, status="FINISHED" if completed else "FAILED"))
 
 
-def _wandb(fit: Fit, wanted: Tracking) -> Run:
+def _wandb(fit: Fit, tracking: Tracking) -> Run:
     import wandb
 
     os.environ.setdefault("WANDB_MODE", "offline")
-    folder = Path(wanted.folder, "wandb")
+    folder = Path(tracking.folder, "wandb")
     folder.mkdir(parents=True, exist_ok=True)
     run = wandb.init(
         project=os.environ.get("WANDB_PROJECT", "w2s"),
-        group=wanted.study,
+        group=tracking.study,
         name=fit.folder,
         id=fit.key[:32],
         resume="allow",
@@ -167,7 +174,9 @@ def _wandb(fit: Fit, wanted: Tracking) -> Run:
         reinit="create_new",
         settings=wandb.Settings(console="off", silent=True, x_disable_stats=True, disable_git=True, save_code=False),
     )
-    return Run(lambda step, point: run.log(point, step=step), lambda ended: run.finish(exit_code=0 if ended else 1))
+    return Run(
+        lambda step, point: run.log(point, step=step), lambda completed: run.finish(exit_code=0 if completed else 1)
+    )
 
 
 BEGIN: dict[str, Callable[[Fit, Tracking], Run]] = {"tensorboard": _tensorboard, "mlflow": _mlflow, "wandb": _wandb}

@@ -1,7 +1,7 @@
-"""The Ray cluster that a run stands on: connecting to it, what its nodes have, what fits on them, asking for more.
+"""The Ray cluster of a run: connect to it, see what its nodes have and what fits on them, ask an autoscaler for more.
 
-Promises: a plan of which some Fit could never be placed is refused before anything starts, with what is needed against what
-there is; so is a store that some node doesn't see. On this machine alone a Ray of our own is started, and none is joined.
+Promises: a study with a Fit that can never be placed is refused before anything starts, with what it needs and what there
+is. So is a store that some node can't see. Without an address a run starts a Ray of its own and never joins another.
 """
 
 from __future__ import annotations
@@ -11,16 +11,19 @@ import logging
 import os
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
+
+from rich.console import Console
 
 from w2s_ray.errors import InputError
 from w2s_ray.fit import Execution
+from w2s_ray.scheduling import ray_internals
 from w2s_ray.store import Store
 
 QUIET = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # ours answers within seconds
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # `run.py` handles SIGINT itself, and stops within seconds
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
     "TUNE_GLOBAL_CHECKPOINT_S": "3600",  # Tune's own state is never read back
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",
@@ -31,10 +34,11 @@ QUIET = {
     "TOKENIZERS_PARALLELISM": "false",
     "RAY_TRAIN_METRICS_ENABLED": "0",
 }
-"""Environment of Ray on this machine; set before Ray is imported."""
+"""Environment variables for Ray, to be set before it is imported."""
 LOOK_EVERY_S = 2.0
+"""How often to look for new nodes while waiting for them."""
 MAX_BUNDLES = 1000
-"""No more workers than this are asked of an autoscaler at a time."""
+"""The most workers that an autoscaler is asked to have room for."""
 
 
 @dataclass(frozen=True)
@@ -45,51 +49,53 @@ class Node:
 
 
 def local_node() -> Node:
-    """This machine, as far as Ray would find it."""
-    from ray._private.accelerators import NvidiaGPUAcceleratorManager
-
-    num_gpus = NvidiaGPUAcceleratorManager.get_current_node_num_accelerators()
-    return Node("here", float(os.cpu_count() or 1), float(num_gpus))
+    """This machine, with what a Ray started on it would have."""
+    return Node("here", float(os.cpu_count() or 1), float(ray_internals.num_local_gpus()))
 
 
 @contextlib.contextmanager
 def connected(address: str | None) -> Iterator[None]:
-    """Connect to a cluster, or start one on this machine."""
+    """Connect to a cluster, or start one on this machine. A connection that this process has already is used as it is."""
     import ray
 
-    ray._private.worker._worker_logs_enabled = False  # else raylet's warnings break into the progress lines
-    ours = not ray.is_initialized()
-    if ours:
+    ray_internals.mute_cluster_messages()
+    is_ours = not ray.is_initialized()
+    if is_ours:
         try:
             if address is None:
-                # "local": without it Ray would join whatever cluster was started on this machine before
+                # Without "local", Ray would join any cluster that was started on this machine before.
                 ray.init("local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
             else:
                 runtime_env = {"env_vars": QUIET}
                 ray.init(address, log_to_driver=False, logging_level=logging.ERROR, runtime_env=runtime_env)
         except (ConnectionError, ValueError, RuntimeError) as error:
-            raise InputError(f"--address {address}: no Ray cluster answers there ({_cause(error)})") from error
+            problem = (
+                f"--address {address}: no Ray cluster answers there" if address else "Ray can't start on this machine"
+            )
+            raise InputError(f"{problem} ({_cause(error)})") from error
     try:
         yield
     finally:
-        if ours:
+        if is_ours:
             ray.shutdown()
 
 
 def _cause(error: BaseException) -> str:
-    """Ray's last line, or what to do about a token."""
-    whole = f"{error} {error.__cause__ or ''}"
-    if "AuthToken" in whole or "Unauthenticated" in whole:
-        return "it wants a token: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or ~/.ray/auth_token as on its head"
+    """The last line of Ray's message, or what to do about a missing token."""
+    message = f"{error} {error.__cause__ or ''}"
+    if "AuthToken" in message or "Unauthenticated" in message:
+        return (
+            "it requires a token: set RAY_AUTH_MODE=token, and copy RAY_AUTH_TOKEN or ~/.ray/auth_token from its head"
+        )
     return str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
 
 
 def alive_nodes() -> list[Node]:
-    """The nodes that take work now: alive, and not about to be taken away."""
+    """The nodes that can take work now: alive, and not about to be taken away."""
     import ray
 
-    leaving = ray._private.state.state.get_draining_nodes()
-    nodes = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] not in leaving]
+    draining = ray_internals.draining_node_ids()
+    nodes = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] not in draining]
     return [Node(n["NodeID"], n["Resources"].get("CPU", 0.0), n["Resources"].get("GPU", 0.0)) for n in nodes]
 
 
@@ -103,24 +109,24 @@ def _workers_on(node: Node, shape: Execution) -> int:
 
 
 def needs(shape: Execution) -> str:
-    """In words, what a pack of this shape takes."""
+    """In words, the resources of a pack of this shape."""
     return f"{shape.workers} worker(s) of {shape.cpus_per_worker} CPU(s) and {shape.gpus_per_worker:g} GPU(s) each"
 
 
 def worker_resources(shape: Execution) -> dict[str, float]:
-    """What Ray is to keep for one worker."""
+    """The resources that Ray reserves for one worker."""
     gpus = {"GPU": shape.gpus_per_worker} if shape.gpus_per_worker else {}
     return {"CPU": shape.cpus_per_worker, **gpus}
 
 
 def num_slots(shapes: set[Execution], *, nodes: list[Node], max_parallel: int | None) -> int:
-    """How many packs can run at once: as many as fit of the smallest shape."""
+    """How many packs can run at once, by the shape of which most fit."""
     most = max(sum(_workers_on(node, shape) for node in nodes) // shape.workers for shape in shapes)
     return max(1, min(most, max_parallel or most))
 
 
-def missing(shapes: set[Execution], *, nodes: list[Node]) -> tuple[Execution, int] | None:
-    """A shape that the nodes have no room for, and how many of its workers they have room for."""
+def shape_without_room(shapes: set[Execution], *, nodes: list[Node]) -> tuple[Execution, int] | None:
+    """A shape that does not fit on the nodes, and how many of its workers would; None if all shapes fit."""
     for shape in sorted(shapes, key=lambda shape: -shape.workers):
         room = sum(_workers_on(node, shape) for node in nodes)
         if room < shape.workers:
@@ -129,36 +135,38 @@ def missing(shapes: set[Execution], *, nodes: list[Node]) -> tuple[Execution, in
 
 
 def check_placement(shapes: set[Execution], *, nodes: list[Node], max_parallel: int | None, where: str) -> None:
-    """Refuse a plan of which some Fit could never be placed."""
+    """Refuse a study with a Fit that can never be placed. `where` names the nodes in the message."""
     if max_parallel is not None and max_parallel < 1:
-        raise InputError(f"--max-parallel: given {max_parallel}, allowed are 1 and more")
-    if found := missing(shapes, nodes=nodes):
-        shape, room = found
-        have = f"{sum(n.num_cpus for n in nodes):g} CPUs and {sum(n.num_gpus for n in nodes):g} GPUs"
+        raise InputError(f"--max-parallel: given {max_parallel}; allowed are 1 and more")
+    if misfit := shape_without_room(shapes, nodes=nodes):
+        shape, room = misfit
+        total = f"{sum(n.num_cpus for n in nodes):g} CPUs and {sum(n.num_gpus for n in nodes):g} GPUs"
         raise InputError(
-            f"compute: a Fit needs {needs(shape)}, but {where} has {have} on {len(nodes)} node(s), "
-            f"room for {room}. Lower compute.workers, cpus_per_worker or gpus_per_worker, or add nodes; for nodes that an "
-            "autoscaler has yet to add, say how long: --wait-for-nodes MINUTES"
+            f"compute: a Fit needs {needs(shape)}, but {where} has {total} on {len(nodes)} node(s), with room for {room}. "
+            "Lower compute.workers, cpus_per_worker or gpus_per_worker, or add nodes. If an autoscaler has yet to add them, "
+            "say how long to wait with --wait-for-nodes MINUTES"
         )
 
 
-def wait_for_nodes(shapes: set[Execution], *, minutes: float, say: Callable[[str], None]) -> list[Node]:
-    """The cluster's nodes once every shape has room, or when the time is over."""
-    deadline_s, said = time.monotonic() + 60 * minutes, False
-    while found := missing(shapes, nodes=(nodes := alive_nodes())):
+def wait_for_nodes(shapes: set[Execution], *, minutes: float, console: Console) -> list[Node]:
+    """The cluster's nodes, as soon as every shape fits on them or the time is over."""
+    deadline_s = time.monotonic() + 60 * minutes
+    is_announced = False
+    while misfit := shape_without_room(shapes, nodes=(nodes := alive_nodes())):
         if time.monotonic() >= deadline_s:
             break
-        shape, room = found
-        ask_for([shape])
-        if not said:
-            said = True
-            say(f"waiting for nodes: a Fit needs {needs(shape)}, there is room for {room}")
+        shape, room = misfit
+        request_room([shape])
+        if not is_announced:
+            is_announced = True
+            console.print(f"waiting for nodes: a Fit needs {needs(shape)}, and there is room for {room}")
         time.sleep(LOOK_EVERY_S)
     return nodes
 
 
-def ask_for(shapes: list[Execution]) -> None:
-    """Tell an autoscaler, if there is one, to have room for these packs at a time; it may remove what is beyond."""
+def request_room(shapes: list[Execution]) -> None:
+    """Ask an autoscaler, if there is one, for room for packs of these shapes at the same time. The latest request replaces
+    earlier ones, and nodes beyond it may be removed."""
     from ray.autoscaler.sdk import request_resources
 
     bundles = [worker_resources(shape) for shape in shapes for _ in range(shape.workers)]
@@ -166,26 +174,27 @@ def ask_for(shapes: list[Execution]) -> None:
 
 
 def check_shared(store: Store) -> None:
-    """Refuse a store that is a folder of this machine alone: other nodes would write to folders of their own."""
+    """Refuse a store in a folder that some node can't see: its workers would write to a folder of their own."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     alive = [node for node in ray.nodes() if node["Alive"]]
     if len(alive) < 2 or not store.storage.is_local:
         return
-    mark = f".shared-{uuid.uuid4().hex}"
-    store.storage.write(mark, b"w2s")
+    probe = f".shared-{uuid.uuid4().hex}"
+    store.storage.write(probe, b"w2s")
     try:
-        see = ray.remote(num_cpus=0)(os.path.exists)
-        asked = [
-            see.options(scheduling_strategy=NodeAffinitySchedulingStrategy(n["NodeID"], soft=False)) for n in alive
+        exists = ray.remote(num_cpus=0)(os.path.exists)
+        on_each = [
+            exists.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False))
+            for node in alive
         ]
-        seen = ray.get([each.remote(store.storage.path(mark)) for each in asked], timeout=120)
+        answers = ray.get([exists_there.remote(store.storage.path(probe)) for exists_there in on_each], timeout=120)
     finally:
-        store.storage.delete_file(mark)
-    blind = [node["NodeManagerAddress"] for node, sees in zip(alive, seen, strict=True) if not sees]
+        store.storage.delete_file(probe)
+    blind = [node["NodeManagerAddress"] for node, sees_it in zip(alive, answers, strict=True) if not sees_it]
     if blind:
         raise InputError(
-            f"--store {store.uri}: is a folder of this machine, which {len(blind)} of {len(alive)} nodes don't see "
-            f"({', '.join(blind[:3])}); use a folder that all share, or a bucket (s3://..., gs://...)"
+            f"--store {store.uri}: is a folder that {len(blind)} of {len(alive)} nodes don't see "
+            f"({', '.join(blind[:3])}); give a folder that all nodes share, or a bucket (s3://..., gs://...)"
         )

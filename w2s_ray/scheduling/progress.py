@@ -1,7 +1,7 @@
-"""What the user sees while a study runs: a live table on a terminal, plain lines elsewhere.
+"""What the user sees while a study runs: a live table on a terminal, and a plain line every ten seconds elsewhere.
 
-Counts of Fits, what runs now with loss and speed, time left, and `busy`: the share of the slots' time that went into
-extracting features, training and evaluation. Everything comes from the events that the workers report.
+It shows how many Fits are done, running, failed and to do, the loss and speed of those that run, and the time left. All of it
+comes from the events that workers report.
 """
 
 from __future__ import annotations
@@ -16,26 +16,28 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from w2s_ray.cost import duration
 from w2s_ray.fit import BUSY
-from w2s_ray.plan import duration
-from w2s_ray.scheduling.packs import Walk
+from w2s_ray.scheduling.packs import Schedule
 
 PLAIN_LINE_EVERY_S = 10.0
 
 
 class Progress(Callback):
-    """A Tune callback that draws. `busy_s` sums BUSY over all workers' packs."""
+    """A Tune callback that prints progress and adds up the time that Fits spend in each phase."""
 
-    def __init__(self, walk: Walk, *, console: Console) -> None:
-        self.walk = walk
+    def __init__(self, schedule: Schedule, *, console: Console, began_s: float) -> None:
+        self.schedule = schedule
         self.console = console
-        self.began_s = time.monotonic()
+        self.began_s = began_s
         self.first_start_s: float | None = None
-        self.busy_s = 0.0
+        """When the first Fit began."""
         self.phase_s: dict[str, float] = {}
-        self.done_estimate_s = 0.0
-        self.now: dict[str, dict[str, Any]] = {}
-        self.num_before = len(walk.done)
+        """Phase -> seconds, over all Fits that ended."""
+        self.ended_estimate_s = 0.0
+        """What the Fits that ended were estimated to take."""
+        self.latest: dict[str, dict[str, Any]] = {}
+        """Trial -> the latest event of the Fit that it works on."""
         self.printed_s = -PLAIN_LINE_EVERY_S
         self.live = Live(console=console, refresh_per_second=2, transient=True, get_renderable=self.table)
 
@@ -44,34 +46,33 @@ class Progress(Callback):
             self.live.start()
         return self
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Nothing: Tune pickles its callbacks for a restore that never happens."""
-        return {}
-
     def __exit__(self, *_: object) -> None:
         if self.console.is_terminal:
             self.live.stop()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: Tune pickles its callbacks for a restore, which is never used here."""
+        return {}
 
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any) -> None:
         event, key = result.get("event"), result.get("key", "")
         if event in ("start", "step"):
             self.first_start_s = self.first_start_s or time.monotonic()
-            self.now[trial.trial_id] = result
+            self.latest[trial.trial_id] = result
         elif event in ("done", "failed"):
-            self.now.pop(trial.trial_id, None)
+            self.latest.pop(trial.trial_id, None)
             for phase, seconds in (result.get("seconds") or {}).items():
                 self.phase_s[phase] = self.phase_s.get(phase, 0.0) + seconds
-            self.busy_s = sum(self.phase_s.get(phase, 0.0) for phase in BUSY)
-            self.done_estimate_s += self.walk.seconds.get(key, 0.0)
+            self.ended_estimate_s += self.schedule.seconds.get(key, 0.0)
             if event == "failed":
-                self.console.print(f"[red]failed[/red] {self.walk.fits[key].folder}: {result.get('reason', '')}")
-        self._plain(force=False)
+                self.console.print(f"[red]failed[/red] {self.schedule.fits[key].folder}: {result.get('reason', '')}")
+        self._print_plain_line()
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
-        self.now.pop(trial.trial_id, None)
+        self.latest.pop(trial.trial_id, None)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
-        self.now.pop(trial.trial_id, None)
+        self.latest.pop(trial.trial_id, None)
 
     @property
     def wall_s(self) -> float:
@@ -79,50 +80,52 @@ class Progress(Callback):
 
     @property
     def busy_share(self) -> float:
-        """Training and evaluation, as a share of all slots' time since the run began."""
-        return self.busy_s / max(self.wall_s * self.walk.num_slots, 1e-9)
+        """Share of the slots' time since the run began that Fits spent in the phases `BUSY`."""
+        busy_s = sum(self.phase_s.get(phase, 0.0) for phase in BUSY)
+        return busy_s / max(self.wall_s * self.schedule.num_slots, 1e-9)
 
     def counts(self) -> str:
-        walk = self.walk
-        blocked = f", {len(walk.blocked)} blocked" if walk.blocked else ""
-        running = len(self.now)
-        todo = len(walk.todo) + len(walk.running) - running
+        schedule, running = self.schedule, len(self.latest)
+        blocked = f", {len(schedule.blocked)} blocked" if schedule.blocked else ""
+        todo = len(schedule.todo) + len(schedule.running) - running
         return (
-            f"{len(walk.done)}/{len(walk.fits)} Fits done, {running} running, "
-            f"{len(walk.failed)} failed{blocked}, {max(todo, 0)} to do"
+            f"{len(schedule.done)}/{len(schedule.fits)} Fits done, {running} running, "
+            f"{len(schedule.failed)} failed{blocked}, {max(todo, 0)} to do"
         )
 
-    def left(self) -> str:
-        """Time left, from how the estimates have compared with the clock so far."""
-        if not self.done_estimate_s or self.first_start_s is None:
+    def time_left(self) -> str:
+        """`, 3 min 10 s left`: the estimates, corrected by how the Fits that ended compared with theirs."""
+        if not self.ended_estimate_s or self.first_start_s is None:
             return ""
-        rest_s = sum(self.walk.seconds[key] for key in self.walk.todo | self.walk.running)
-        pace = (time.monotonic() - self.first_start_s) / self.done_estimate_s
-        return f", {duration(rest_s * pace)} left"
+        left_s = sum(self.schedule.seconds[key] for key in self.schedule.todo | self.schedule.running)
+        pace = (time.monotonic() - self.first_start_s) / self.ended_estimate_s
+        return f", {duration(left_s * pace)} left"
 
     def table(self) -> RenderableType:
         table = Table.grid(padding=(0, 2))
-        for result in self.now.values():
-            fit = self.walk.fits[result["key"]]
+        for event in self.latest.values():
             table.add_row(
-                Text(fit.folder[:-13]),
-                Text(f"step {result.get('step', 0)}/{result.get('num_steps', '?')}"),
-                Text(f"loss {result['loss']:.3f}" if "loss" in result else "starting"),
-                Text(f"{result['rows_per_s']:.0f} rows/s" if "rows_per_s" in result else ""),
+                Text(self._name(event)),
+                Text(f"step {event.get('step', 0)}/{event.get('num_steps', '?')}"),
+                Text(f"loss {event['loss']:.3f}" if "loss" in event else "starting"),
+                Text(f"{event['rows_per_s']:.0f} rows/s" if "rows_per_s" in event else ""),
             )
-        walk = self.walk
-        bar = ProgressBar(
-            total=len(walk.fits), completed=len(walk.done) + len(walk.failed) + len(walk.blocked), width=40
-        )
-        return Group(bar, Text(f"{self.counts()}{self.left()} ({duration(self.wall_s)} so far)"), table)
+        num_ended = len(self.schedule.done) + len(self.schedule.failed) + len(self.schedule.blocked)
+        bar = ProgressBar(total=len(self.schedule.fits), completed=num_ended, width=40)
+        return Group(bar, Text(f"{self.counts()}{self.time_left()} ({duration(self.wall_s)} so far)"), table)
 
-    def _plain(self, *, force: bool) -> None:
-        if self.console.is_terminal or (not force and time.monotonic() - self.printed_s < PLAIN_LINE_EVERY_S):
+    def _print_plain_line(self) -> None:
+        if self.console.is_terminal or time.monotonic() - self.printed_s < PLAIN_LINE_EVERY_S:
             return
         self.printed_s = time.monotonic()
         now = ", ".join(
-            f"{self.walk.fits[r['key']].folder[:-13]} loss {r['loss']:.3f} {r.get('rows_per_s', 0):.0f} rows/s"
-            for r in self.now.values()
-            if "loss" in r
+            f"{self._name(event)} loss {event['loss']:.3f} {event.get('rows_per_s', 0):.0f} rows/s"
+            for event in self.latest.values()
+            if "loss" in event
         )
-        self.console.print(f"{duration(self.wall_s)}  {self.counts()}{self.left()}{'; now ' + now if now else ''}")
+        line = f"{duration(self.wall_s)}  {self.counts()}{self.time_left()}"
+        self.console.print(f"{line}; now {now}" if now else line)
+
+    def _name(self, event: dict[str, Any]) -> str:
+        """A Fit's folder without the hash at its end."""
+        return self.schedule.fits[event["key"]].folder[:-13]

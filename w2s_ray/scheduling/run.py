@@ -1,8 +1,11 @@
-"""One run of a study: connect to Ray, check that it can be placed, let Tune walk the DAG, stop in good order.
+"""One run of a study: connect to Ray, check that every Fit has a place, let Tune work through the schedule, stop cleanly.
 
-Promises: what the store has is not run again; a plan that can never be placed is refused before anything starts, with
-what is needed against what there is; Ctrl-C, SIGTERM, a spent budget, a lost lease and a store that is gone leave the store
-whole and give back every lease.
+Promises:
+
+- What the store holds already is not run again.
+- A study that can never be placed is refused before anything starts, with what it needs and what there is.
+- Ctrl-C, SIGTERM, a spent budget, a lost lease and an unreachable store all leave the store intact, and every lease is
+  given back.
 """
 
 from __future__ import annotations
@@ -14,18 +17,20 @@ import signal
 import time
 import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from w2s_ray.plan import Plan, costs
+from w2s_ray.cost import costs
+from w2s_ray.plan import Plan
+from w2s_ray.run_options import RunOptions
 from w2s_ray.scheduling import cluster
-from w2s_ray.scheduling.packs import Walk
+from w2s_ray.scheduling.packs import Schedule
 from w2s_ray.storage import StoreDown
 from w2s_ray.store import Store
-from w2s_ray.tracking import Tracking
+from w2s_ray.tracking import Tracking, tracking
 
 
 @dataclass(frozen=True)
@@ -35,110 +40,92 @@ class Outcome:
     num_done: int
     num_new: int
     failed: dict[str, str]
+    """Key -> reason."""
     num_blocked: int
     wall_s: float
-    startup_s: float
-    busy_share: float
-    phase_s: dict[str, float]
-    interrupted: bool
+    startup_s: float = 0.0
+    """Until the first Fit began."""
+    busy_share: float = 0.0
+    """Share of the slots' time in which Fits were trained or evaluated."""
+    phase_s: dict[str, float] = field(default_factory=dict)
+    """Phase of a Fit -> seconds, over all slots."""
+    interrupted: bool = False
     trouble: str = ""
-    """Why the run could not go on: the store is gone, or another driver took over."""
+    """Why the run could not go on: the store is out of reach, or another driver took over."""
     budget_spent: bool = False
     worker_hours: float = 0.0
 
 
+@dataclass(frozen=True)
+class Run:
+    """What a run is given, and keeps from its start to its end."""
+
+    plan: Plan
+    store: Store
+    address: str | None
+    """Of a Ray cluster; None runs on this machine alone."""
+    max_parallel: int | None
+    budget_worker_hours: float | None
+    tracking: Tracking | None
+    console: Console
+    began_s: float
+
+
 def run_plan(
-    plan: Plan,
-    *,
-    store: Store,
-    address: str | None,
-    max_parallel: int | None,
-    retry_failed: bool,
-    log_file: Path,
-    console: Console,
-    budget_worker_hours: float | None = None,
-    wait_for_nodes_min: float = 0.0,
-    tracking: Tracking | None = None,
+    plan: Plan, options: RunOptions, *, store: Store, address: str | None, folder: Path, console: Console
 ) -> Outcome:
-    """Run what is missing. Returns when every Fit is done, failed or blocked, or when it has to stop."""
-    began_s = time.monotonic()
-    done = store.committed(plan.fits)
-    walk = _walk(plan, done=set(done), store=store, retry_failed=retry_failed)
-    num_before = len(walk.done)
-    if walk.finished:
-        return _outcome(walk, num_before=num_before, began_s=began_s)
-    shapes = {walk.executions[key] for key in walk.todo}
+    """Run what is missing. Returns when every Fit is done, failed or blocked, or when the run has to stop. The log and the
+    trackers' local files go into `folder`."""
+    run = Run(
+        plan=plan,
+        store=store,
+        address=address,
+        max_parallel=options.max_parallel,
+        budget_worker_hours=options.budget_worker_hours(plan),
+        tracking=tracking(options.track, study=plan.study.name, folder=folder),
+        console=console,
+        began_s=time.monotonic(),
+    )
+    schedule = _schedule(plan, store=store, retry_failed=options.retry_failed)
+    if schedule.finished:
+        return _outcome(schedule, run)
+    shapes = {schedule.executions[key] for key in schedule.todo}
     if address is None:
-        cluster.check_placement(shapes, nodes=[cluster.local_node()], max_parallel=max_parallel, where="this machine")
+        nodes = [cluster.local_node()]
+        cluster.check_placement(shapes, nodes=nodes, max_parallel=run.max_parallel, where="this machine")
     store.storage.check_writable()
-    for key in walk.todo:
-        store.clear_failure(walk.fits[key])
+    for key in schedule.todo:
+        store.clear_failure(schedule.fits[key])
     os.environ.update(cluster.QUIET)
-    with _log_to(log_file), cluster.connected(address):
-        nodes = cluster.wait_for_nodes(
-            shapes, minutes=wait_for_nodes_min if address else 0.0, say=lambda line: console.print(line)
-        )
-        where = f"the cluster at {address or 'hand'}"
-        cluster.check_placement(shapes, nodes=nodes, max_parallel=max_parallel, where=where)
+    with _log_to(folder / "run.log"), cluster.connected(address):
+        minutes = options.wait_for_nodes_min if address else 0.0
+        nodes = cluster.wait_for_nodes(shapes, minutes=minutes, console=console)
+        where = f"the cluster at {address}" if address else "the cluster in use"
+        cluster.check_placement(shapes, nodes=nodes, max_parallel=run.max_parallel, where=where)
         cluster.check_shared(store)
-        return _tune(
-            walk,
-            store=store,
-            max_parallel=max_parallel,
-            num_before=num_before,
-            began_s=began_s,
-            console=console,
-            study=plan.study.name,
-            grows=address is not None,
-            budget_worker_hours=budget_worker_hours,
-            tracking=tracking,
-        )
+        return _tune(schedule, run)
 
 
-def _walk(plan: Plan, *, done: set[str], store: Store, retry_failed: bool) -> Walk:
-    estimates = costs(plan)
-    compute = plan.study.compute
-    walk = Walk(
+def _schedule(plan: Plan, *, store: Store, retry_failed: bool) -> Schedule:
+    fits_per_pack = plan.study.compute.fits_per_pack
+    done = set(store.committed(plan.fits))
+    schedule = Schedule(
         fits={fit.key: fit for fit in plan.fits},
         executions={fit.key: plan.executions[fit.model] for fit in plan.fits},
-        seconds={key: cost.seconds for key, cost in estimates.items()},
+        seconds={key: cost.seconds for key, cost in costs(plan).items()},
         num_slots=1,
-        fits_per_pack=None if compute.fits_per_pack == "auto" else compute.fits_per_pack,
+        fits_per_pack=None if fits_per_pack == "auto" else fits_per_pack,
         todo={fit.key for fit in plan.fits} - done,
         done=done,
     )
     if not retry_failed:
         for key, record in store.read_failures().items():
-            if key in walk.todo:
-                walk.failure(key, str(record.get("reason", "")))
-    return walk
+            if key in schedule.todo:
+                schedule.mark_failed(key, str(record.get("reason", "")))
+    return schedule
 
 
-def _outcome(walk: Walk, *, num_before: int, began_s: float, **measured: Any) -> Outcome:
-    facts: dict[str, Any] = {"startup_s": 0.0, "busy_share": 0.0, "phase_s": {}, "interrupted": False} | measured
-    return Outcome(
-        num_done=len(walk.done),
-        num_new=len(walk.done) - num_before,
-        failed=dict(walk.failed),
-        num_blocked=len(walk.blocked),
-        wall_s=time.monotonic() - began_s,
-        **facts,
-    )
-
-
-def _tune(
-    walk: Walk,
-    *,
-    store: Store,
-    max_parallel: int | None,
-    num_before: int,
-    began_s: float,
-    console: Console,
-    study: str,
-    grows: bool,
-    budget_worker_hours: float | None,
-    tracking: Tracking | None,
-) -> Outcome:
+def _tune(schedule: Schedule, run: Run) -> Outcome:
     from ray import tune
 
     from w2s_ray.scheduling.progress import Progress
@@ -146,16 +133,21 @@ def _tune(
     from w2s_ray.scheduling.trainable import train_pack
     from w2s_ray.scheduling.watch import BudgetSpent, Trouble, Watch
 
-    ray_folder = f"{study}-{uuid.uuid4().hex[:8]}"
-    storage_path = store.storage.uri_of("ray", ray_folder)
-    searcher = DagSearcher(walk, store=store, nodes=cluster.alive_nodes, max_parallel=max_parallel)
-    interrupted, budget_spent, trouble = False, False, ""
-    watch = Watch(searcher, budget_worker_hours=budget_worker_hours, console=console, grows=grows)
-    with Progress(walk, console=console) as progress:
-        progress.began_s = began_s
-        # A bundle needs some resource; a mebibyte of memory leaves every core to Ray Train's workers.
+    storage = run.store.storage
+    ray_folder = f"ray/{run.plan.study.name}-{uuid.uuid4().hex[:8]}"
+    ray_uri = storage.uri_of(*ray_folder.split("/"))
+    searcher = DagSearcher(schedule, store=run.store, nodes=cluster.alive_nodes, max_parallel=run.max_parallel)
+    watch = Watch(
+        searcher,
+        budget_worker_hours=run.budget_worker_hours,
+        console=run.console,
+        may_autoscale=run.address is not None,
+    )
+    stopped_by: KeyboardInterrupt | None = None
+    with Progress(schedule, console=run.console, began_s=run.began_s) as progress:
+        # A placement group needs some resource; with a mebibyte of memory the trial leaves every core to Ray Train's workers.
         resources = tune.PlacementGroupFactory([{"CPU": 0, "memory": 2**20}])
-        trainable = tune.with_parameters(train_pack, store_uri=store.uri, ray_uri=storage_path, tracking=tracking)
+        trainable = tune.with_parameters(train_pack, store_uri=run.store.uri, ray_uri=ray_uri, tracking=run.tracking)
         tuner = tune.Tuner(
             tune.with_resources(trainable, resources),
             tune_config=tune.TuneConfig(
@@ -166,38 +158,48 @@ def _tune(
                 trial_dirname_creator=lambda trial: trial.config["pack"].name,
             ),
             run_config=tune.RunConfig(
-                name=f"tune-{uuid.uuid4().hex[:8]}", storage_path=storage_path, callbacks=[progress, watch], verbose=0
+                name=f"tune-{uuid.uuid4().hex[:8]}", storage_path=ray_uri, callbacks=[progress, watch], verbose=0
             ),
         )
         try:
-            with _term_is_interrupt():
+            with _sigterm_as_interrupt():
                 tuner.fit()
         except KeyboardInterrupt as error:
-            interrupted, budget_spent = True, isinstance(error, BudgetSpent)
-            trouble = str(error) if isinstance(error, Trouble) else ""
+            stopped_by = error
         finally:
             searcher.close()
             watch.close()
+    trouble = str(stopped_by) if isinstance(stopped_by, Trouble) else ""
     if not trouble:
-        with contextlib.suppress(OSError, StoreDown):  # Ray's snapshots: a cache that nobody reads again
-            store.storage.delete_folder(f"ray/{ray_folder}")
+        with contextlib.suppress(OSError, StoreDown):  # Ray's own snapshots, which are never read back
+            storage.delete_folder(ray_folder)
     return _outcome(
-        walk,
-        num_before=num_before,
-        began_s=began_s,
-        startup_s=(progress.first_start_s or time.monotonic()) - began_s,
+        schedule,
+        run,
+        startup_s=(progress.first_start_s or time.monotonic()) - run.began_s,
         busy_share=progress.busy_share,
         phase_s=progress.phase_s,
-        interrupted=interrupted,
+        interrupted=stopped_by is not None,
         trouble=trouble,
-        budget_spent=budget_spent,
+        budget_spent=isinstance(stopped_by, BudgetSpent),
         worker_hours=searcher.worker_s / 3600,
+    )
+
+
+def _outcome(schedule: Schedule, run: Run, **measured: Any) -> Outcome:
+    return Outcome(
+        num_done=len(schedule.done),
+        num_new=schedule.num_new,
+        failed=dict(schedule.failed),
+        num_blocked=len(schedule.blocked),
+        wall_s=time.monotonic() - run.began_s,
+        **measured,
     )
 
 
 @contextlib.contextmanager
 def _log_to(path: Path) -> Iterator[None]:
-    """Send the libraries' chatter, and what they print to standard error, to a file."""
+    """Send the libraries' log messages, and what they print to standard error, to a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handler = logging.FileHandler(path)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
@@ -217,8 +219,8 @@ def _log_to(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _term_is_interrupt() -> Iterator[None]:
-    """SIGTERM, as schedulers send it, stops in the same good order as Ctrl-C."""
+def _sigterm_as_interrupt() -> Iterator[None]:
+    """SIGTERM, which cluster schedulers send, stops a run in the same way as Ctrl-C."""
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt

@@ -1,9 +1,13 @@
-"""The Tune searcher over the DAG: whenever there is room, it hands out the next pack.
+"""The Tune searcher over the schedule: whenever there is room, it hands out the next pack.
 
-Promises: `suggest` answers None while nothing is ready and FINISHED when nothing is left, so the experiment ends by
-itself. The store is the memory: what a pack did is read from there when it ends, and Tune's own restore is not used.
-Room is what the cluster has now: nodes that come are used, nodes that go are no Fit's fault. Fits are leased to this driver
-while a pack runs them; when the lease is lost or the store is gone, `trouble` says so and nothing more is handed out.
+Promises:
+
+- `suggest` returns None while nothing is ready, and FINISHED when nothing is left, which ends the experiment.
+- The store is the only memory. When a pack ends, the searcher reads from the store what became of its Fits. Tune's own
+  restore is not used.
+- Nodes that join the cluster are used. A pack that was lost with its node does not count as a crash of its Fits.
+- This driver holds a lease on the Fits of a pack while the pack runs. When a lease is lost or the store is out of reach,
+  `trouble` says so, and nothing more is handed out.
 """
 
 from __future__ import annotations
@@ -22,44 +26,47 @@ from w2s_ray import leases
 from w2s_ray.fit import Execution, Fit
 from w2s_ray.leases import LeaseLost, Leases
 from w2s_ray.scheduling.cluster import MAX_BUNDLES, Node, num_slots
-from w2s_ray.scheduling.packs import Pack, Walk
+from w2s_ray.scheduling.packs import Pack, Schedule
 from w2s_ray.storage import StoreDown
 from w2s_ray.store import Store
 
-LOOK_AT_NODES_S = 2.0
+LOOK_AT_NODES_EVERY_S = 2.0
 
 log = logging.getLogger(__name__)
 
 
 class DagSearcher(Searcher):
     def __init__(
-        self, walk: Walk, *, store: Store, nodes: Callable[[], list[Node]], max_parallel: int | None = None
+        self, schedule: Schedule, *, store: Store, nodes: Callable[[], list[Node]], max_parallel: int | None = None
     ) -> None:
         super().__init__(metric="step", mode="max")
-        self.walk = walk
+        self.schedule = schedule
         self.store = store
         self.max_parallel = max_parallel
         self.owner = uuid.uuid4().hex
+        """This driver, in its leases."""
         self.packs: dict[str, tuple[Pack, float]] = {}
-        """Trial -> pack, and when it was handed out."""
+        """Trial -> its pack, and when it was handed out."""
         self.ended_worker_s = 0.0
+        """Worker seconds of the packs that ended."""
         self.trouble: StoreDown | LeaseLost | None = None
         """Why this driver can't go on."""
-        self.ask_nodes = nodes
+        self.list_nodes = nodes
         self.nodes = nodes()
         self.looked_at_nodes_s = time.monotonic()
         self.node_lost_s = 0.0
-        """When a node was last seen to be gone."""
-        self.wanted_s, self.wanted_now = 0.0, list[Execution]()
+        """When a node was last found to be gone."""
+        self.wanted_s, self.wanted_shapes = 0.0, list[Execution]()
         self.leases = Leases(store.storage)
         self.neighbours = leases.Neighbours(self.leases, self.owner)
         self.elsewhere: frozenset[str] = frozenset()
-        self.look_around_s = 0.0
-        """When to look at the others' leases again."""
+        """Keys of the Fits that other drivers work on."""
+        self.look_at_leases_s = 0.0
+        """When to look at the other drivers' leases again."""
         self.closed = threading.Event()
         self.lock = threading.Lock()
         self._fit_to_nodes()
-        threading.Thread(target=self._beat, name="w2s-leases", daemon=True).start()
+        threading.Thread(target=self._keep_leases, name="w2s-leases", daemon=True).start()
 
     # --- Tune asks ---
 
@@ -71,17 +78,17 @@ class DagSearcher(Searcher):
             return None
 
     def _suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        self._look_around()
-        if self.walk.finished:
+        self._look_at_leases()
+        if self.schedule.finished:
             return Searcher.FINISHED
-        if len(self.packs) >= self.walk.num_slots:
+        if len(self.packs) >= self.schedule.num_slots:
             return None
         free_cpus, free_gpus = self.free
-        pack = self.walk.next_pack(free_cpus=free_cpus, free_gpus=free_gpus, elsewhere=self.elsewhere)
+        pack = self.schedule.next_pack(free_cpus=free_cpus, free_gpus=free_gpus, elsewhere=self.elsewhere)
         if pack is None:
             return None
         if not self._claim(pack):
-            self.walk.returned(pack, crashed=False)
+            self.schedule.take_back(pack, crashed=False)
             return None
         self.packs[trial_id] = (pack, time.monotonic())
         return {"pack": pack, "lease": self._lease_name(pack)}
@@ -92,11 +99,11 @@ class DagSearcher(Searcher):
         pack, _ = self.packs[trial_id]
         match result["event"]:
             case "start" | "step":
-                self.walk.started(pack.name, result["key"])
+                self.schedule.mark_started(pack.name, result["key"])
             case "done":
-                self.walk.committed(result["key"])
+                self.schedule.mark_done(result["key"])
             case "failed":
-                self.walk.failure(result["key"], result.get("reason", ""))
+                self.schedule.mark_failed(result["key"], result.get("reason", ""))
             case "store":
                 self.trouble = self.trouble or StoreDown(result["reason"])
 
@@ -106,15 +113,15 @@ class DagSearcher(Searcher):
         pack, began_s = self.packs.pop(trial_id)
         self.ended_worker_s += (time.monotonic() - began_s) * pack.execution.workers
         self.look_at_nodes(now=True)
-        blameless = self.node_lost_s >= began_s or self.trouble is not None
+        is_blameless = self.node_lost_s >= began_s or self.trouble is not None
         try:
-            self._settle(pack.fits)
-            if any(fit.key in self.walk.running for fit in pack.fits):
-                self.store.storage.check_room()  # it died of something: not of a full disk
-            for key in self.walk.returned(pack, crashed=not blameless):
-                reason = f"its worker process died {self.walk.crashes[key]} times while this Fit was in hand"
-                self.store.write_failure(self.walk.fits[key], kind="crash", reason=reason, detail="")
-                self.walk.failure(key, reason)
+            self._read_results(pack.fits)
+            if any(fit.key in self.schedule.running for fit in pack.fits):
+                self.store.storage.check_room()  # a full disk is no crash: it raises StoreDown
+            for key in self.schedule.take_back(pack, crashed=not is_blameless):
+                reason = f"its worker process died {self.schedule.crashes[key]} times while this Fit was in progress"
+                self.store.write_failure(self.schedule.fits[key], kind="crash", reason=reason, detail="")
+                self.schedule.mark_failed(key, reason)
             with self.lock:
                 self.leases.drop(self._lease_name(pack))
         except StoreDown as down:
@@ -122,25 +129,25 @@ class DagSearcher(Searcher):
 
     @property
     def worker_s(self) -> float:
-        """Seconds of workers that this run has taken so far."""
+        """Worker seconds that this run has used so far."""
         now_s = time.monotonic()
         return self.ended_worker_s + sum((now_s - s) * pack.execution.workers for pack, s in list(self.packs.values()))
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing: the store remembers."""
+        """Nothing: the store is the only memory."""
 
     def restore(self, checkpoint_path: str) -> None:
-        """Nothing: the plan is compared with the store on every start."""
+        """Nothing: every run compares the plan with the store when it starts."""
 
     def __getstate__(self) -> dict[str, Any]:
-        """Tune pickles its parts for a restore that never happens; there is nothing in here worth keeping."""
+        """Nothing: Tune pickles its searcher for a restore, which is never used here."""
         return {}
 
     # --- the cluster ---
 
     @property
     def free(self) -> tuple[float, float]:
-        """CPUs and GPUs that no pack has."""
+        """CPUs and GPUs that no pack of this driver has."""
         packs = [pack for pack, _ in self.packs.values()]
         return (
             sum(node.num_cpus for node in self.nodes) - sum(pack.num_cpus for pack in packs),
@@ -148,54 +155,56 @@ class DagSearcher(Searcher):
         )
 
     def look_at_nodes(self, *, now: bool = False) -> None:
-        """Take notice of nodes that came or went."""
-        if not now and time.monotonic() - self.looked_at_nodes_s < LOOK_AT_NODES_S:
+        """Notice nodes that joined or left. Without `now`, at most every `LOOK_AT_NODES_EVERY_S`."""
+        if not now and time.monotonic() - self.looked_at_nodes_s < LOOK_AT_NODES_EVERY_S:
             return
         self.looked_at_nodes_s = time.monotonic()
-        before, self.nodes = self.nodes, self.ask_nodes()
+        before, self.nodes = self.nodes, self.list_nodes()
         if {node.id for node in before} - {node.id for node in self.nodes}:
             self.node_lost_s = time.monotonic()
         if self.nodes != before:
             self._fit_to_nodes()
 
     def _fit_to_nodes(self) -> None:
-        shapes = {self.walk.executions[key] for key in self.walk.todo | self.walk.running}
+        shapes = {self.schedule.executions[key] for key in self.schedule.todo | self.schedule.running}
         if shapes:
-            self.walk.num_slots = num_slots(shapes, nodes=self.nodes, max_parallel=self.max_parallel)
+            self.schedule.num_slots = num_slots(shapes, nodes=self.nodes, max_parallel=self.max_parallel)
 
     def wanted(self) -> list[Execution]:
-        """The shapes of what runs and of what could run now, were there room."""
+        """The shapes of the packs that run, and of those that could run now if there were room."""
         if self.looked_at_nodes_s == self.wanted_s:
-            return self.wanted_now
+            return self.wanted_shapes
         self.wanted_s = self.looked_at_nodes_s
+        schedule = self.schedule
         running = [pack.execution for pack, _ in self.packs.values()]
-        ready = [self.walk.executions[key] for key in sorted(self.walk.todo) if self.walk.is_ready(key)]
-        most = min(self.walk.num_packs_worth, self.max_parallel or MAX_BUNDLES)
-        self.wanted_now = (running + ready)[: max(most, len(running))]
-        return self.wanted_now
+        ready = [schedule.executions[key] for key in sorted(schedule.todo) if schedule.is_ready(key)]
+        most = min(schedule.num_packs_worthwhile, self.max_parallel or MAX_BUNDLES)
+        self.wanted_shapes = (running + ready)[: max(most, len(running))]
+        return self.wanted_shapes
 
     # --- the store ---
 
-    def _settle(self, fits: tuple[Fit, ...]) -> None:
-        """Take over what the store knows of these Fits."""
+    def _read_results(self, fits: tuple[Fit, ...]) -> None:
+        """Bring the schedule up to date with what the store knows of these Fits."""
         done = self.store.committed(fits)
         failures = self.store.read_failures()
         for fit in fits:
             if fit.key in done:
-                self.walk.committed(fit.key)
-            elif fit.key in failures and fit.key not in self.walk.failed:
-                self.walk.failure(fit.key, failures[fit.key]["reason"])
+                self.schedule.mark_done(fit.key)
+            elif fit.key in failures and fit.key not in self.schedule.failed:
+                self.schedule.mark_failed(fit.key, failures[fit.key]["reason"])
 
-    def _look_around(self) -> None:
-        """What other drivers on this store hold and have finished."""
-        if time.monotonic() < self.look_around_s:
+    def _look_at_leases(self) -> None:
+        """Find out which Fits other drivers work on, and which of them are done by now."""
+        if time.monotonic() < self.look_at_leases_s:
             return
-        self.look_around_s = time.monotonic() + leases.LOOK_EVERY_S
+        self.look_at_leases_s = time.monotonic() + leases.LOOK_EVERY_S
         theirs = frozenset(leases.by_fit(self.neighbours.look()))
         ended = self.elsewhere - theirs
         self.elsewhere = theirs
         if ended or theirs:
-            self._settle(tuple(self.walk.fits[key] for key in self.walk.todo if key in ended | theirs))
+            keys = [key for key in self.schedule.todo if key in ended | theirs]
+            self._read_results(tuple(self.schedule.fits[key] for key in keys))
 
     def _lease_name(self, pack: Pack) -> str:
         return f"{self.owner[:12]}-{pack.name}"
@@ -205,12 +214,13 @@ class DagSearcher(Searcher):
         with self.lock:
             claimed = self.neighbours.claim(self._lease_name(pack), keys)
         if not claimed:
-            # the other one may have withdrawn, too: whoever looks again first goes on
+            # The other driver may have withdrawn too. After a random wait, whichever looks first takes the Fits.
             self.elsewhere |= set(keys)
-            self.look_around_s = time.monotonic() + random.uniform(0, leases.LOOK_EVERY_S)
+            self.look_at_leases_s = time.monotonic() + random.uniform(0, leases.LOOK_EVERY_S)
         return claimed
 
-    def _beat(self) -> None:
+    def _keep_leases(self) -> None:
+        """Renew the leases of the packs that run, until the searcher is closed. Runs in a thread of its own."""
         while not self.closed.wait(leases.HEARTBEAT_S):
             for pack, _ in list(self.packs.values()):
                 with self.lock:
@@ -225,14 +235,14 @@ class DagSearcher(Searcher):
             return
         if not self.leases.holds(name):
             self.trouble = self.trouble or LeaseLost(
-                f"another driver has taken over the Fits of {pack.name}, since this one had not been heard of; "
-                "`w2s status` shows who works on them"
+                f"another driver has taken over the Fits of {pack.name}, because this driver's lease was not renewed for "
+                "too long; `w2s status` shows who works on them"
             )
             return
         self.leases.write(name, owner=self.owner, keys=[fit.key for fit in pack.fits])
 
     def close(self) -> None:
-        """Give back every lease, and clear away those of the dead; called however the run ends."""
+        """Give back every lease, and remove those of dead drivers. Call it however the run ends."""
         self.closed.set()
         with self.lock:
             for name in [*(self._lease_name(pack) for pack, _ in self.packs.values()), *self.neighbours.dead]:

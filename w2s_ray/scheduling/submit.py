@@ -1,7 +1,7 @@
-"""A study as a Ray job: the working tree travels to the cluster, `w2s run` runs there, its lines come back.
+"""A study as a Ray job: the current folder is sent to the cluster, `w2s run` runs there, and its output is printed here.
 
-Promises: the same command joins the job that is running rather than starting another; leaving (Ctrl-C) leaves the job
-alone; nothing of this machine's environment goes into the job's record.
+Promises: the same command joins the running job instead of starting another. Ctrl-C leaves the job running. No environment
+variable of this machine goes into the job's record.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 from rich.console import Console
 
 from w2s_ray.errors import InputError
+from w2s_ray.run_options import RunOptions
 
 EXCLUDES = (
     ".git",
@@ -29,10 +30,34 @@ EXCLUDES = (
     "w2s-store",
     "w2s-out",
 )
-"""What of the working tree stays here: history, environments, caches, results."""
-AGENT_S = 60.0
-LARGEST_BYTES = 500 * 2**20
-"""Ray takes a working directory of at most so much."""
+"""What of the folder is not sent: history, environments, caches, results."""
+MAX_AGENT_WAIT_S = 60.0
+MAX_FOLDER_BYTES = 500 * 2**20
+"""Ray takes no larger working directory."""
+
+
+@dataclass(frozen=True)
+class Submission:
+    """A study to run as a job, and where."""
+
+    study: Path
+    name: str
+    """The study's."""
+    address: str
+    """Of the cluster's job server."""
+    store_uri: str
+    options: RunOptions
+
+    def entrypoint(self, folder: Path) -> str:
+        """The command that the job runs in its copy of `folder`."""
+        study = self.study.resolve()
+        if not study.is_relative_to(folder):
+            raise InputError(
+                f"{study}: is outside of the current folder {folder}, and only that folder is sent to the cluster; "
+                "change to a folder that contains the study"
+            )
+        command = ["python", "-m", "w2s_ray.cli", "run", str(study.relative_to(folder))]
+        return shlex.join([*command, "--store", self.store_uri, "--address", "auto", *self.options.arguments()])
 
 
 @dataclass(frozen=True)
@@ -42,45 +67,54 @@ class Job:
     """Ray's word: PENDING, RUNNING, STOPPED, SUCCEEDED or FAILED."""
 
 
-def submit(
-    study: Path, *, name: str, address: str, arguments: list[str], follow: bool, stop: bool, console: Console
-) -> Job:
-    """Submit or join; with `stop`, stop the job that is running."""
-    client = _client(address)
+def submit(submission: Submission, *, follow: bool, console: Console) -> Job:
+    """Submit the job, or join it if it is running. With `follow`, print its output until it ends."""
+    client = _client(submission.address)
     folder = Path.cwd()
-    if not study.resolve().is_relative_to(folder):
-        raise InputError(f"{study}: lies outside of {folder}, which is what travels; submit from a folder above it")
-    entrypoint = shlex.join(
-        ["python", "-m", "w2s_ray.cli", "run", str(study.resolve().relative_to(folder)), *arguments]
-    )
-    stem = f"w2s-{name}-{hashlib.sha256(entrypoint.encode()).hexdigest()[:8]}"
-    known = {job.submission_id: job for job in client.list_jobs() if (job.submission_id or "").startswith(stem)}
-    running = next((id_ for id_, job in known.items() if not job.status.is_terminal()), None)
-    if stop:
-        if running is None:
-            raise InputError(f"--stop: no job of this study runs at {address}")
-        client.stop_job(running)
-        console.print(f"job {running} is told to stop; what it has finished is in the store")
-        return Job(running, "STOPPED")
-    if running is not None:
-        job_id = running
-        console.print(f"job {job_id} runs already: joined")
+    entrypoint = submission.entrypoint(folder)
+    job_id, num_before = _find_job(client, submission, entrypoint)
+    if job_id is not None:
+        console.print(f"job {job_id} is running already: joined")
     else:
         _check_size(folder)
-        job_id = _submitted(
+        job_id = _submit_job(
             client,
             entrypoint=entrypoint,
-            submission_id=f"{stem}-{len(known) + 1}",
+            submission_id=f"{_id_stem(submission, entrypoint)}-{num_before + 1}",
             runtime_env={"working_dir": str(folder), "excludes": list(EXCLUDES)},
-            metadata={"study": name},
+            metadata={"study": submission.name},
         )
-        console.print(f"job {job_id} is submitted to {address}")
+        console.print(f"job {job_id} is submitted to {submission.address}")
     if follow:
         try:
-            asyncio.run(_follow(client, job_id, console))
+            asyncio.run(_print_output(client, job_id, console))
         except KeyboardInterrupt:
-            console.print(f"left job {job_id}, which goes on; the same command joins it again, --stop stops it")
+            console.print(f"left job {job_id} running; the same command joins it again, --stop stops it")
     return Job(job_id, str(client.get_job_status(job_id).value))
+
+
+def stop(submission: Submission, *, console: Console) -> Job:
+    """Stop the running job of this study."""
+    client = _client(submission.address)
+    job_id, _ = _find_job(client, submission, submission.entrypoint(Path.cwd()))
+    if job_id is None:
+        raise InputError(f"--stop: no job of this study with these options is running at {submission.address}")
+    client.stop_job(job_id)
+    console.print(f"stopping job {job_id}; the Fits that it has finished are in the store")
+    return Job(job_id, "STOPPED")
+
+
+def _id_stem(submission: Submission, entrypoint: str) -> str:
+    """The same for the same command, whichever machine it is given on."""
+    return f"w2s-{submission.name}-{hashlib.sha256(entrypoint.encode()).hexdigest()[:8]}"
+
+
+def _find_job(client: Any, submission: Submission, entrypoint: str) -> tuple[str | None, int]:
+    """The running job of this command, and how many jobs of it there have been."""
+    stem = _id_stem(submission, entrypoint)
+    jobs = {job.submission_id: job for job in client.list_jobs() if (job.submission_id or "").startswith(stem)}
+    running = next((job_id for job_id, job in jobs.items() if not job.status.is_terminal()), None)
+    return running, len(jobs)
 
 
 def _client(address: str) -> Any:
@@ -96,34 +130,34 @@ def _client(address: str) -> Any:
         raise InputError(f"--address {address}: no job server answers there ({error})") from error
 
 
-def _submitted(client: Any, **job: Any) -> str:
-    """The job's id. A cluster that has just started has no agent yet to take a job."""
-    deadline_s = time.monotonic() + AGENT_S
+def _submit_job(client: Any, **job: Any) -> str:
+    """Submit, and return the job's id. A cluster that has just started may need a while until an agent takes jobs."""
+    deadline_s = time.monotonic() + MAX_AGENT_WAIT_S
     while True:
         try:
             return str(client.submit_job(**job))
         except RuntimeError as error:
             if "agent" not in str(error) or time.monotonic() > deadline_s:
-                raise InputError(f"submit: the cluster did not take the job: {str(error).strip()[:500]}") from error
+                raise InputError(f"submit: the cluster refused the job: {str(error).strip()[:500]}") from error
             time.sleep(3)
 
 
 def _check_size(folder: Path) -> None:
-    """Say what is too large before Ray packs it."""
+    """Refuse a folder that Ray would refuse, before Ray packs it, and name what is large in it."""
     sizes: dict[str, int] = {}
-    tops = [path for path in folder.iterdir() if path.name not in EXCLUDES]
-    for top in tops:
-        files = [top] if top.is_file() else (path for path in top.rglob("*") if path.is_file())
-        sizes[top.name] = sum(path.stat().st_size for path in files)
-    if sum(sizes.values()) > LARGEST_BYTES:
+    for top in folder.iterdir():
+        if top.name not in EXCLUDES:
+            files = [top] if top.is_file() else (path for path in top.rglob("*") if path.is_file())
+            sizes[top.name] = sum(path.stat().st_size for path in files)
+    if sum(sizes.values()) > MAX_FOLDER_BYTES:
         largest = sorted(sizes, key=lambda name: -sizes[name])[:3]
         shown = ", ".join(f"{name} ({sizes[name] / 2**20:,.0f} MiB)" for name in largest)
         raise InputError(
-            f"submit: {folder} is too large to travel ({sum(sizes.values()) / 2**20:,.0f} MiB; at most "
-            f"{LARGEST_BYTES // 2**20}); the largest: {shown}. Submit from a smaller folder"
+            f"submit: {folder} has {sum(sizes.values()) / 2**20:,.0f} MiB, which is too large to send; allowed are "
+            f"{MAX_FOLDER_BYTES // 2**20} MiB. The largest: {shown}. Submit from a smaller folder"
         )
 
 
-async def _follow(client: Any, job_id: str, console: Console) -> None:
+async def _print_output(client: Any, job_id: str, console: Console) -> None:
     async for lines in client.tail_job_logs(job_id):
         console.print(lines, end="", markup=False)

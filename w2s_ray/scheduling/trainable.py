@@ -1,8 +1,8 @@
-"""One pack as one Ray Train run, and the Tune function that starts it.
+"""A pack as one Ray Train run, and the Tune function that starts it.
 
-The Tune function holds no CPU: Ray Train's workers take the resources, so that a slot can't deadlock against itself.
-Each run has a name of its own and is never restored: what it finished is in the store, where the next one looks. A notice
-that a node will be taken away reaches the training loop through what a report answers.
+The Tune function holds no CPU. Ray Train's workers take the resources, so a trial can't wait for resources that it holds
+itself. Each run has a name of its own and is never restored: the next run looks up in the store what this one finished.
+When Ray announces that a node will be taken away, the training loop learns of it from the return value of its report.
 """
 
 from __future__ import annotations
@@ -12,21 +12,19 @@ import os
 import uuid
 from typing import Any
 
+from w2s_ray.scheduling import ray_internals
 from w2s_ray.scheduling.cluster import worker_resources
 from w2s_ray.scheduling.packs import Pack
 from w2s_ray.tracking import Tracking
 
 
 def train_pack(config: dict[str, Any], *, store_uri: str, ray_uri: str, tracking: Tracking | None) -> None:
-    """Tune trainable: run one pack to its end on Ray Train."""
+    """The Tune trainable: run one pack to its end on Ray Train."""
     import ray.train
-    from ray.train._internal.session import get_session
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.tune.integration.ray_train import TuneReportCallback
 
-    # Tune's session (Ray 2.60) has one place for a result. When this function ends while Tune is busy, its end takes that
-    # place, and the thread that should clear it waits to put the last report there first: neither ever goes on.
-    get_session().result_queue.maxsize = 0
+    ray_internals.unbound_result_queue()
     pack: Pack = config["pack"]
     execution = pack.execution
     trainer = TorchTrainer(
@@ -49,7 +47,7 @@ def train_pack(config: dict[str, Any], *, store_uri: str, ray_uri: str, tracking
 
 
 def work(config: dict[str, Any]) -> None:
-    """What each Ray Train worker does: the pack's Fits in order."""
+    """What each Ray Train worker runs: the Fits of the pack, in order."""
     import ray.train
 
     from w2s_ray.training.pack import run_pack
@@ -59,6 +57,7 @@ def work(config: dict[str, Any]) -> None:
     pack: Pack = config["pack"]
 
     def report(event: dict[str, Any]) -> bool:
+        """Report to the driver. True if this node will be taken away soon."""
         ray.train.report(event)
         return ray.train.get_preemption_info() is not None
 

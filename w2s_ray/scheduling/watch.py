@@ -1,9 +1,11 @@
-"""What a run keeps an eye on beside its work: a budget that it must not pass, packs that say nothing for too long, nodes that
-come and go, and whether it may go on at all.
+"""What a run watches beside its progress: the budget, packs that have gone silent, the nodes, and whether it can go on.
 
-Promises: a budget is worker hours, start-up and waiting for other workers included; when it is spent, or the lease or the
-store is lost, the run stops in good order, as on Ctrl-C. Silence is explained, by what a pack waits for, again and again until
-it ends. An autoscaler is asked for what could run now, and for nothing at the end.
+Promises:
+
+- A budget counts worker hours, with start-up and waiting included. When it is spent, or when the lease or the store is lost,
+  the run stops as on Ctrl-C.
+- A pack that has been silent for too long is explained by what it waits for, and again until it goes on.
+- An autoscaler is asked for room for what could run now, and for nothing when the run ends.
 """
 
 from __future__ import annotations
@@ -14,14 +16,14 @@ from typing import Any
 from ray.tune import Callback
 from rich.console import Console
 
+from w2s_ray.cost import duration
 from w2s_ray.fit import Execution
-from w2s_ray.plan import duration
 from w2s_ray.scheduling import cluster
 from w2s_ray.scheduling.packs import Pack
 from w2s_ray.scheduling.searcher import DagSearcher
 
 SILENT_S = 300.0
-"""A pack that has said nothing for so long is explained. Extracting features and large test sets take their time."""
+"""A pack that has not reported for this long is explained. Extracting features and large test sets take minutes."""
 
 
 class BudgetSpent(KeyboardInterrupt):
@@ -29,88 +31,96 @@ class BudgetSpent(KeyboardInterrupt):
 
 
 class Trouble(KeyboardInterrupt):
-    """Ends a run as Ctrl-C does; says why it can't go on."""
+    """Ends a run as Ctrl-C does. The message says why it can't go on."""
 
 
 class Watch(Callback):
-    """A Tune callback: Tune calls it in every turn of its loop, also while nothing happens."""
+    """A Tune callback. Tune calls it in every turn of its loop, also while nothing happens."""
 
     def __init__(
-        self, searcher: DagSearcher, *, budget_worker_hours: float | None, console: Console, grows: bool
+        self, searcher: DagSearcher, *, budget_worker_hours: float | None, console: Console, may_autoscale: bool
     ) -> None:
         self.searcher = searcher
-        self.grows = grows
-        """Whether the cluster may have an autoscaler, which wants to be told what is needed."""
-        self.asked: list[Execution] = []
+        self.may_autoscale = may_autoscale
+        """Whether the cluster may have an autoscaler, which has to be told what is needed."""
+        self.requested: list[Execution] = []
+        """The shapes that the autoscaler was last asked for."""
         self.num_nodes = len(searcher.nodes)
         self.budget_s = None if budget_worker_hours is None else budget_worker_hours * 3600
         self.console = console
-        self.said: dict[str, tuple[float, dict[str, Any]]] = {}
+        self.last_reports: dict[str, tuple[float, dict[str, Any]]] = {}
+        """Trial -> when it last reported, and what."""
         self.explained_s = time.monotonic()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Nothing: Tune pickles its callbacks for a restore that never happens."""
+        """Nothing: Tune pickles its callbacks for a restore, which is never used here."""
         return {}
 
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any) -> None:
-        self.said[trial.trial_id] = (time.monotonic(), result)
+        self.last_reports[trial.trial_id] = (time.monotonic(), result)
 
     def on_step_begin(self, iteration: int, trials: list[Any], **_: Any) -> None:
         if self.budget_s is not None and self.searcher.worker_s >= self.budget_s:
             raise BudgetSpent
         if self.searcher.trouble is not None:
             raise Trouble(str(self.searcher.trouble))
-        self._look_at_nodes()
+        self._watch_nodes()
+        self._explain_silence()
+
+    def _watch_nodes(self) -> None:
+        self.searcher.look_at_nodes()
+        num_nodes, num_slots = len(self.searcher.nodes), self.searcher.schedule.num_slots
+        if num_nodes != self.num_nodes:
+            self.console.print(
+                f"the cluster now has {num_nodes} node(s) instead of {self.num_nodes}: {num_slots} pack(s) at a time"
+            )
+            self.num_nodes = num_nodes
+        if self.may_autoscale and (wanted := self.searcher.wanted()) != self.requested:
+            self.requested = wanted
+            cluster.request_room(wanted)
+
+    def _explain_silence(self) -> None:
         now_s = time.monotonic()
         if now_s - self.explained_s < SILENT_S:
             return
-        silent = []
+        lines = []
         for trial_id, (pack, began_s) in list(self.searcher.packs.items()):
-            last_s, result = self.said.get(trial_id, (began_s, {}))
+            last_s, result = self.last_reports.get(trial_id, (began_s, {}))
             if now_s - last_s >= SILENT_S:
-                silent.append(_explained(pack, now_s - last_s, result))
-        if silent:
+                lines.append(_explanation(pack, now_s - last_s, result))
+        if lines:
             self.explained_s = now_s
-            for line in [*silent, resources()]:
+            for line in [*lines, resources()]:
                 self.console.print(f"[yellow]{line}[/yellow]")
 
-    def _look_at_nodes(self) -> None:
-        self.searcher.look_at_nodes()
-        num_nodes, num_slots = len(self.searcher.nodes), self.searcher.walk.num_slots
-        if num_nodes != self.num_nodes:
-            self.console.print(
-                f"the cluster has {num_nodes} node(s) now, where {self.num_nodes} were: {num_slots} pack(s) at a time"
-            )
-            self.num_nodes = num_nodes
-        if self.grows and (wanted := self.searcher.wanted()) != self.asked:
-            self.asked = wanted
-            cluster.ask_for(wanted)
-
     def close(self) -> None:
-        """Take back what was asked of an autoscaler."""
-        if self.asked:
-            cluster.ask_for([])
+        """Ask the autoscaler for nothing any more."""
+        if self.requested:
+            cluster.request_room([])
 
 
-def _explained(pack: Pack, silent_s: float, result: dict[str, Any]) -> str:
+def _explanation(pack: Pack, silent_s: float, result: dict[str, Any]) -> str:
     if not result:
         return f"{pack.name} has waited {duration(silent_s)} for {cluster.needs(pack.execution)}, or for them to start"
-    at = f", at step {result['step']} of {result['num_steps']}" if "step" in result else ""
-    return f"{pack.name} has said nothing for {duration(silent_s)}; its last word was of Fit {result['key'][:12]}{at}"
+    step = f", at step {result['step']} of {result['num_steps']}" if "step" in result else ""
+    return (
+        f"{pack.name} has not reported for {duration(silent_s)}; its last report was on Fit {result['key'][:12]}{step}"
+    )
 
 
 def resources() -> str:
-    """What the cluster has, what of it is free, and what waits for a place."""
+    """What the cluster has, what of it is free, and which groups of workers wait for resources."""
     import ray
     from ray.util import placement_group_table
 
-    def shown(amounts: dict[str, float]) -> str:
+    def in_words(amounts: dict[str, float]) -> str:
         return ", ".join(f"{amounts.get(kind, 0):g} {kind}" for kind in ("CPU", "GPU"))
 
     waiting = [
-        " + ".join(shown(bundle) for bundle in group["bundles"].values())
+        " + ".join(in_words(bundle) for bundle in group["bundles"].values())
         for group in placement_group_table().values()
         if group["state"] == "PENDING"
     ]
-    there = f"the cluster has {shown(ray.cluster_resources())}, of which {shown(ray.available_resources())} are free"
-    return f"{there}; {len(waiting)} group(s) of workers wait for a place{': ' + '; '.join(waiting) if waiting else ''}"
+    total, free = in_words(ray.cluster_resources()), in_words(ray.available_resources())
+    groups = f"{len(waiting)} group(s) of workers wait for resources{': ' + '; '.join(waiting) if waiting else ''}"
+    return f"the cluster has {total}, of which {free} are free; {groups}"

@@ -1,0 +1,140 @@
+"""`w2s plan`: what a study will run, what that costs, and how precise its PGR can be."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from w2s_ray.cli.console import out, print_json
+from w2s_ray.cli.options import DEFAULT_STORE, JsonOption, StoreOption, StudyFile
+from w2s_ray.errors import InputError
+
+if TYPE_CHECKING:
+    from w2s_ray.plan import Plan
+    from w2s_ray.store import Store
+
+PLURALS = {
+    "supervisor": "supervisors",
+    "ceiling": "ceilings",
+    "student": "students",
+    "start": "starts",
+    "untrained": "untrained",
+}
+
+
+def plan(
+    study: StudyFile,
+    store: StoreOption = DEFAULT_STORE,
+    as_json: JsonOption = False,
+    gap: Annotated[
+        float, typer.Option(help="Difference between ceiling and supervisor to assume for the precision of PGR.")
+    ] = 0.1,
+    usd: Annotated[
+        float | None,
+        typer.Option(
+            "--usd-per-hour",
+            help="Price of one worker (its GPUs or CPUs) per hour.",
+            min=0,
+            show_default="compute.usd_per_worker_hour",
+        ),
+    ] = None,
+) -> None:
+    """Show what a study will run and what that costs. Starts nothing and writes nothing.
+
+    Example: w2s plan studies/quickstart.yaml
+    """
+    from w2s_ray.plan import load_plan
+    from w2s_ray.store import open_store
+
+    if not 0 < gap < 1:
+        raise InputError(f"--gap: given {gap}; allowed is a difference of two scores, between 0 and 1")
+    facts = plan_facts(load_plan(study), store=open_store(store), gap=gap, usd_per_worker_hour=usd)
+    if as_json:
+        print_json(facts)
+    else:
+        print_plan(facts)
+
+
+def plan_facts(plan: Plan, *, store: Store, gap: float, usd_per_worker_hour: float | None) -> dict[str, Any]:
+    from w2s_ray.cost import assumed_speed, costs, num_tests, pgr_half_width, state_bytes
+    from w2s_ray.status import status
+
+    state = status(plan, store=store)
+    cost_of = costs(plan)
+    missing = [fit for fit in plan.fits if fit.key not in state.done]
+    roles = Counter(fit.role for fit in plan.fits)
+    worker_hours = sum(cost_of[fit.key].seconds * plan.executions[fit.model].workers for fit in missing) / 3600
+    largest = max(plan.fits, key=lambda fit: state_bytes(fit, plan.executions[fit.model]))
+    execution = plan.executions[largest.model]
+    num_seeds = len({cell.seed for cell in plan.cells})
+    num_test_items = num_tests(plan)
+    half_widths = {
+        task: round(pgr_half_width(num, gap=gap, num_seeds=num_seeds), 3) for task, num in num_test_items.items()
+    }
+    facts: dict[str, Any] = {
+        "study": plan.study.name,
+        "description": plan.study.description,
+        "cells": len(plan.cells),
+        "fits": len(plan.fits),
+        "supervisors": roles["supervisor"],
+        "ceilings": roles["ceiling"],
+        "students": roles["student"],
+        "fits_by_role": dict(roles),
+        "in_store": len(state.done),
+        "to_run": len(missing),
+        "failed_before": len(state.failed),
+        "flops_to_run": sum(cost_of[fit.key].flops for fit in missing),
+        "seconds_to_run_on_one_slot": sum(cost_of[fit.key].seconds for fit in missing),
+        "worker_hours_to_run": worker_hours,
+        "assumed_speed": assumed_speed(plan),
+        "largest_model": largest.model.name,
+        "largest_state_gib_per_worker": state_bytes(largest, execution) / 2**30,
+        "largest_workers": execution.workers,
+        "largest_zero_stage": execution.zero_stage,
+        "assumed_gap": gap,
+        "pgr_half_width_95": half_widths,
+        "num_test_items": num_test_items,
+        "num_seeds": num_seeds,
+    }
+    if usd_per_worker_hour is None:
+        usd_per_worker_hour = plan.study.compute.usd_per_worker_hour
+    if usd_per_worker_hour is not None:
+        facts["usd_per_worker_hour"] = usd_per_worker_hour
+        facts["usd_to_run"] = round(usd_per_worker_hour * worker_hours, 2)
+    return facts
+
+
+def print_plan(facts: dict[str, Any]) -> None:
+    from w2s_ray.cost import duration
+
+    roles = ", ".join(f"{count:,} {PLURALS[role]}" for role, count in facts["fits_by_role"].items())
+    seconds = facts["seconds_to_run_on_one_slot"]
+    table = Table.grid(padding=(0, 2))
+    table.add_row("cells", f"{facts['cells']:,}")
+    table.add_row("Fits", f"{facts['fits']:,} ({roles})")
+    table.add_row("in the store", f"{facts['in_store']:,} of them; {facts['to_run']:,} to run")
+    if facts["failed_before"]:
+        table.add_row("failed before", f"{facts['failed_before']:,}; `w2s run --retry-failed` tries them again")
+    table.add_row("compute", f"{facts['flops_to_run']:.2g} FLOPs, about {duration(seconds)} on one slot")
+    table.add_row("", f"[dim]assuming {facts['assumed_speed']}, without start-up[/dim]")
+    if "usd_to_run" in facts:
+        hours, price = facts["worker_hours_to_run"], facts["usd_per_worker_hour"]
+        table.add_row("price", f"about ${facts['usd_to_run']:,.2f}: {hours:,.1f} worker hours at ${price:g}")
+    table.add_row(
+        "largest model",
+        f"{facts['largest_model']}: {facts['largest_state_gib_per_worker']:.2g} GiB of weights, gradients and optimizer "
+        f"states on each of {facts['largest_workers']} worker(s), ZeRO {facts['largest_zero_stage']}",
+    )
+    for task, half_width in facts["pgr_half_width_95"].items():
+        num_items = facts["num_test_items"][task]
+        table.add_row(
+            "PGR precision",
+            f"{task}: +-{half_width:.2f} with {num_items:,} test items and {facts['num_seeds']} seed(s), if the gap is "
+            f"{facts['assumed_gap']:g}; {4 * num_items:,} items would halve it, more seeds hardly change it",
+        )
+    out.print(f"[bold]{facts['study']}[/bold]  {escape(facts['description'])}")
+    out.print(table)

@@ -1,0 +1,74 @@
+"""`w2s report`: tables, figures and the report, from the Fits that are in the store now."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from w2s_ray import __version__
+from w2s_ray.cli.console import out
+from w2s_ray.cli.options import DEFAULT_OUT, DEFAULT_STORE, Axis, OutOption, StoreOption, StudyFile
+
+if TYPE_CHECKING:
+    from w2s_ray.plan import Plan
+    from w2s_ray.store import Store
+
+
+def report(
+    study: StudyFile,
+    other: Annotated[
+        Path | None, typer.Argument(metavar="[OTHER]", help="A second study to compare with the first.")
+    ] = None,
+    store: StoreOption = DEFAULT_STORE,
+    other_store: Annotated[
+        str | None,
+        typer.Option(help="Store of the second study.", metavar="URI", show_default="the store of the first"),
+    ] = None,
+    out_dir: OutOption = None,
+    axis: Annotated[Axis, typer.Option(help="What the size axis of the figures shows.")] = "params",
+) -> None:
+    """Write results.parquet, PGR tables, figures and a self-contained report.html from the Fits that are done. Given a
+    second study, also write compare.html: both studies side by side, with their differences and intervals.
+
+    Example: w2s report studies/quickstart.yaml --out paper --axis compute
+    """
+    from w2s_ray.plan import load_plan
+
+    first = load_plan(study)
+    if other is None:
+        _report_from_store(first, store, out_dir or DEFAULT_OUT / first.study.name, axis=axis)
+        return
+    from analysis.compare import write_comparison
+
+    second = load_plan(other)
+    names = [first.study.name, second.study.name]
+    if names[0] == names[1]:
+        names[1] += "-b"
+    folders = [(out_dir or DEFAULT_OUT) / name for name in names]
+    _report_from_store(first, store, folders[0], axis=axis)
+    _report_from_store(second, other_store or store, folders[1], axis=axis)
+    comparison = write_comparison(*folders, out=out_dir or DEFAULT_OUT / f"{names[1]}-against-{names[0]}")
+    out.print(f"comparison: {comparison}")
+
+
+def _report_from_store(plan: Plan, store_uri: str, folder: Path, *, axis: Axis) -> None:
+    from w2s_ray.store import open_store
+
+    store = open_store(store_uri)
+    facts = {"fits_done": len(store.committed(plan.fits)), "store": store_uri, "version": __version__}
+    write_tables_and_report(plan, store, folder, facts=facts, axis=axis)
+
+
+def write_tables_and_report(
+    plan: Plan, store: Store, folder: Path, *, facts: dict[str, Any], axis: Axis = "params"
+) -> None:
+    """Write everything that belongs into a study's folder. The report shows `facts` in a table."""
+    from analysis.report import write_report
+    from w2s_ray.results import write_results
+
+    facts = facts | {"fits": len(plan.fits), "cells": len(plan.cells)}
+    write_results(plan.cells, study=plan.study.name, store=store, out=folder)
+    path = write_report(folder, facts=facts, study_text=plan.path.read_text(encoding="utf-8"), axis=axis)
+    out.print(f"report: {path}")

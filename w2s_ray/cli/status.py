@@ -1,0 +1,203 @@
+"""`w2s status`, `explain` and `verify`: what the store holds of a study, why a Fit is missing, and whether files are intact."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from w2s_ray.cli.console import MAX_LISTED, err, out, print_json
+from w2s_ray.cli.options import DEFAULT_STORE, JsonOption, StoreOption, StudyFile
+from w2s_ray.errors import InputError, nearest
+
+if TYPE_CHECKING:
+    from w2s_ray.plan import Cell, Plan
+    from w2s_ray.store import Store
+
+
+# --- status -------------------------------------------------------------------------------------------------------
+
+
+def status(study: StudyFile, store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> None:
+    """Compare the Fits that a study needs with those that the store holds.
+
+    Example: w2s status studies/quickstart.yaml --json
+    """
+    from w2s_ray.plan import load_plan
+    from w2s_ray.store import open_store
+
+    facts = status_facts(load_plan(study), store=open_store(store))
+    if as_json:
+        print_json(facts)
+    else:
+        print_status(facts)
+
+
+def status_facts(plan: Plan, *, store: Store) -> dict[str, Any]:
+    from w2s_ray.status import status
+
+    state = status(plan, store=store)
+    folders = {fit.key: fit.folder for fit in plan.fits}
+    return {
+        "study": plan.study.name,
+        "fits": len(plan.fits),
+        "done": len(state.done),
+        "running": [
+            {"fit": folders[key], "host": lease["host"], "heartbeat": lease["beat"]}
+            for key, lease in state.running.items()
+        ],
+        "failed": [
+            {"fit": folders[key], "kind": record["kind"], "reason": record["reason"]}
+            for key, record in state.failed.items()
+        ],
+        "blocked": [{"fit": folders[key], "by": folders[cause]} for key, cause in state.blocked.items()],
+        "todo": len(state.todo),
+    }
+
+
+def print_status(facts: dict[str, Any]) -> None:
+    from w2s_ray.cost import duration
+
+    running, failed, blocked = facts["running"], facts["failed"], facts["blocked"]
+    out.print(
+        f"[bold]{facts['study']}[/bold]: {facts['fits']:,} Fits: {facts['done']:,} done, {len(running):,} running, "
+        f"{len(failed):,} failed, {len(blocked):,} blocked, {facts['todo']:,} to do"
+    )
+    for entry in running[:MAX_LISTED]:
+        silent = duration(max(0.0, time.time() - entry["heartbeat"]))
+        out.print(f"  running {entry['fit']} by a driver on {entry['host']}, last heartbeat {silent} ago")
+    for entry in failed[:MAX_LISTED]:
+        out.print(f"  [red]failed[/red]  {entry['fit']}: {escape(entry['reason'])}")
+    for entry in blocked[:MAX_LISTED]:
+        out.print(f"  blocked {entry['fit']} by {entry['by']}")
+
+
+# --- explain ------------------------------------------------------------------------------------------------------
+
+
+def explain(
+    study: StudyFile,
+    cell: Annotated[
+        str | None, typer.Argument(help="A cell, task/family/weak->strong/method/seed, or a part of its name.")
+    ] = None,
+    store: StoreOption = DEFAULT_STORE,
+) -> None:
+    """Show the three Fits of a cell, and field by field why one is not in the store.
+
+    Example: w2s explain studies/quickstart.yaml 'xs->m/naive/0'
+    """
+    from w2s_ray.plan import load_plan
+    from w2s_ray.store import open_store
+
+    plan = load_plan(study)
+    if cell is None:
+        out.print(f"{len(plan.cells):,} cells; give one of them:\n  {escape(_listed(plan.cells))}")
+        return
+    chosen = find_cell(plan, cell)
+    print_explanation(chosen.name, explanation_facts(chosen, plan, store=open_store(store)))
+
+
+def find_cell(plan: Plan, part: str) -> Cell:
+    """The one cell whose name contains `part`."""
+    matches = [cell for cell in plan.cells if part in cell.name]
+    if not matches:
+        hint = nearest(part, [cell.name for cell in plan.cells])
+        raise InputError(f"CELL '{part}' matches no cell{hint}. Cells:\n  {_listed(plan.cells)}")
+    if len(matches) > 1:
+        raise InputError(f"CELL '{part}' matches {len(matches):,} cells; give more of a name:\n  {_listed(matches)}")
+    return matches[0]
+
+
+def _listed(cells: Iterable[Cell]) -> str:
+    return "\n  ".join([cell.name for cell in cells][:MAX_LISTED])
+
+
+def explanation_facts(cell: Cell, plan: Plan, *, store: Store) -> list[dict[str, Any]]:
+    """For each Fit of the cell its state, and the committed Fit nearest to it if it is not done."""
+    from w2s_ray.status import nearest_committed, status
+
+    state = status(plan, store=store)
+    facts = []
+    for role in ("supervisor", "student", "ceiling"):
+        fit = getattr(cell, role)
+        entry: dict[str, Any] = {"role": role, "fit": fit.folder, "state": "todo"}
+        if fit.key in state.done:
+            entry["state"] = "done"
+        elif fit.key in state.failed:
+            entry |= {"state": "failed", "reason": state.failed[fit.key]["reason"]}
+        elif fit.key in state.running:
+            entry["state"] = "running"
+        if entry["state"] != "done":
+            entry["nearest"], entry["differences"] = nearest_committed(fit, store=store)
+        facts.append(entry)
+    return facts
+
+
+def print_explanation(cell: str, facts: list[dict[str, Any]]) -> None:
+    indent = " " * 12
+    out.print(f"[bold]{escape(cell)}[/bold]")
+    for entry in facts:
+        out.print(f"{entry['role']:<11} {entry['fit']}")
+        if entry["state"] == "done":
+            out.print(f"{indent}in the store")
+            continue
+        if entry["state"] == "failed":
+            out.print(f"{indent}failed: {escape(entry['reason'])}")
+        elif entry["state"] == "running":
+            out.print(f"{indent}running now")
+        if entry["nearest"] is None:
+            out.print(f"{indent}not in the store, and no Fit of this task and model is")
+            continue
+        out.print(f"{indent}not in the store; the most similar Fit there is {entry['nearest']}. It differs in:")
+        for field, stored, wanted in entry["differences"]:
+            out.print(f"{indent}  {escape(field)}: {escape(str(stored))} there, {escape(str(wanted))} here")
+
+
+# --- verify -------------------------------------------------------------------------------------------------------
+
+
+def verify(
+    study: Annotated[
+        Path | None, typer.Argument(metavar="[STUDY]", help="Check the Fits of this study only.", show_default=False)
+    ] = None,
+    store: StoreOption = DEFAULT_STORE,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Move damaged Fits aside, so that the next run trains them again.")
+    ] = False,
+) -> None:
+    """Check sizes and hashes of committed Fits.
+
+    Example: w2s verify --store s3://bucket/w2s --repair
+    """
+    from rich.progress import track
+
+    from w2s_ray.plan import load_plan
+    from w2s_ray.store import open_store
+
+    opened = open_store(store)
+    folders = list(opened.committed(load_plan(study).fits).values()) if study else opened.committed_folders()
+    watched = track(folders, "checking", console=err, transient=True, disable=not err.is_terminal)
+    damage = find_damage(watched, store=opened)
+    print_damage(damage, num_checked=len(folders))
+    if repair:
+        for folder in damage:
+            out.print(f"moved aside to {opened.quarantine(folder)}")
+    elif damage:
+        out.print("`w2s verify --repair` moves them aside; the next `w2s run` trains them again")
+        raise typer.Exit(1)
+
+
+def find_damage(folders: Iterable[str], *, store: Store) -> dict[str, list[str]]:
+    """Folder -> what is wrong with it, for those of the committed folders that are damaged."""
+    return {folder: problems for folder in folders if (problems := store.damage(folder))}
+
+
+def print_damage(damage: dict[str, list[str]], *, num_checked: int) -> None:
+    for problems in damage.values():
+        for problem in problems:
+            out.print(f"[red]damaged[/red] {escape(problem)}")
+    out.print(f"{num_checked:,} Fits checked, {len(damage):,} damaged")

@@ -1,0 +1,40 @@
+"""Everything that this project uses of Ray's private interface, as read in Ray 2.60. Look here first when Ray is upgraded.
+
+Each function says what Ray's public interface lacks.
+"""
+
+from __future__ import annotations
+
+
+def num_local_gpus() -> int:
+    """GPUs of this machine, counted as `ray.init` would count them. The public interface tells only after Ray was started, and
+    a study that can't be placed is refused before that."""
+    from ray._private.accelerators import NvidiaGPUAcceleratorManager
+
+    return int(NvidiaGPUAcceleratorManager.get_current_node_num_accelerators())
+
+
+def mute_cluster_messages() -> None:
+    """Keep the cluster's error messages, such as a node's warnings, out of the progress lines. Ray's driver prints what the
+    cluster publishes even with `log_to_driver=False`, and no public option turns that off."""
+    import ray
+
+    ray._private.worker._worker_logs_enabled = False
+
+
+def draining_node_ids() -> set[str]:
+    """Nodes that will be taken away soon. `ray.nodes()` lists them as alive and does not say that they drain."""
+    import ray
+
+    return set(ray._private.state.state.get_draining_nodes())
+
+
+def unbound_result_queue() -> None:
+    """Let the session of the Tune function that calls this hold any number of results.
+
+    The session's queue has room for one result. If the function ends while Tune is busy, its final result takes this
+    place. The thread that should take it out of the queue first waits to put the last report in, so both wait forever.
+    """
+    from ray.train._internal.session import get_session
+
+    get_session().result_queue.maxsize = 0
