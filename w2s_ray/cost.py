@@ -89,7 +89,7 @@ def _feature_cost(fit: Fit, *, execution: Execution, size: tasks.Size) -> Cost:
 
 
 def _task_size(data: Data) -> tasks.Size:
-    return tasks.size(tasks.of(data.source, commits=data.commits))
+    return tasks.size(tasks.load_pinned(data.source, commits=data.commits))
 
 
 def _num_test(data: Data, size: tasks.Size) -> int:
