@@ -75,7 +75,7 @@ def test_two_workers_give_the_numbers_of_one(folder: Path, tmp_path: Path) -> No
     }
     expected, runs = {}, []
     for name, (task, zero_stage, grid) in cases.items():
-        study = study_of(folder, task, **grid).rename(folder / f"{name}.yaml")
+        study = study_of(folder, task, **grid).rename(folder / f"two-{name}.yaml")
         expected[name] = train_study(study, tmp_path / f"{name}-one")
         runs.append((str(study), str(tmp_path / f"{name}-two"), zero_stage))
     done = torchrun(TWO_WORKERS, json.dumps(runs), folder=tmp_path)

@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import polars as pl
-import psutil
 import pytest
 from typer.testing import CliRunner, Result
 
@@ -23,6 +16,7 @@ from w2s_ray.plan import load_plan
 from w2s_ray.results import SCHEMA
 from w2s_ray.store import Store, open_store
 
+from driver import Driver
 from tiny import save_study
 
 GRID = {
@@ -157,48 +151,15 @@ def test_two_workers_under_ray(tmp_path: Path, ray_here: None) -> None:
 # --- killed -------------------------------------------------------------------------------------------------------
 
 
-def start(folder: Path, store: Store, **more: Any) -> subprocess.Popen[str]:
-    """`w2s run` in a process of its own, with a Ray of its own."""
-    command = [sys.executable, "-m", "w2s_ray.cli", "run", str(folder / "study.yaml")]
-    options = ["--store", store.storage.root, "--out", str(Path(store.storage.root).parent / "out")]
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
-    return subprocess.Popen(
-        [*command, *options], text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment,
-        start_new_session=True,
-    )  # fmt: skip
-
-
-def wait_for(what: Callable[[], bool], *, timeout_s: float = 90.0) -> None:
-    deadline_s = time.monotonic() + timeout_s
-    while not what():
-        assert time.monotonic() < deadline_s, "nothing happened"
-        time.sleep(0.1)
-
-
 def num_done(store: Store) -> int:
     return len(list(Path(store.storage.root).glob("fits/*/done.json")))
 
 
-def family_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
-    return psutil.Process(process.pid).children(recursive=True)
-
-
-def trains(process: psutil.Process) -> bool:
-    with contextlib.suppress(psutil.Error):  # it may have ended meanwhile
-        return "RayTrainWorker" in " ".join(process.cmdline())
-    return False
-
-
 def test_kill_9_of_everything_then_the_same_command(folder: Path, undisturbed: Store, tmp_path: Path) -> None:
     store = open_store(tmp_path / "store")
-    process = start(folder, store)
-    wait_for(lambda: num_done(store) >= 3)
-    others = family_of(process)
-    os.kill(process.pid, signal.SIGKILL)
-    for other in others:
-        if other.is_running():
-            other.kill()
-    process.wait()
+    driver = Driver(folder / "study.yaml", store, out=tmp_path / "out")
+    driver.wait_for(lambda: num_done(store) >= 3)
+    driver.kill_everything()
     done_before = num_done(store)
     assert 3 <= done_before < 10
     stamps = {path: path.stat().st_mtime_ns for path in Path(store.storage.root).glob("fits/*/done.json")}
@@ -211,26 +172,21 @@ def test_kill_9_of_everything_then_the_same_command(folder: Path, undisturbed: S
 
 def test_a_killed_worker_is_replaced(folder: Path, undisturbed: Store, tmp_path: Path) -> None:
     store = open_store(tmp_path / "store")
-    process = start(folder, store)
-    wait_for(lambda: num_done(store) >= 2)
-    workers = [child for child in family_of(process) if trains(child)]
-    assert workers
-    workers[0].kill()
-    output, _ = process.communicate(timeout=240)
-    assert process.returncode == 0, output
+    driver = Driver(folder / "study.yaml", store, out=tmp_path / "out")
+    driver.wait_for(lambda: num_done(store) >= 2 and bool(driver.workers()))
+    driver.workers()[0].kill()
+    assert driver.wait() == 0, driver.told()
     assert predictions(store, folder / "study.yaml") == predictions(undisturbed, folder / "study.yaml")
 
 
 def test_ctrl_c_stops_in_good_order(folder: Path, tmp_path: Path) -> None:
     store = open_store(tmp_path / "store")
-    process = start(folder, store)
-    wait_for(lambda: num_done(store) >= 1)
-    began_s = time.monotonic()
-    os.kill(process.pid, signal.SIGINT)
-    output, _ = process.communicate(timeout=30)
-    assert time.monotonic() - began_s < 10
-    assert process.returncode == 130, output
-    assert "Go on with the same command" in output and "Traceback" not in output
+    driver = Driver(folder / "study.yaml", store, out=tmp_path / "out")
+    driver.wait_for(lambda: num_done(store) >= 1)
+    driver.interrupt()
+    assert driver.wait() == 130, driver.told()
+    assert num_done(store) < 10, "it does not go on to the end"
+    assert "Go on with the same command" in driver.output and "Traceback" not in driver.output, driver.told()
     assert not list(Path(store.storage.root, "leases").glob("*")), "every lease is given back"
 
 
