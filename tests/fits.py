@@ -84,9 +84,8 @@ def commit(
 
 def write_truth(store: Store, labels: list[int]) -> None:
     ids = [f"i{i}" for i in range(len(labels))]
-    table = pa.table(
-        {"id": [*ids, "x"], "half": ["test"] * len(labels) + ["A"], "label": pa.array([*labels, 1], pa.int8())}
-    )
+    halves, groups = ["test"] * len(labels) + ["A"], [*ids, "x"]
+    table = pa.table({"id": [*ids, "x"], "half": halves, "group": groups, "label": pa.array([*labels, 1], pa.int8())})
     store.write_truth(fit(), table)
 
 

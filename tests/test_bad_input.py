@@ -203,7 +203,7 @@ def test_more_rows_than_there_are_is_a_reason(folder: Path) -> None:
 
     rows = tasks.read_rows(tasks.load_task("toy.yaml", base=folder))
     with pytest.raises(InputError, match="1000 rows with balanced labels are wanted"):
-        tasks.deal(rows, split_seed=0, num_train=1000, num_test=20)
+        tasks.deal(rows, tasks.Deal(seed=0, num_train=1000, num_test=20))
 
 
 def test_the_schema_accepts_the_shipped_studies_and_refuses_others() -> None:

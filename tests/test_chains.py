@@ -48,6 +48,7 @@ def planned(folder: Path, *methods: Any, task: str = "toy.yaml", **grid: Any) ->
         "pairs": [["s", "l"]],
         "tasks": [task],
         "methods": list(methods),
+        "controls": False,
         "split": {"num_train": 96, "num_test": 64},
         "training": {"epochs": 1, "batch_size": 16, "learning_rate": 0.01},
     }

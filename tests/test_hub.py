@@ -63,7 +63,7 @@ def test_rows_become_items_of_both_labels_in_groups(name: str, copies: Path) -> 
         assert all(row["completions"][0] for row in rows)
     else:
         assert {row["label"] for row in rows} == {0, 1}
-    dealt = tasks.deal(tasks.read_rows(task), split_seed=0, num_train=4, num_test=4)
+    dealt = tasks.deal(tasks.read_rows(task), tasks.Deal(seed=0, num_train=4, num_test=4))
     groups = [set(part["group"].to_pylist()) for part in dealt.values()]
     assert not (groups[0] & groups[1] or groups[0] & groups[2] or groups[1] & groups[2])
 

@@ -34,7 +34,7 @@ def grouped_rows(num: int = 300) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("num_train", [None, 40])
 def test_parts_are_balanced_and_disjoint_in_groups(tmp_path: Path, num_train: int | None) -> None:
     rows = tasks.read_rows(save(tmp_path, grouped_rows(), group="q"))
-    parts = tasks.deal(rows, split_seed=0, num_train=num_train, num_test=30)
+    parts = tasks.deal(rows, tasks.Deal(seed=0, num_train=num_train, num_test=30))
     assert parts["test"].num_rows == 30 and parts["A"].num_rows == parts["B"].num_rows
     for part in parts.values():
         assert sum(part["label"].to_pylist()) * 2 == part.num_rows > 0
@@ -47,7 +47,7 @@ def test_the_order_of_the_file_does_not_matter(tmp_path: Path) -> None:
     ids = []
     for folder in ("one", "two"):
         read = tasks.read_rows(save(tmp_path / folder, rows, group="q"))
-        parts = tasks.deal(read, split_seed=3, num_train=40, num_test=30)
+        parts = tasks.deal(read, tasks.Deal(seed=3, num_train=40, num_test=30))
         ids.append({name: part["id"].to_pylist() for name, part in parts.items()})
         random.Random(1).shuffle(rows)
     assert ids[0] == ids[1]
@@ -56,8 +56,8 @@ def test_the_order_of_the_file_does_not_matter(tmp_path: Path) -> None:
 def test_halves_of_easy_rows_leave_the_test_set_as_it_is(tmp_path: Path) -> None:
     rows = [row | {"elo": 100.0 * (i % 10)} for i, row in enumerate(grouped_rows(600))]
     read = tasks.read_rows(save(tmp_path, rows, group="q", difficulty="elo"))
-    whole = tasks.deal(read, split_seed=0, num_train=40, num_test=60)
-    easy = tasks.deal(read, split_seed=0, num_train=40, num_test=60, difficulty=(0.0, 400.0))
+    whole = tasks.deal(read, tasks.Deal(seed=0, num_train=40, num_test=60))
+    easy = tasks.deal(read, tasks.Deal(seed=0, num_train=40, num_test=60, difficulty=(0.0, 400.0)))
     assert easy["test"].equals(whole["test"]) and max(easy["test"]["difficulty"].to_pylist()) == 900
     for half in "AB":
         assert max(easy[half]["difficulty"].to_pylist()) <= 400 < max(whole[half]["difficulty"].to_pylist())
@@ -84,16 +84,16 @@ def test_a_difficulty_does_not_change_what_a_task_is(tmp_path: Path) -> None:
 
 def test_the_test_set_stays_when_the_halves_grow(tmp_path: Path) -> None:
     rows = tasks.read_rows(save(tmp_path, grouped_rows(), group="q"))
-    small = tasks.deal(rows, split_seed=0, num_train=20, num_test=30)["test"]
-    large = tasks.deal(rows, split_seed=0, num_train=60, num_test=30)["test"]
+    small = tasks.deal(rows, tasks.Deal(seed=0, num_train=20, num_test=30))["test"]
+    large = tasks.deal(rows, tasks.Deal(seed=0, num_train=60, num_test=30))["test"]
     assert small.equals(large)
-    assert not small.equals(tasks.deal(rows, split_seed=1, num_train=20, num_test=30)["test"])
+    assert not small.equals(tasks.deal(rows, tasks.Deal(seed=1, num_train=20, num_test=30))["test"])
 
 
 def test_one_text_in_two_groups_joins_them(tmp_path: Path) -> None:
     rows = [{"text": f"t{i // 2}", "n": i, "label": (i // 2) % 2, "q": f"g{i}"} for i in range(80)]
     read = tasks.read_rows(save(tmp_path, rows, group="q", id="n"))
-    parts = tasks.deal(read, split_seed=0, num_train=10, num_test=10)
+    parts = tasks.deal(read, tasks.Deal(seed=0, num_train=10, num_test=10))
     texts = [set(part["text"].to_pylist()) for part in parts.values()]
     assert not (texts[0] & texts[1] or texts[0] & texts[2] or texts[1] & texts[2])
 
@@ -108,7 +108,7 @@ def test_a_test_file_is_the_test_set_and_nothing_else(tmp_path: Path) -> None:
     pq.write_table(pa.table({"text": [f"row {i}" for i in range(20)], "label": [0, 1] * 10}), tmp_path / "test.parquet")
     rows = [{"text": f"row {i}", "label": i % 2} for i in range(10, 100)]
     parts = tasks.deal(
-        tasks.read_rows(save(tmp_path, rows, test="test.parquet")), split_seed=0, num_train=None, num_test=None
+        tasks.read_rows(save(tmp_path, rows, test="test.parquet")), tasks.Deal(seed=0, num_train=None, num_test=None)
     )
     assert set(parts["test"]["text"].to_pylist()) == {f"row {i}" for i in range(20)}
     trained = {*parts["A"]["text"].to_pylist(), *parts["B"]["text"].to_pylist()}
@@ -171,7 +171,7 @@ def test_the_shipped_tasks_are_large_enough_and_split_without_leaks() -> None:
     for name in (name for name in tasks.task_names() if tasks.num_rows(tasks.load_task(name)) is not None):
         rows = tasks.read_rows(tasks.load_task(name))
         num_train = 800 if name.startswith("sentiment") else 2000
-        parts = tasks.deal(rows, split_seed=0, num_train=num_train, num_test=2000)
+        parts = tasks.deal(rows, tasks.Deal(seed=0, num_train=num_train, num_test=2000))
         assert [part.num_rows for part in parts.values()] == [num_train, num_train, 2000], name
         shown = [
             {f"{row['text']} {text}" for row in part.to_pylist() for text in row["completions"] or [""]}

@@ -17,13 +17,15 @@ from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any, Literal
 
-SEMANTICS = 1
+SEMANTICS = 2
 """Version of the training code's meaning. Raised whenever the same identity would train to other numbers."""
 
 Setting = Literal["classification", "generation", "comparison"]
 
 UNTRAINED = ("zero_shot", "few_shot")
 """Methods that evaluate the pretrained model without training it."""
+CONTROL = "shuffled"
+"""The method of a control that learns from permuted labels."""
 
 IDENTITY = {"kind": "identity"}
 LOCATION = {"kind": "location"}
@@ -95,6 +97,12 @@ class Data:
     """Commits on the hub of the rows, and of the test rows if another task provides them. The fingerprint covers both."""
     difficulty: tuple[str, float, float] | None = field(default=None, metadata=IDENTITY_IF_SET)
     """(column, least, most): the halves take rows of this range only; the test set takes rows of any difficulty."""
+    halves_seed: int | None = field(default=None, metadata=IDENTITY_IF_SET)
+    """Seed of this replicate's own halves; None deals them under `split_seed`."""
+    is_swapped: bool = field(default=False, metadata=IDENTITY_IF_SET)
+    """Whether half A and half B are exchanged."""
+    rows_per_group: int | None = field(default=None, metadata=IDENTITY_IF_SET)
+    """No part takes more rows of one group."""
 
     @cached_property
     def identity(self) -> dict[str, Any]:
@@ -223,6 +231,8 @@ class Fit:
             return "untrained"
         if self.method.name == "generative":
             return "start"
+        if self.method.name == CONTROL and not self.labels:
+            return "control"
         return "student" if self.labels else ("supervisor" if self.half == "A" else "ceiling")
 
     @property

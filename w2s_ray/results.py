@@ -6,6 +6,7 @@
     predictions.parquet   a test prediction of a Fit, judged by the ground truth (PREDICTIONS)
     curves.parquet        a point of a Fit's learning curve
     items.parquet         the difficulty of a test item, if its task has one (ITEMS)
+    parts.parquet         how many rows and groups a part of a replicate has (PARTS)
     runs.parquet          what a Fit cost, where it ran, and with which versions (RUNS)
 
 Promises: a cell without a result has a status, a reason and nulls, never a zero. Predictions are joined to the ground truth by
@@ -26,7 +27,7 @@ from typing import Any
 
 import polars as pl
 
-from w2s_ray.fit import Data, Fit, Model
+from w2s_ray.fit import Data, Fit
 from w2s_ray.plan import Cell
 from w2s_ray.store import Commit, Store, StoreError
 
@@ -43,12 +44,16 @@ SCHEMA = {
     "strong_flops": pl.Float64,
     "method": pl.String,
     "seed": pl.Int64,
+    "swapped": pl.Boolean,
+    "controls": pl.Boolean,
     "n_test": pl.Int64,
     "metric": pl.String,
     "weak_score": pl.Float64,
     "student_score": pl.Float64,
     "ceiling_score": pl.Float64,
     "zero_shot_score": pl.Float64,
+    "shuffled_score": pl.Float64,
+    "floor_score": pl.Float64,
     "pgr": pl.Float64,
     "agreement": pl.Float64,
     "agreement_when_weak_right": pl.Float64,
@@ -56,10 +61,13 @@ SCHEMA = {
     "weak_key": pl.String,
     "student_key": pl.String,
     "ceiling_key": pl.String,
+    "zero_shot_key": pl.String,
+    "shuffled_key": pl.String,
     "status": pl.String,
     "reason": pl.String,
 }
-"""`status`: done, failed, blocked (a Fit that it depends on failed), damaged (in the store) or missing (not run yet)."""
+"""`swapped`: the twin of a seed, with halves A and B exchanged. `controls`: whether the grid has controls. `floor_score`: the
+highest of supervisor, zero-shot and shuffled; null before all controls of the cell are done. `status`: done, failed, blocked (a Fit that it depends on failed), damaged (in the store) or missing (not run yet)."""
 
 STATUS_ORDER = ("failed", "damaged", "blocked", "missing")
 """A cell with several problems has the status that comes first here."""
@@ -100,6 +108,7 @@ PREDICTIONS = {
     "model": pl.Categorical,
     "seed": pl.Int32,
     "id": pl.String,
+    "group": pl.String,
     "probability": pl.Float32,
     "label": pl.Int8,
     "completion": pl.String,
@@ -108,10 +117,23 @@ PREDICTIONS = {
 """`probability` is that of label 1 in classification, and that of the first completion being the better one in comparison. In
 generation it is the probability of the written `completion`, and `label` is null."""
 
-JUDGED = ("probability", "label", "completion", "correct")
+JUDGED = ("group", "probability", "label", "completion", "correct")
 """The columns of PREDICTIONS that come from a prediction and its ground truth, rather than from the Fit."""
 
 ITEMS = {"task": pl.String, "id": pl.String, "difficulty": pl.Float32}
+
+
+PARTS: dict[Any, Any] = {
+    "task": pl.String,
+    "replicate": pl.Int64,
+    "swapped": pl.Boolean,
+    "part": pl.String,
+    "num_rows": pl.Int64,
+    "num_groups": pl.Int64,
+    "largest_group": pl.Int64,
+    "effective_groups": pl.Float64,
+}
+"""`replicate`: the seed that dealt the halves; null where all seeds share them. `effective_groups`: (sum n)^2 / sum n^2."""
 
 
 def write_results(cells: Iterable[Cell], *, study: str, store: Store, out: Path) -> pl.DataFrame:
@@ -121,7 +143,7 @@ def write_results(cells: Iterable[Cell], *, study: str, store: Store, out: Path)
     still has the same commit, and only other Fits are read.
     """
     cells = tuple(cells)
-    fits = {fit.key: fit for cell in cells for fit in (cell.supervisor, cell.ceiling, cell.student)}
+    fits = {fit.key: fit for cell in cells for fit in cell.fits}
     commits = store.commits(fits.values())
     failures = store.read_failures()
     collector = Collector(store)
@@ -140,8 +162,7 @@ def write_results(cells: Iterable[Cell], *, study: str, store: Store, out: Path)
             except StoreError as error:
                 problems[key] = ("damaged", str(error))
     tests = {key: tables.test for key, tables in fit_tables.items()}
-    untrained = {(fit.model, fit.data): key for key, fit in fits.items() if fit.method.name == "zero_shot"}
-    rows = [_row(cell, study=study, tests=tests, problems=problems, untrained=untrained) for cell in cells]
+    rows = [_row(cell, study=study, tests=tests, problems=problems) for cell in cells]
     results = pl.DataFrame(rows, schema=SCHEMA)
     out.mkdir(parents=True, exist_ok=True)
     keys = sorted(fit_tables)
@@ -154,6 +175,7 @@ def write_results(cells: Iterable[Cell], *, study: str, store: Store, out: Path)
     _write(curves, out / "curves.parquet")
     _write(pl.DataFrame([fit_tables[key].run for key in keys], schema=RUNS), out / "runs.parquet")
     _write(collector.items(fits[key] for key in keys), out / "items.parquet")
+    _write(collector.parts(fits[key] for key in keys), out / "parts.parquet")
     _write(results, out / "results.parquet")
     return results
 
@@ -208,6 +230,27 @@ class Collector:
                 parts.append(rows.select(pl.lit(data.task).alias("task"), "id", "difficulty"))
         return pl.concat(parts).unique(["task", "id"]).sort("task", "id")
 
+    def parts(self, fits: Iterable[Fit]) -> pl.DataFrame:
+        """How many rows and groups each part of each replicate has."""
+        rows = [pl.DataFrame(schema=PARTS)]
+        for data, fit in {fit.data: fit for fit in fits}.items():
+            try:
+                truth = pl.DataFrame(self.store.read_truth(fit))
+            except StoreError:
+                continue
+            sizes = truth.group_by("half", "group").len().with_columns(pl.col("len").cast(pl.Float64))
+            facts = sizes.group_by(pl.col("half").alias("part")).agg(
+                num_rows=pl.col("len").sum(),
+                num_groups=pl.len(),
+                largest_group=pl.col("len").max(),
+                effective_groups=pl.col("len").sum() ** 2 / (pl.col("len") ** 2).sum(),
+            )
+            names = {"task": data.task, "replicate": data.halves_seed, "swapped": data.is_swapped}
+            rows.append(
+                facts.select(*(pl.lit(value).alias(name) for name, value in names.items()), pl.all()).cast(PARTS)
+            )
+        return pl.concat(rows).unique().sort("task", "part", "replicate", "swapped")
+
     def _judged_predictions(self, fit: Fit, folder: str) -> pl.DataFrame:
         """A Fit's test predictions beside the ground truth: id and the columns JUDGED, in the order of the ids."""
         generates = fit.data.setting == "generation"
@@ -240,7 +283,7 @@ class Collector:
             generates = fit.data.setting == "generation"
             answer = pl.col("completion").alias("right") if generates else pl.col("label").cast(pl.Int8)
             table = pl.DataFrame(self.store.read_truth(fit))
-            self.truths[fit.data] = table.filter(pl.col("half") == "test").select("id", answer)
+            self.truths[fit.data] = table.filter(pl.col("half") == "test").select("id", "group", answer)
         return self.truths[fit.data]
 
     def _read_table(self, folder: str, name: str) -> pl.DataFrame:
@@ -313,9 +356,8 @@ def _row(
     study: str,
     tests: dict[str, pl.DataFrame],
     problems: dict[str, tuple[str, str]],
-    untrained: dict[tuple[Model, Data], str],
 ) -> dict[str, Any]:
-    """A cell's row of the results. `untrained`: key of the Fit that scores a model without any training."""
+    """A cell's row of the results."""
     weak, student, ceiling = cell.supervisor, cell.student, cell.ceiling
     row: dict[str, Any] = dict.fromkeys(SCHEMA) | {
         "study": study,
@@ -330,6 +372,8 @@ def _row(
         "strong_flops": _pretraining_flops(student),
         "method": cell.method,
         "seed": cell.seed,
+        "swapped": cell.is_swapped,
+        "controls": cell.controls is not None and cell.controls.shuffled is not None,
         "metric": METRICS[student.data.setting],
         "weak_key": weak.key,
         "student_key": student.key,
@@ -339,9 +383,7 @@ def _row(
         if fit.key in tests:
             row[name] = _accuracy(tests[fit.key])
             row["n_test"] = tests[fit.key].height
-    zero_shot = untrained.get((student.model, student.data), "")
-    if zero_shot in tests:
-        row["zero_shot_score"] = _accuracy(tests[zero_shot])
+    row |= _control_scores(cell, tests, weak_score=row["weak_score"])
     cell_problems = [problems[fit.key] for fit in (weak, ceiling, student) if fit.key in problems]
     if cell_problems:
         row["status"], row["reason"] = min(cell_problems, key=lambda problem: STATUS_ORDER.index(problem[0]))
@@ -353,6 +395,23 @@ def _row(
     else:
         row["reason"] = "no PGR: the ceiling is not above the supervisor"
     return row | _agreement(tests[weak.key], tests[student.key])
+
+
+def _control_scores(cell: Cell, tests: dict[str, pl.DataFrame], *, weak_score: float | None) -> dict[str, Any]:
+    """Keys and scores of the cell's controls that are done, and the floor once all are."""
+    if cell.controls is None:
+        return {}
+    row: dict[str, Any] = {}
+    scores = [weak_score]
+    for name, fit in (("zero_shot", cell.controls.zero_shot), ("shuffled", cell.controls.shuffled)):
+        if fit is None:
+            continue
+        score = _accuracy(tests[fit.key]) if fit.key in tests else None
+        row |= {f"{name}_score": score, f"{name}_key": fit.key if score is not None else None}
+        scores.append(score)
+    known = [score for score in scores if score is not None]
+    is_whole = cell.controls.shuffled is not None and len(known) == len(scores)
+    return row | {"floor_score": max(known) if is_whole else None}
 
 
 def _pretraining_flops(fit: Fit) -> float | None:

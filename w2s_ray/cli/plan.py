@@ -23,6 +23,7 @@ PLURALS = {
     "student": "students",
     "start": "starts",
     "untrained": "untrained",
+    "control": "controls",
 }
 
 

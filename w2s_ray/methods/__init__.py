@@ -15,14 +15,14 @@ from functools import cache
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from w2s_ray.fit import Method
+from w2s_ray.fit import Fit, Method
 from w2s_ray.methods.chains import CHAINS
 from w2s_ray.methods.labels import Labels, LabelSources
 from w2s_ray.methods.losses import LOSSES
 from w2s_ray.methods.pair import CellFits, Pair
 from w2s_ray.methods.params import Circumstance, MethodParams
 from w2s_ray.methods.step_context import StepContext
-from w2s_ray.methods.transforms import TRANSFORMS, ensemble
+from w2s_ray.methods.transforms import TRANSFORMS, ensemble, shuffled
 
 if TYPE_CHECKING:
     import torch
@@ -52,7 +52,11 @@ def cell_fits(method: Method, pair: Pair) -> CellFits:
     if method.name in CHAINS:
         fits: CellFits = CHAINS[method.name].cell_fits(pair, params)
         return fits
-    labellers = ensemble.supervisors(pair, params) if isinstance(params, ensemble.Params) else (pair.supervisor,)
+    labellers: tuple[Fit, ...] = (pair.supervisor,)
+    if isinstance(params, ensemble.Params):
+        labellers = ensemble.supervisors(pair, params)
+    elif isinstance(params, shuffled.Params):
+        labellers = shuffled.supervisors(pair, params)
     return CellFits(pair.supervisor, pair.student(*labellers, method=method), pair.ceiling)
 
 

@@ -1,15 +1,19 @@
 """Tasks: data sets as YAML entries, read into rows and dealt into halves and a test set.
 
 `task.py` is the YAML entry and its files, `shapes.py` turns a data set's own rows into items, `rows.py` fills the
-templates, `split.py` deals the rows, and `size_estimate.py` tells its size without reading all of it. `catalogue/` holds the tasks that ship.
+templates, `split.py` deals the rows, and `size_estimate.py` tells a task's size without reading all of it. `catalogue/` holds
+the tasks that ship.
 """
 
 from w2s_ray.tasks.rows import check, dropped, read_rows
 from w2s_ray.tasks.size_estimate import Size, num_rows, size
-from w2s_ray.tasks.split import deal
+from w2s_ray.tasks.split import MIN_EFFECTIVE_GROUPS, Deal, PartFacts, deal, part_facts
 from w2s_ray.tasks.task import Task, files, fingerprint, load_pinned, load_task, resolve_commits, task_names
 
 __all__ = [
+    "MIN_EFFECTIVE_GROUPS",
+    "Deal",
+    "PartFacts",
     "Size",
     "Task",
     "check",
@@ -20,6 +24,7 @@ __all__ = [
     "load_pinned",
     "load_task",
     "num_rows",
+    "part_facts",
     "read_rows",
     "resolve_commits",
     "size",

@@ -13,7 +13,7 @@ import numpy as np
 
 from w2s_ray import methods
 from w2s_ray.fit import Fit
-from w2s_ray.methods.labels import Labels, LabelSources
+from w2s_ray.methods.labels import Labels, LabelSources, from_completions, from_probabilities
 from w2s_ray.store import Store, StoreError
 from w2s_ray.training.rows import PreparedTask, Rows, object_array, with_completion
 from w2s_ray.training.settings import setting_of
@@ -47,7 +47,7 @@ def build_training_set(fit: Fit, task: PreparedTask, features: PreparedTask | No
         return _texts_to_write(task, task.parts[fit.part.half])
     rows = task.parts[fit.part.half].part(fit.part)
     weights, verified = np.ones(len(rows)), np.zeros(len(rows), bool)
-    if fit.labels:
+    if fit.labels or fit.role == "control":
         labels = methods.transform_labels(fit.method, _label_sources(fit, rows, features, store))
         rows = replace(rows, labels=setting_of(fit).as_targets(labels, rows, task.tokenizer))
         weights, verified = labels.weight, labels.verified
@@ -71,12 +71,20 @@ def _label_sources(fit: Fit, rows: Rows, features: PreparedTask | None, store: S
 
     pairs = zip(rows.texts, rows.completions, strict=True)
     return LabelSources(
-        supervisors=tuple(read_labels(labeller, rows, store) for labeller in fit.labels),
+        supervisors=tuple(read_labels(labeller, rows, store) for labeller in fit.labels)
+        or (_truth_as_labels(fit, rows),),
         truth=setting_of(fit).truth(rows),
         num_characters=np.array([len(text) + sum(map(len, completions)) for text, completions in pairs]),
         generator=np.random.default_rng([fit.seed, TRANSFORM_SEED]),
         features=feature_matrix,
     )
+
+
+def _truth_as_labels(fit: Fit, rows: Rows) -> Labels:
+    truth = setting_of(fit).truth(rows)
+    if setting_of(fit).TARGETS_ARE_TOKENS:
+        return from_completions(list(truth), np.ones(len(rows)))
+    return from_probabilities(truth)
 
 
 def read_labels(labeller: Fit, rows: Rows, store: Store, *, file: str = "labels.parquet") -> Labels:

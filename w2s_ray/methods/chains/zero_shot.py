@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from w2s_ray.fit import Method
+from dataclasses import replace
+
+from w2s_ray.fit import Fit, Method
 from w2s_ray.methods.pair import CellFits, Pair
 from w2s_ray.methods.params import MethodParams, Refusals
 
@@ -17,5 +19,9 @@ class Params(MethodParams):
 
 
 def cell_fits(pair: Pair, params: Params) -> CellFits:
-    student = pair.ladder.fit(pair.strong, "B", method=Method("zero_shot"), seed=0)  # nothing in it is random
-    return CellFits(pair.supervisor, student, pair.ceiling)
+    return CellFits(pair.supervisor, fit_of(pair), pair.ceiling)
+
+
+def fit_of(pair: Pair) -> Fit:
+    """The untrained strong model, which is one Fit for all replicates: nothing in it is random."""
+    return replace(pair.ladder.fit(pair.strong, "B", method=Method("zero_shot"), seed=0), data=pair.ladder.common_data)
