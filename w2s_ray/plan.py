@@ -338,3 +338,20 @@ def method_label(method: Method) -> str:
     shown = {name: "+".join(value) if isinstance(value, tuple) else value for name, value in method.params}
     inside = ", ".join(f"{name}={value}" for name, value in shown.items() if value != defaults[name])
     return f"{method.name}({inside})" if inside else method.name
+
+
+def parts_of(plan: Plan) -> dict[str, dict[str, tasks.PartFacts] | str]:
+    """Task -> rows and groups of each part of its first replicate, before tokenisation; or why it cannot be dealt."""
+    parts: dict[str, dict[str, tasks.PartFacts] | str] = {}
+    for cell in plan.cells:
+        if cell.task in parts:
+            continue
+        data = cell.student.data
+        rows = tasks.read_rows(tasks.load_pinned(data.source, commits=data.commits))
+        try:
+            dealt = tasks.deal(rows, tasks.Deal.of(data))
+        except InputError as error:
+            parts[cell.task] = str(error)
+        else:
+            parts[cell.task] = {name: tasks.part_facts(part) for name, part in dealt.items()}
+    return parts

@@ -25,9 +25,9 @@ Row = dict[str, Any]
 Group = list[Row]
 """Rows that must stay in one part."""
 ANY_DIFFICULTY = (-math.inf, math.inf)
-TEST_GROUPS_FACTOR = 2
-"""The test set's groups hold up to so many times the rows that are asked for, and at most half of all rows, so that it can
-take a few rows of each of many groups."""
+SPARE_TEST_SHARE = 0.1
+"""Besides the rows that are asked for, the test set's groups hold this share of the other rows, so that it can take a few rows
+of each of many groups. The share must not depend on the size of the halves, or the test set would change when they grow."""
 MIN_EFFECTIVE_GROUPS = 30
 """With fewer groups in a part, no interval over groups can be trusted."""
 
@@ -188,7 +188,8 @@ def _test_groups(groups: list[Group], *, num_test: int | None, num_rows: int) ->
     if of_test_file:
         return of_test_file, rest
     wanted, weights, labels = num_rows // 5 if num_test is None else num_test, _weights(groups), _labels(groups)
-    target = wanted if num_test is None else min(TEST_GROUPS_FACTOR * wanted, sum(weights) / 2)
+    num_held = wanted if num_test is None else wanted + SPARE_TEST_SHARE * max(0, num_rows - wanted)
+    target = sum(weights) * num_held / num_rows
     weight, held = 0.0, Counter[int | None]()
     for index, group in enumerate(groups):
         if weight >= target and min(held[label] for label in labels) >= wanted // len(labels):
