@@ -49,7 +49,7 @@ class Model:
     fingerprint: str = field(metadata=IDENTITY)
     """Content hash of a local folder, or `hub:<id>@<revision>`."""
     tokenizer: str = field(metadata=IDENTITY)
-    """Content hash of the tokenizer's files, or `hub:<id>@<revision>`."""
+    """Content hash of the tokenizer's files."""
     pooling: Literal["last", "mean"] = field(metadata=IDENTITY)
     """How a text becomes one vector: its last token (decoders) or the mean over its tokens (encoders)."""
     depth: int | None = field(metadata=IDENTITY)

@@ -7,7 +7,7 @@
     curves.parquet        a point of a Fit's learning curve
     items.parquet         the difficulty of a test item, if its task has one (ITEMS)
     parts.parquet         how many rows and groups a part of a replicate has (PARTS)
-    runs.parquet          what a Fit cost, and where it ran (RUNS)
+    runs.parquet          what a Fit cost, where it ran, and with which versions (RUNS)
 
 Promises: a cell without a result has a status, a reason and nulls, never a zero. Predictions are joined to the ground truth by
 id. If the two do not match one to one, or a prediction is not a probability, the cell is `damaged`. It never counts with a
@@ -29,7 +29,7 @@ import polars as pl
 
 from w2s_ray.fit import Data, Fit
 from w2s_ray.plan import Cell
-from w2s_ray.store import Store, StoreError
+from w2s_ray.store import Commit, Store, StoreError
 
 SCHEMA = {
     "study": pl.String,
@@ -72,6 +72,9 @@ highest of supervisor, zero-shot and shuffled; null before all controls of the c
 STATUS_ORDER = ("failed", "damaged", "blocked", "missing")
 """A cell with several problems has the status that comes first here."""
 
+PACKAGES = ("w2s_ray", "torch", "transformers", "deepspeed", "ray")
+"""The packages whose versions a Fit records (`training/provenance.py`)."""
+
 PHASES = ("load", "features", "train", "eval", "checkpoint", "commit")
 """The phases of a Fit whose seconds are recorded."""
 
@@ -88,7 +91,10 @@ RUNS = {
     "tokens": pl.Int64,
     "flops": pl.Int64,
     **{f"{phase}_s": pl.Float64 for phase in PHASES},
+    **dict.fromkeys(PACKAGES, pl.String),
+    "stamp": pl.String,
 }
+"""`stamp`: of the commit that was read (`store.Commit`). Rows of another commit of the same Fit are not reused."""
 
 TABLES = "3"
 """Version of the meaning of these tables. Tables of another version are not reused but made again."""
@@ -133,21 +139,26 @@ PARTS: dict[Any, Any] = {
 def write_results(cells: Iterable[Cell], *, study: str, store: Store, out: Path) -> pl.DataFrame:
     """Write the tables of these cells, as far as the store has their Fits, and return the results.
 
-    A committed Fit never changes. What an earlier call wrote to `out` is therefore reused, and only new Fits are read.
+    A committed Fit changes only if it is removed and run again. What an earlier call wrote to `out` is reused where the store
+    still has the same commit, and only other Fits are read.
     """
     cells = tuple(cells)
     fits = {fit.key: fit for cell in cells for fit in cell.fits}
-    folders = store.committed(fits.values())
+    commits = store.commits(fits.values())
     failures = store.read_failures()
     collector = Collector(store)
-    fit_tables = {key: tables for key, tables in _read_earlier(out).items() if key in folders}
+    fit_tables = {
+        key: tables
+        for key, tables in _read_earlier(out).items()
+        if key in commits and tables.run["stamp"] == commits[key].stamp
+    }
     problems: dict[str, tuple[str, str]] = {}
     for key, fit in fits.items():
-        if key not in folders:
+        if key not in commits:
             problems[key] = _why_not_committed(fit, failures)
         elif key not in fit_tables:
             try:
-                fit_tables[key] = collector.collect(fit, folders[key])
+                fit_tables[key] = collector.collect(fit, commits[key])
             except StoreError as error:
                 problems[key] = ("damaged", str(error))
     tests = {key: tables.test for key, tables in fit_tables.items()}
@@ -198,12 +209,13 @@ class Collector:
     store: Store
     truths: dict[Data, pl.DataFrame] = field(default_factory=dict)
 
-    def collect(self, fit: Fit, folder: str) -> FitTables:
+    def collect(self, fit: Fit, commit: Commit) -> FitTables:
         columns = _fit_columns(fit)
         named = [pl.lit(value).cast(PREDICTIONS[name]).alias(name) for name, value in columns.items()]
-        test = self._judged_predictions(fit, folder).select(*named, pl.all())
-        curve = self._read_table(folder, "curve.parquet").select(pl.lit(fit.key).alias("key"), pl.all())
-        return FitTables(test, curve, columns | self._provenance(folder))
+        test = self._judged_predictions(fit, commit.folder).select(*named, pl.all())
+        curve = self._read_table(commit.folder, "curve.parquet").select(pl.lit(fit.key).alias("key"), pl.all())
+        run = columns | self._provenance(commit.folder) | {"stamp": commit.stamp}
+        return FitTables(test, curve, run)
 
     def items(self, fits: Iterable[Fit]) -> pl.DataFrame:
         """Difficulty of every test item of these Fits' tasks."""
@@ -287,7 +299,7 @@ class Collector:
             provenance = json.loads(self.store.read_file(folder, "fit.json")).get("provenance", {})
         except (StoreError, ValueError):
             provenance = {}
-        seconds = provenance.get("seconds", {})
+        seconds, versions = provenance.get("seconds", {}), provenance.get("versions", {})
         return {
             "machine": provenance.get("machine"),
             "host": provenance.get("host"),
@@ -296,6 +308,7 @@ class Collector:
             "tokens": provenance.get("tokens"),
             "flops": provenance.get("flops"),
             **{f"{phase}_s": seconds.get(phase) for phase in PHASES},
+            **{package: versions.get(package) for package in PACKAGES},
         }
 
 

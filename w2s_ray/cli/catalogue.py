@@ -61,12 +61,12 @@ def print_tasks(facts: list[dict[str, Any]]) -> None:
 
 
 def task_facts(name: str) -> dict[str, Any]:
-    from w2s_ray.tasks import Deal, deal, dropped, files, load_task, part_facts, read_rows
+    from w2s_ray.tasks import Deal, deal, dropped, files, load_task, near_duplicates, part_facts, read_rows
 
     task = load_task(name, base=Path.cwd())
     rows = read_rows(task)
     labels = Counter(rows["label"].to_pylist())
-    parts = {name: part_facts(part) for name, part in deal(rows, Deal()).items()}
+    dealt = deal(rows, Deal())
     return {
         "name": task.name,
         "setting": task.setting,
@@ -77,7 +77,8 @@ def task_facts(name: str) -> dict[str, Any]:
         "groups": len(set(rows["group"].to_pylist())),
         "share_of_label_1": None if None in labels else labels[1] / rows.num_rows,
         "left_out": dropped(task),
-        "parts": {name: asdict(facts) for name, facts in parts.items()},
+        "parts": {name: asdict(part_facts(part)) for name, part in dealt.items()},
+        "near_duplicates": len(near_duplicates(dealt)),
         "examples": [
             {"label": row["label"], "texts": [text for text in (row["text"], *row["completions"]) if text]}
             for row in rows.slice(0, 5).to_pylist()
@@ -100,6 +101,8 @@ def print_task(facts: dict[str, Any]) -> None:
         table.add_row("left out", f"{count:,} rows: {reason}")
     for name, part in facts["parts"].items():
         table.add_row(f"{'test set' if name == 'test' else f'half {name}'}, at most", part_in_words(part))
+    near = f"{facts['near_duplicates']:,} test rows share most of their words, in runs of three, with a row of a half"
+    table.add_row("near duplicates", near)
     out.print(table)
     for example in facts["examples"]:
         if example["label"] is not None:
