@@ -294,8 +294,9 @@ def test_few_shots_stand_in_the_prompt(folder: Path, tmp_path: Path) -> None:
     assert "the model reads 64; lower 'shots'" in failure["reason"]
     fit = plan.cells[0].student
     before, after = prepare(fit).parts["test"], apply_prompt_method(fit, prepare(fit), store).parts["test"]
-    shots = after.texts[0].removesuffix(before.texts[0]).splitlines()
+    *shots, question = after.texts[0].split("\n\n")
     assert sorted(shot.split()[-1] for shot in shots) == ["0", "1"], "one of each class"
+    assert question == f"{before.texts[0]}\nAnswer (0 or 1):"
     assert all(len(a[0]) > len(b[0]) for a, b in zip(after.sequences, before.sequences, strict=True))
 
 

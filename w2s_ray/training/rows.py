@@ -86,6 +86,8 @@ class PreparedTask:
     tokenizer: PreTrainedTokenizerBase
     num_answer_tokens: int
     """Length of the longest right completion. Models write no more than this; 0 where nothing is written."""
+    answer_ids: tuple[int, int] | None = None
+    """The tokens that say 0 and 1 after the prompts of an untrained classification."""
 
     @property
     def pad_id(self) -> int:
