@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from w2s_ray.fit import Fit, Method
 from w2s_ray.methods.chains import CHAINS
 from w2s_ray.methods.labels import Labels, LabelSources
-from w2s_ray.methods.losses import LOSSES
+from w2s_ray.methods.losses import LOSSES, naive
 from w2s_ray.methods.pair import CellFits, Pair
 from w2s_ray.methods.params import Circumstance, MethodParams
 from w2s_ray.methods.step_context import StepContext
@@ -80,6 +80,12 @@ def untrained_params(method: Method) -> UntrainedParams:
     params = params_of(method)
     assert isinstance(params, UntrainedParams)
     return params
+
+
+def budget(method: Method) -> naive.Params:
+    """The shares of rows and steps that a Fit takes. All methods but `naive` take the whole."""
+    params = params_of(method)
+    return params if isinstance(params, naive.Params) else naive.Params()
 
 
 def needs_features(method: Method) -> bool:

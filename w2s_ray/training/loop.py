@@ -13,6 +13,7 @@ from functools import cached_property
 
 import pyarrow as pa
 
+from w2s_ray import methods
 from w2s_ray.fit import Fit, Training
 from w2s_ray.training.batches import epoch_order
 from w2s_ray.training.checkpoint import Checkpoints, Progress
@@ -90,14 +91,15 @@ class TrainingLoop:
 
     @cached_property
     def num_steps(self) -> int:
-        return self.steps_per_epoch * num_epochs(self.fit)
+        return math.ceil(self.steps_per_epoch * num_passes(self.fit))
 
     @cached_property
     def evaluation_steps(self) -> set[int]:
         """Steps after which the learning curve gets a point."""
         per_epoch = self.fit.training.evals_per_epoch
         num_points = num_epochs(self.fit) * per_epoch
-        return {round(self.steps_per_epoch * point / per_epoch) for point in range(1, num_points + 1)}
+        steps = {round(self.steps_per_epoch * point / per_epoch) for point in range(1, num_points + 1)}
+        return {step for step in steps if step < self.num_steps} | {self.num_steps}
 
     # --- one step -----------------------------------------------------------------------------------------------------
 
@@ -178,6 +180,11 @@ def num_epochs(fit: Fit) -> int:
     if fit.role == "start":
         return int(dict(fit.method.params)["epochs"])
     return 0 if fit.role == "untrained" else fit.training.epochs
+
+
+def num_passes(fit: Fit) -> float:
+    """Passes over the rows: the epochs, or a share of them."""
+    return num_epochs(fit) * methods.budget(fit.method).steps
 
 
 def learning_rate(step: int, num_steps: int, *, training: Training) -> float:

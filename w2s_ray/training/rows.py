@@ -59,6 +59,10 @@ class Rows:
             return self
         return self.take([i for i, place in enumerate(self._places()) if int(place * part.count) == part.number - 1])
 
+    def last_share(self, share: float) -> Rows:
+        """The last rows in the order of parts, in whole groups: a share of 1/n is part n of n."""
+        return self.take([i for i, place in enumerate(self._places()) if place >= 1 - share])
+
     def is_held_out(self, share: float) -> np.ndarray:
         """[rows]: whether a row belongs to the share that validation takes, in whole groups."""
         return np.array([place >= 1 - share for place in self._places()])
