@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 import pyarrow as pa
+import torch
 
 from w2s_ray import methods
 from w2s_ray.fit import Fit, Training
@@ -66,12 +67,16 @@ class TrainingLoop:
     saved_s: float = 0.0
     """Seconds after the beginning at which the last checkpoint was saved."""
     has_saved_to_leave: bool = False
+    best_weights: dict[str, torch.Tensor] = field(default_factory=dict)
+    """With `stop: validation`: the weights of `progress.best_step`, on rank 0."""
 
     def run(self) -> None:
         if self.num_steps == 0:
             return  # an untrained Fit
         self.loss = BatchLoss.of(self.fit, pad_id=self.task.pad_id)
         self.began_s = time.perf_counter()
+        if self.progress.best_step is not None:
+            self.best_weights = self.checkpoints.best_weights()
         self.engine.train()
         while self.progress.step < self.num_steps:
             with self.clock.phase("train"):
@@ -82,6 +87,8 @@ class TrainingLoop:
                 with self.clock.phase("eval"):
                     self.evaluate()
             self.report(sums, num_rows=len(batch))
+        if self.progress.best_step not in (None, self.progress.step):
+            self.engine.set_full_weights(self.best_weights)
 
     # --- the schedule -------------------------------------------------------------------------------------------------
 
@@ -147,9 +154,18 @@ class TrainingLoop:
                 loss, accuracy = setting_of(self.fit).score(self.engine, rows, self.task)
                 point |= {f"{name}_loss": loss, f"{name}_accuracy": accuracy}
         progress.curve.append(point)
+        self.keep_if_best(point.get("validation_accuracy"))
         progress.loss_sum, progress.hits, progress.num_rows = 0.0, 0.0, 0
         progress.verified_loss_sum, progress.num_verified = 0.0, 0
         self.worker.log(progress.step, point)
+
+    def keep_if_best(self, validation_accuracy: float | None) -> None:
+        """Remember the weights, if predictions are to be made with those of the best point and this is it so far."""
+        if self.fit.training.stop != "validation" or validation_accuracy is None:
+            return
+        if validation_accuracy > self.progress.best_accuracy:
+            self.progress.best_step, self.progress.best_accuracy = self.progress.step, validation_accuracy
+            self.best_weights = self.engine.full_weights()
 
     def report(self, sums: StepSums, *, num_rows: int) -> None:
         """Tell the driver, about every REPORT_EVERY_S, and save a checkpoint if one is due."""
@@ -172,7 +188,7 @@ class TrainingLoop:
 
     def checkpoint(self) -> None:
         with self.clock.phase("checkpoint"):
-            self.checkpoints.save(self.engine, self.progress)
+            self.checkpoints.save(self.engine, self.progress, best_weights=self.best_weights)
         self.saved_s = time.perf_counter() - self.began_s
 
 

@@ -32,6 +32,8 @@ class Circumstances:
     clock: Clock
     head_start: str
     resumed_from_step: int
+    best_step: int | None
+    """The step whose weights predict, if that need not be the last."""
 
 
 def provenance(fit: Fit, task: PreparedTask, training_set: TrainingSet, circumstances: Circumstances) -> dict[str, Any]:
@@ -54,6 +56,7 @@ def provenance(fit: Fit, task: PreparedTask, training_set: TrainingSet, circumst
         "num_rows": num_rows,
         "num_too_long": task.num_too_long,
         "resumed_from_step": circumstances.resumed_from_step,
+        "best_step": circumstances.best_step,
     }
 
 

@@ -74,7 +74,7 @@ def train_fit(fit: Fit, worker: Worker, *, scratch: Path) -> dict[str, float]:
             files.mkdir()
             products.write(files)
             pq.write_table(pa.Table.from_pylist(progress.curve, schema=CURVE), files / "curve.parquet")
-            circumstances = Circumstances(worker.execution, clock, head_start, resumed_from_step)
+            circumstances = Circumstances(worker.execution, clock, head_start, resumed_from_step, progress.best_step)
             facts = describe(fit) | {"provenance": provenance(fit, task, training_set, circumstances)}
             (files / "fit.json").write_text(json.dumps(facts, indent=1))
             worker.check_lease()
