@@ -19,8 +19,11 @@ from analysis.cells import AXES, CONTROLS, has_method, sized
 WIDTH, HEIGHT = 320, 260
 SMALL = 200
 RED = "#d40000"
+CROSS = "M-1,-1L1,1M1,-1L-1,1"
+"""An SVG path."""
 DOTTED = [2, 3]
 DASHES = alt.Legend(symbolType="stroke", symbolSize=400)
+"""Lines with dashes get their points from a layer of their own: with points on the lines, this legend would draw no strokes."""
 MAX_METHODS = 5
 """With more methods than this, a study's methods are listed rather than drawn as lines."""
 MAX_CURVE_POINTS = 40
@@ -127,11 +130,16 @@ def _score_title(title: str, rows: pl.DataFrame) -> str:
     return _title(f"{title} ({legend})", rows)
 
 
+def _points(base: alt.Chart) -> alt.Chart:
+    return base.mark_point(filled=True, size=45, opacity=1)
+
+
 def _crosses(base: alt.Chart, field: str) -> alt.Chart:
-    """A red cross on every point that fails a control."""
-    return base.mark_point(shape="cross", angle=45, filled=True, size=150, color=RED, opacity=1).encode(
+    """A red cross on every point that fails a control. It is thin, so that the point's own colour shows."""
+    crosses = base.mark_point(shape=CROSS, filled=False, size=120, strokeWidth=2.5, opacity=1).encode(
         y=f"{field}:Q", color=alt.value(RED), tooltip=["fails:N"]
-    ).transform_filter("isValid(datum.fails)")  # fmt: skip
+    )
+    return crosses.transform_filter("isValid(datum.fails)")
 
 
 def _title(title: str, rows: pl.DataFrame) -> str:
@@ -247,14 +255,14 @@ def agreement_chart(rows: pl.DataFrame, *, axis: str) -> Figure | None:
     if rows.is_empty():
         return None
     base = alt.Chart().encode(x=_size_axis(axis))
-    lines = base.mark_line(point=alt.OverlayMarkDef(size=55)).encode(
+    base = base.encode(
         y=alt.Y("agreement:Q", title="agreement with the supervisor", scale=alt.Scale(zero=False)),
         color=_supervisor_color(rows),
-        strokeDash=alt.StrokeDash("when:N", title="supervisor is", sort=["right", "wrong"], legend=DASHES),
         tooltip=_tooltip("agreement", extra="when"),
     )
-    title = _title("Agreement with the supervisor", rows)
-    return _panels(alt.layer(lines, _crosses(base, "agreement")), rows, title=title)
+    dash = alt.StrokeDash("when:N", title="supervisor is", sort=["right", "wrong"], legend=DASHES)
+    layers = alt.layer(base.mark_line().encode(strokeDash=dash), _points(base), _crosses(base, "agreement"))
+    return _panels(layers, rows, title=_title("Agreement with the supervisor", rows))
 
 
 def misfit_chart(rows: pl.DataFrame) -> Figure | None:
@@ -303,13 +311,13 @@ def learning_chart(rows: pl.DataFrame) -> Figure | None:
     ]
     base = alt.Chart().encode(x=alt.X("epoch:Q", axis=alt.Axis(format="~g")))
     color = alt.Color("line:N", title="supervisor", sort=order, scale=_scheme(order, black="ceiling"))
-    lines = base.mark_line(point=True).encode(
+    base = base.encode(
         y=alt.Y("test_accuracy:Q", title="test score", scale=alt.Scale(zero=False)),
         color=color,
-        strokeDash=alt.StrokeDash("method:N", legend=DASHES),
         tooltip=["line:N", "method:N", "epoch:Q", alt.Tooltip("test_accuracy:Q", format=".3f")],
     )
-    layers = [lines, _crosses(base, "test_accuracy")]
+    lines = base.mark_line().encode(strokeDash=alt.StrokeDash("method:N", legend=DASHES))
+    layers = [lines, _points(base), _crosses(base, "test_accuracy")]
     if rows["floor"].is_not_null().any():
         students = alt.Chart().transform_filter("isValid(datum.floor)")
         layers.insert(0, students.mark_rule(strokeDash=DOTTED).encode(y="mean(floor):Q", color=color))
@@ -392,13 +400,13 @@ def difficulty_chart(rows: pl.DataFrame) -> Figure | None:
     order = rows["task"].unique(maintain_order=True).sort().to_list()
     color = alt.Color("task:N", title="trained on", sort=order, scale=alt.Scale(scheme="dark2"))
     base = alt.Chart().encode(x=alt.X("difficulty:Q", title="difficulty of test items", scale=alt.Scale(zero=False)))
-    lines = base.mark_line(point=alt.OverlayMarkDef(size=45)).encode(
+    scored = base.encode(
         y=alt.Y("score:Q", title="test score", scale=alt.Scale(zero=False)),
         color=color,
-        strokeDash=alt.StrokeDash("labels:N", legend=DASHES),
         tooltip=["task:N", "role:N", "labels:N", "bin:N", alt.Tooltip("score:Q", format=".3f"), "num_items:Q"],
     )
-    layers = [lines, _crosses(base, "score")]
+    lines = scored.mark_line().encode(strokeDash=alt.StrokeDash("labels:N", legend=DASHES))
+    layers = [lines, _points(scored), _crosses(scored, "score")]
     has_floor = rows["floor"].is_not_null().any()
     if has_floor:
         layers.insert(0, base.mark_line(strokeDash=DOTTED).encode(y="max(floor):Q", color=color))
