@@ -7,6 +7,7 @@ supervisor's (shuffled labels, random errors), say how much of that agreement is
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,7 @@ import numpy as np
 import polars as pl
 from scipy.stats import binomtest
 
-from analysis.answers import Answers, Share, Term, agreement, estimate, read_answers
+from analysis.answers import Answers, Share, Term, agreement, estimate
 from analysis.cells import CONTROLS, done, has_method, on_plain_truth, sized
 
 CELL = ["setting", "family", "method", "task", "weak", "strong", "weak_params", "strong_params"]
@@ -51,7 +52,7 @@ INVERSE = {
 }
 
 
-def inverse_scaling(results: pl.DataFrame, predictions: pl.DataFrame, *, axis: str = "params") -> pl.DataFrame:
+def inverse_scaling(results: pl.DataFrame, answers: Mapping[str, Answers], *, axis: str = "params") -> pl.DataFrame:
     """How agreement changes with the student's size, for each setting, family, method and `when`.
 
     A step leads from one student to the next larger of the same supervisor on the same task. Its change is the mean over
@@ -60,7 +61,6 @@ def inverse_scaling(results: pl.DataFrame, predictions: pl.DataFrame, *, axis: s
     95 % interval (see `analysis.answers`).
     """
     cells = sized(done(results), axis).filter(pl.col("weak_size") < pl.col("strong_size"))
-    answers = read_answers(predictions, [*cells["weak_key"], *cells["student_key"]])
     rows = []
     for key, group in cells.group_by(["setting", "family", "method"], maintain_order=True):
         for when, column in WHEN.items():
@@ -86,7 +86,7 @@ def _mean_steps(cells: pl.DataFrame, column: str) -> pl.Series:
     )  # fmt: skip
 
 
-def _slope_terms(cells: pl.DataFrame, answers: dict[str, Answers], *, when: str) -> dict[int, list[Term]]:
+def _slope_terms(cells: pl.DataFrame, answers: Mapping[str, Answers], *, when: str) -> dict[int, list[Term]]:
     """Seed -> the terms of its least-squares slope, with an intercept for each supervisor on each task."""
     terms: dict[int, list[Term]] = {}
     for (seed,), replicate in cells.group_by("seed", maintain_order=True):
@@ -109,7 +109,7 @@ def _slope_terms(cells: pl.DataFrame, answers: dict[str, Answers], *, when: str)
     return terms
 
 
-def _agreement_when(row: dict[str, Any], answers: dict[str, Answers], *, when: str) -> Share | None:
+def _agreement_when(row: dict[str, Any], answers: Mapping[str, Answers], *, when: str) -> Share | None:
     """Agreement of a cell's student with its supervisor where that is right or wrong. None if there is nothing to count."""
     weak, student = answers.get(row["weak_key"]), answers.get(row["student_key"])
     if weak is None or student is None:
@@ -141,12 +141,10 @@ IMITATION = {
 of the same size that learned from shuffled labels, or from the truth with as many random errors as the supervisor makes."""
 
 
-def imitation_table(results: pl.DataFrame, predictions: pl.DataFrame) -> pl.DataFrame:
+def imitation_table(results: pl.DataFrame, answers: Mapping[str, Answers]) -> pl.DataFrame:
     """How often students repeat their supervisor's mistakes, beside students that could not learn them from it."""
     cells = _with_references(done(results).filter(pl.col("weak") != pl.col("strong")))
     students = cells.filter(~has_method(*CONTROLS))
-    names = ("student_key", "shuffled_ref", "noise_ref", "weak_key")
-    answers = read_answers(predictions, [key for name in names for key in students[name]])
     head = ["setting", "family", "task", "weak", "strong", "method"]
     rows = []
     for values, group in students.group_by(head, maintain_order=True):
@@ -156,7 +154,7 @@ def imitation_table(results: pl.DataFrame, predictions: pl.DataFrame) -> pl.Data
                 _agreement_when({"weak_key": weak, "student_key": key}, answers, when="wrong")
                 for weak, key in group.select("weak_key", name).iter_rows()
             ]
-            for name in names[:3]
+            for name in ("student_key", "shuffled_ref", "noise_ref")
         )
         row: dict[str, Any] = dict.fromkeys(IMITATION) | dict(zip(head, values, strict=True))
         row |= replicates.columns("agreement", student) | {"num_replicates": group["seed"].n_unique()}
@@ -205,7 +203,7 @@ def _with_references(cells: pl.DataFrame) -> pl.DataFrame:
 # --- misfit and gain ------------------------------------------------------------------------------------------------
 
 
-def misfit_table(results: pl.DataFrame, predictions: pl.DataFrame) -> pl.DataFrame:
+def misfit_table(results: pl.DataFrame, answers: Mapping[str, Answers]) -> pl.DataFrame:
     """Mean over seeds of misfit and gain, for two-way tasks.
 
     `misfit` is the mean squared difference of the student's and the supervisor's probabilities, and `gain` is by how much the
@@ -215,7 +213,6 @@ def misfit_table(results: pl.DataFrame, predictions: pl.DataFrame) -> pl.DataFra
     accuracy can never gain more than that.
     """
     cells = done(results)
-    answers = read_answers(predictions, [*cells["weak_key"], *cells["student_key"]])
     errors = [
         _errors(answers.get(weak), answers.get(own))
         for weak, own in cells.select("weak_key", "student_key").iter_rows()

@@ -7,7 +7,7 @@ their common noise cancels in a difference. The quantile is Student's t with the
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -23,7 +23,7 @@ class Answers:
     """What one Fit answers to the test items, in the order of their ids."""
 
     answer: np.ndarray
-    """[item]: the class, or a hash of the completion. Equal numbers are equal answers."""
+    """[item]: the class, or a hash of the completion."""
     probability: np.ndarray
     label: np.ndarray | None
     """None where the answers are completions."""
@@ -54,27 +54,21 @@ class Estimate(NamedTuple):
     high: float
 
 
-def read_answers(predictions: pl.DataFrame, keys: Iterable[str | None]) -> dict[str, Answers]:
-    """Key -> answers, of those Fits that have predictions."""
+def read_answers(predictions: pl.DataFrame) -> dict[str, Answers]:
+    """Key -> answers of every Fit."""
     if not {"probability", "label"} <= set(predictions.columns):
         return {}
-    wanted = {key for key in keys if key is not None}
-    label, group = pl.col("label"), pl.col("group" if "group" in predictions.columns else "id")
-    completion = pl.col("completion" if "completion" in predictions.columns else "id")
-    rows = (
-        predictions.select(pl.col("key").cast(pl.String), "id", "probability", "label", "correct", completion.hash().alias("completion"), group.hash().alias("group"))
-        .filter(pl.col("key").is_in(list(wanted)))
-        .sort("key", "id")
-        .with_columns(pl.when(label.is_null()).then("completion").otherwise((pl.col("probability") > 0.5).cast(pl.UInt64)).alias("answer"))
-    )  # fmt: skip
     answers = {}
-    for (key,), part in rows.group_by("key", maintain_order=True):
+    for (key,), rows in predictions.group_by("key", maintain_order=True):
+        by_id = rows if rows["id"].is_sorted() else rows.sort("id")
+        is_two_way = not by_id["label"].has_nulls()
+        group = by_id["group" if "group" in by_id.columns else "id"].hash().to_numpy()
         answers[str(key)] = Answers(
-            part["answer"].to_numpy(),
-            part["probability"].to_numpy(),
-            None if part["label"].has_nulls() else part["label"].to_numpy(),
-            part["correct"].to_numpy(),
-            np.unique(part["group"].to_numpy(), return_inverse=True)[1],
+            (by_id["probability"] > 0.5 if is_two_way else by_id["completion"].hash()).to_numpy(),
+            by_id["probability"].to_numpy(),
+            by_id["label"].to_numpy() if is_two_way else None,
+            by_id["correct"].to_numpy(),
+            np.unique(group, return_inverse=True)[1].astype(np.int32),
         )
     return answers
 

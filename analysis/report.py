@@ -24,6 +24,7 @@ import polars as pl
 import vl_convert as vlc
 
 from analysis import agreement, charts, controls, difficulty, stopping, tables
+from analysis.answers import read_answers
 from analysis.bootstrap import resample
 from analysis.cells import AXES, done, on_plain_truth
 from analysis.pgr import pgr_table
@@ -46,14 +47,15 @@ def write_report(out: Path, *, facts: dict[str, Any] | None = None, study_text: 
     samples = resample(results, predictions)
     pgr = pgr_table(samples)
     fits, fit_curves = fit_scaling(samples, axis=axis)
+    answers = read_answers(predictions)
     bare = {
         "fits": fits,
         "fit_curves": fit_curves,
         "scores": agreement.scores_table(results, predictions),
         "agreement": agreement.agreement_table(results),
-        "inverse_scaling": agreement.inverse_scaling(results, predictions, axis=axis),
-        "imitation": agreement.imitation_table(results, predictions),
-        "misfit": agreement.misfit_table(results, predictions),
+        "inverse_scaling": agreement.inverse_scaling(results, answers, axis=axis),
+        "imitation": agreement.imitation_table(results, answers),
+        "misfit": agreement.misfit_table(results, answers),
         "learning": agreement.learning_table(results, curves),
         "calibration": agreement.calibration_table(results, predictions),
         "stopping": stopping.stopping_table(results, curves, pgr),
@@ -357,8 +359,24 @@ def _imitation(rows: pl.DataFrame) -> Section | None:
 
 
 def _parts(parts: pl.DataFrame) -> Section | None:
-    """How many rows and groups the parts of each task have."""
-    return None if parts.is_empty() else section("Rows and groups of each part", parts)
+    """How many rows and groups the halves and the test set of each task have: the fewest over replicates."""
+    if parts.is_empty():
+        return None
+    counts = ("num_rows", "num_groups", "effective_groups")
+    shown = (
+        parts.group_by("task", "part")
+        .agg(
+            *(pl.col(name).min() for name in counts if name in parts.columns),
+            *(pl.col(name).max() for name in ("largest_group",) if name in parts.columns),
+        )
+        .sort("task", "part")
+    )
+    note = (
+        "Half A teaches supervisors, half B students and ceilings. Where replicates have halves of their own, the counts are the "
+        "fewest of all, and the largest group is the largest of all. Rows of one group are not independent: effective_groups "
+        "says how many groups of equal size would be as good."
+    )
+    return section("Rows and groups of each part", shown, note=note)
 
 
 def _stopping(rows: pl.DataFrame) -> Section | None:

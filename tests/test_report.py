@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 
 from analysis import agreement, charts, controls, report, scaling, stopping
-from analysis.answers import Share, Term, estimate
+from analysis.answers import Share, Term, estimate, read_answers
 from analysis.bootstrap import Sample
 from analysis.difficulty import difficulty_table
 
@@ -66,8 +66,6 @@ def pgr_of(*rows: dict[str, Any]) -> pl.DataFrame:
     return pl.DataFrame([common | row for row in rows], schema_overrides=types, infer_schema_length=None)
 
 
-NO_PREDICTIONS = pl.DataFrame(schema={"key": pl.String, "id": pl.String, "correct": pl.Boolean})
-
 # --- inverse scaling ------------------------------------------------------------------------------------------------
 
 
@@ -77,11 +75,11 @@ def test_seeds_that_are_alike_make_one_step_not_ten() -> None:
         for seed in range(10)
         for params, wrong in ((100, 0.6), (1000, 0.5 if seed else 0.7))
     ]
-    steps = agreement.inverse_scaling(results_of(*rows), NO_PREDICTIONS).filter(pl.col("when") == "wrong")
+    steps = agreement.inverse_scaling(results_of(*rows), {}).filter(pl.col("when") == "wrong")
     [row] = steps.to_dicts()
     assert (row["steps_down"], row["steps_up"], row["num_replicates"]) == (1, 0, 10)
     assert row["p_value"] == 1.0, "one contrast proves nothing, in however many seeds"
-    level = agreement.inverse_scaling(results_of(*rows), NO_PREDICTIONS).filter(pl.col("when") == "right")
+    level = agreement.inverse_scaling(results_of(*rows), {}).filter(pl.col("when") == "right")
     assert level.select("steps_down", "steps_up", "p_value").row(0) == (0, 0, None)
 
 
@@ -94,7 +92,7 @@ def test_the_slope_of_agreement_by_hand() -> None:
         naive_s_m_t_0=[0.1, 0.1, 0.1, 0.9, 0.1, 0.1, 0.1, 0.9],
         naive_s_l_t_0=[0.1, 0.9, 0.9, 0.9, 0.1, 0.1, 0.1, 0.1],
     )
-    table = agreement.inverse_scaling(results, predictions)
+    table = agreement.inverse_scaling(results, read_answers(predictions))
     slopes = dict(table.select("when", "slope").iter_rows())
     assert slopes["wrong"] == pytest.approx(-0.5) and slopes["right"] == pytest.approx(0.25)
     assert (table["slope_low"] < table["slope"]).all() and (table["slope"] < table["slope_high"]).all()
@@ -124,7 +122,7 @@ def test_twins_of_a_seed_are_one_replicate() -> None:
         {"strong": str(p), "strong_params": p, "swapped": swapped, "weak_key": f"w{swapped}", "student_key": f"{p}{swapped}"} | same
         for p in (100, 1000) for swapped in (False, True)
     ]  # fmt: skip
-    table = agreement.inverse_scaling(results_of(*cells), NO_PREDICTIONS)
+    table = agreement.inverse_scaling(results_of(*cells), {})
     assert table["num_replicates"].to_list() == [1, 1] and table["steps_down"].to_list() == [0, 0]
 
 
@@ -141,11 +139,12 @@ def test_imitated_mistakes_beside_shuffled_and_noise() -> None:
         noise_s_m_t_0=[0.1, 0.9, 0.9, 0.9, 0.1, 0.1],
         shuffled=[0.1, 0.1, 0.9, 0.9, 0.9, 0.9],
     )
-    [row] = agreement.imitation_table(results, predictions).to_dicts()
+    [row] = agreement.imitation_table(results, read_answers(predictions)).to_dicts()
     assert (row["method"], row["agreement"], row["shuffled"], row["noise"]) == ("naive", 0.75, 0.5, 0.25)
     assert (row["more_than_shuffled"], row["more_than_noise"]) == (0.25, 0.5)
     assert row["more_than_noise_low"] < 0.5 < row["more_than_noise_high"]
-    [alone] = agreement.imitation_table(results.filter(pl.col("method") == "naive").drop("shuffled_key"), predictions).to_dicts()  # fmt: skip
+    alone_results = results.filter(pl.col("method") == "naive").drop("shuffled_key")
+    [alone] = agreement.imitation_table(alone_results, read_answers(predictions)).to_dicts()
     assert alone["agreement"] == 0.75 and alone["shuffled"] is None and alone["more_than_noise"] is None
 
 
@@ -161,7 +160,7 @@ def test_misfit_and_gain_are_squared_errors_and_may_fall_on_either_side() -> Non
         naive_s_m_t_0=[0.8, 0.8, 0.2, 0.2],  # nearer to the truth, with the same answers
         naive_s_l_t_0=[0.4, 0.8, 0.4, 0.4],
     )
-    by_size = {row["strong"]: row for row in agreement.misfit_table(results, predictions).to_dicts()}
+    by_size = {row["strong"]: row for row in agreement.misfit_table(results, read_answers(predictions)).to_dicts()}
     assert by_size["m"]["misfit"] == pytest.approx(0.04) and by_size["m"]["gain"] == pytest.approx(0.16 - 0.04)
     assert by_size["m"]["gain"] > by_size["m"]["misfit"], "no such point exists under accuracy"
     assert by_size["l"]["misfit"] == pytest.approx(0.02) and by_size["l"]["gain"] == pytest.approx((0.32 - 0.4) / 4)
@@ -292,11 +291,9 @@ def test_sizes_of_the_same_parameters_give_a_curve_of_compute() -> None:
 def test_inverse_scaling_on_the_axis_of_compute() -> None:
     sizes = {"weak_params": 100, "strong_params": 100, "weak_flops": 1e18}
     rows = [sizes | {"strong": s, "strong_flops": f, "agreement_when_weak_wrong": a} for s, f, a in (("m", 1e19, 0.6), ("l", 1e20, 0.5))]  # fmt: skip
-    table = agreement.inverse_scaling(results_of(*rows), NO_PREDICTIONS, axis="compute")
+    table = agreement.inverse_scaling(results_of(*rows), {}, axis="compute")
     assert table.filter(pl.col("when") == "wrong")["steps_down"].to_list() == [1]
-    assert agreement.inverse_scaling(results_of(*rows), NO_PREDICTIONS).is_empty(), (
-        "the sizes don't differ in parameters"
-    )
+    assert agreement.inverse_scaling(results_of(*rows), {}).is_empty(), "the sizes don't differ in parameters"
 
 
 def test_the_band_holds_the_disagreement_of_the_forms() -> None:
