@@ -2,7 +2,8 @@
 
 Two controls stand beside every cell: the untrained strong model, and the strong model trained on shuffled labels. A PGR means
 little where the untrained model is as good as the ceiling (`no_headroom` in pgr.parquet), and nothing about supervision where
-shuffled labels do as well as the supervisor's (`label_sensitive` is false). This file reads these columns and computes none.
+shuffled labels do as well as the supervisor's (`label_sensitive` is false). `controls_reason` says in words what a control forbids to conclude. This file reads these columns
+and computes none.
 """
 
 from __future__ import annotations
@@ -12,12 +13,12 @@ from pathlib import Path
 import polars as pl
 
 from analysis import tables
-from analysis.cells import CONTROLS, complete, done, has_method
+from analysis.cells import CONTROLS, done, has_method
 
 PLACE = ["setting", "family", "task", "weak", "strong", "method"]
-NO_HEADROOM = "untrained is as good as the ceiling"
-NOT_SENSITIVE = "shuffled labels do as well"
-OPTIONAL = {"floor": pl.Float64, "no_headroom": pl.Boolean, "label_sensitive": pl.Boolean}
+NO_HEADROOM = "ceiling not clearly above untrained"
+NOT_SENSITIVE = "not clearly above shuffled labels"
+OPTIONAL = {"no_headroom": pl.Boolean, "label_sensitive": pl.Boolean, "controls_reason": pl.String}
 
 
 def with_fails(pgr: pl.DataFrame) -> pl.DataFrame:
@@ -65,53 +66,42 @@ def marked(table: pl.DataFrame, pgr: pl.DataFrame) -> pl.DataFrame:
     return table.join(fails, on=place, how="left", nulls_equal=True, maintain_order="left")
 
 
-def verdicts(results: pl.DataFrame, pgr: pl.DataFrame) -> list[str]:
+def verdicts(pgr: pl.DataFrame) -> list[str]:
     """One sentence for each task: what its controls allow one to conclude from its PGR. Judged by naive students, if any."""
     pairs = with_fails(pgr).filter(
         pl.col("task").is_not_null() & (pl.col("weak") != pl.col("strong")) & (pl.col("num_cells") > 0)
     )
-    cells = complete(results)
     sentences = []
     for (task,), rows in pairs.group_by("task", maintain_order=True):
         naive, arms = rows.filter(has_method("naive")), rows.filter(~has_method(*CONTROLS))
-        had_controls = cells.filter(pl.col("task") == task)["controls"].fill_null(False).any()
-        judged = next(table for table in (naive, arms, rows) if table.height)
-        sentences.append(f"{task}: {_verdict(judged, had_controls=bool(had_controls))}")
+        sentences.append(f"{task}: {_verdict(next(table for table in (naive, arms, rows) if table.height))}.")
     return sentences
 
 
-def _verdict(pairs: pl.DataFrame, *, had_controls: bool) -> str:
-    if pairs["gap_too_small"].fill_null(True).all():
-        return "no ceiling is clearly above its supervisor, so there is no PGR to speak of."
-    known = pairs.filter(pl.col("label_sensitive").is_not_null() | pl.col("no_headroom").is_not_null())
-    if known.is_empty():
-        why = "its controls have no result yet" if had_controls else "no controls were run"
-        return f"{why}, so nothing vouches for its PGR."
-    clauses = []
-    for column, fault in (("label_sensitive", False), ("no_headroom", True)):
-        num_failing = int((known[column].eq_missing(fault)).sum())
-        if num_failing:
-            scope = "" if num_failing == known.height else f" for {num_failing} of {known.height} pairs"
-            clauses.append(CLAUSES[column] + scope)
-    if clauses:
-        its = "its" if known["fails"].is_not_null().all() else "their"
-        return f"{' and '.join(clauses)}; {its} PGR does not measure generalization."
-    if known["label_sensitive"].is_null().all():
-        return "the ceiling is above the untrained model, but no student of shuffled labels vouches for its PGR."
-    if known["no_headroom"].is_null().all():
-        return "shuffled labels do worse than the supervisor's; no untrained model tells what pretraining alone gives."
-    return (
-        "shuffled labels do worse than the supervisor's and the ceiling is above the untrained model; its PGR measures what "
-        "supervision adds."
-    )
-
-
-CLAUSES = {
-    "label_sensitive": "shuffled labels do as well as the supervisor's",
-    "no_headroom": "the untrained model is as good as the ceiling",
-}
+def _verdict(pairs: pl.DataFrame) -> str:
+    clear = pairs.filter(~pl.col("gap_too_small"))
+    if clear.is_empty():
+        return "no ceiling is clearly above its supervisor, so there is no PGR"
+    reasons = [reason for text in clear["controls_reason"].drop_nulls() for reason in text.split(". ")]
+    if reasons:
+        counts = {reason: reasons.count(reason) for reason in reasons}
+        return "; moreover, ".join(
+            reason if count == clear.height else f"{reason} ({count} of {clear.height} pairs)"
+            for reason, count in counts.items()
+        )
+    has_untrained, has_shuffled = (clear[column].is_not_null().any() for column in ("no_headroom", "label_sensitive"))
+    if has_untrained and has_shuffled:
+        return (
+            "shuffled labels do worse than the supervisor's and the ceiling is above the untrained model; its PGR measures "
+            "what supervision adds"
+        )
+    if has_shuffled:
+        return "shuffled labels do worse than the supervisor's; no untrained model tells what pretraining alone gives"
+    if has_untrained:
+        return "the ceiling is above the untrained model; no students of shuffled labels vouch for its PGR"
+    return "no controls were run, so nothing vouches for its PGR"
 
 
 def read_verdicts(folder: Path) -> list[str]:
     """The sentences of a report that was written to this folder."""
-    return verdicts(tables.read(folder / "results.parquet", {}), tables.read(folder / "pgr.parquet", {}))
+    return verdicts(tables.read(folder / "pgr.parquet", {}))

@@ -60,9 +60,10 @@ def pgr_of(*rows: dict[str, Any]) -> pl.DataFrame:
     """Rows of pgr.parquet."""
     common = {
         "setting": "classification", "task": "t", "family": "f", "weak": "s", "strong": "m", "method": "naive",
-        "gap_too_small": False, "no_headroom": False, "label_sensitive": True, "num_cells": 1, "pgr": 0.5,
+        "gap_too_small": False, "no_headroom": False, "label_sensitive": True, "controls_reason": None, "num_cells": 1,
+        "pgr": 0.5,
     }  # fmt: skip
-    types = {"task": pl.String, "no_headroom": pl.Boolean, "label_sensitive": pl.Boolean}
+    types = {"task": pl.String, "no_headroom": pl.Boolean, "label_sensitive": pl.Boolean, "controls_reason": pl.String}
     return pl.DataFrame([common | row for row in rows], schema_overrides=types, infer_schema_length=None)
 
 
@@ -324,26 +325,34 @@ def test_the_band_holds_the_disagreement_of_the_forms() -> None:
 # --- controls -------------------------------------------------------------------------------------------------------
 
 
+SHUFFLED = "shuffled labels do as well as the supervisor's; its PGR does not measure generalization"
+UNTRAINED = "the untrained model does as well as the ceiling; its PGR does not measure what supervision adds"
+NOT_RUN = {"no_headroom": None, "label_sensitive": None}
+
+
 @pytest.mark.parametrize(
-    ("rows", "has_controls", "sentence"),
+    ("rows", "sentence"),
     [
-        ([{"label_sensitive": False}], True, "t: shuffled labels do as well as the supervisor's; its PGR does not measure generalization."),
-        ([{"no_headroom": True}], True, "t: the untrained model is as good as the ceiling; its PGR does not measure generalization."),
-        ([{"label_sensitive": False}, {"strong": "l"}], True, "t: shuffled labels do as well as the supervisor's for 1 of 2 pairs; their PGR does not"),
-        ([{}], True, "t: shuffled labels do worse than the supervisor's and the ceiling is above the untrained model; its PGR measures"),
-        ([{"no_headroom": None}], True, "t: shuffled labels do worse than the supervisor's; no untrained model"),
-        ([{"no_headroom": None, "label_sensitive": None}], False, "t: no controls were run, so nothing vouches for its PGR."),
-        ([{"no_headroom": None, "label_sensitive": None}], True, "t: its controls have no result yet, so nothing vouches"),
-        ([{"gap_too_small": True}], True, "t: no ceiling is clearly above its supervisor"),
+        ([{"label_sensitive": False, "controls_reason": SHUFFLED}], f"t: {SHUFFLED}."),
+        ([{"label_sensitive": False, "controls_reason": f"{UNTRAINED}. {SHUFFLED}"}], f"t: {UNTRAINED}; moreover, {SHUFFLED}."),
+        ([{"label_sensitive": False, "controls_reason": SHUFFLED}, {"strong": "l"}], f"t: {SHUFFLED} (1 of 2 pairs)."),
+        ([{"label_sensitive": False, "controls_reason": SHUFFLED, "method": "noise"}, {}], "t: shuffled labels do worse"),
+        ([{}], "t: shuffled labels do worse than the supervisor's and the ceiling is above the untrained model; its PGR measures"),
+        ([{"no_headroom": None}], "t: shuffled labels do worse than the supervisor's; no untrained model"),
+        ([{"label_sensitive": None}], "t: the ceiling is above the untrained model; no students of shuffled labels"),
+        ([NOT_RUN], "t: no controls were run, so nothing vouches for its PGR."),
+        ([NOT_RUN | {"controls_reason": "the study has no controls, so nothing vouches for its PGR"}], "t: the study has no controls, so nothing"),
+        ([{"gap_too_small": True}], "t: no ceiling is clearly above its supervisor"),
     ],
 )  # fmt: skip
-def test_each_task_gets_a_sentence(rows: list[dict[str, Any]], has_controls: bool, sentence: str) -> None:
-    results = results_of({"controls": has_controls})
-    [text] = controls.verdicts(results, pgr_of(*rows))
+def test_each_task_gets_a_sentence(rows: list[dict[str, Any]], sentence: str) -> None:
+    [text] = controls.verdicts(pgr_of(*rows))
     assert text.startswith(sentence)
-    if not has_controls:
-        [text] = controls.verdicts(results.drop("controls"), pgr_of(*rows).drop("no_headroom", "label_sensitive"))
-        assert "nothing vouches" in text, "a table of an older version has no such columns"
+
+
+def test_a_table_without_controls_vouches_for_nothing() -> None:
+    [text] = controls.verdicts(pgr_of({}).drop("no_headroom", "label_sensitive", "controls_reason"))
+    assert "nothing vouches" in text
 
 
 def test_rows_that_fail_a_control_are_marked() -> None:
@@ -351,9 +360,9 @@ def test_rows_that_fail_a_control_are_marked() -> None:
         {"label_sensitive": False}, {"strong": "l"}, {"task": None, "label_sensitive": False, "no_headroom": True}
     )
     rows = controls.marked(results_of({}, {"strong": "l"}, {"task": "other"}), pgr)
-    assert rows["fails"].to_list() == ["shuffled labels do as well", None, None]
+    assert rows["fails"].to_list() == ["not clearly above shuffled labels", None, None]
     pairs = controls.marked(pl.DataFrame({"setting": ["classification"], "family": "f", "method": "naive", "weak": "s", "strong": "m"}), pgr)  # fmt: skip
-    assert pairs["fails"].to_list() == ["untrained is as good as the ceiling; shuffled labels do as well"]
+    assert pairs["fails"].to_list() == ["ceiling not clearly above untrained; not clearly above shuffled labels"]
     families = controls.marked(pl.DataFrame({"setting": ["classification"], "family": "f", "method": "naive"}), pgr)
     assert families["num_failing"].to_list() == [1]
 
@@ -417,7 +426,9 @@ def test_floors_and_crosses_are_drawn(tmp_path: Path, monkeypatch: pytest.Monkey
         report,
         "pgr_table",
         lambda samples, table=report.pgr_table: table(samples).with_columns(
-            pl.lit(False).alias("label_sensitive"), pl.lit(False).alias("no_headroom")
+            pl.lit(False).alias("label_sensitive"),
+            pl.lit(False).alias("no_headroom"),
+            pl.lit(SHUFFLED).alias("controls_reason"),
         ),
     )
     planted_study(tmp_path / "out", with_controls=True)
@@ -430,5 +441,5 @@ def test_floors_and_crosses_are_drawn(tmp_path: Path, monkeypatch: pytest.Monkey
         assert ("floor dotted" in figure) == (name in ("score", "learning"))
     for name in ("results", "pgr", "scores", "agreement", "misfit", "learning", "imitation"):
         table = pl.read_csv(tmp_path / f"out/tables/{name}.csv")
-        assert "shuffled labels do as well" in table["fails"].to_list(), name
+        assert "not clearly above shuffled labels" in table["fails"].to_list(), name
     assert "Imitated mistakes" in page and "Scores of all models" in page
