@@ -24,6 +24,7 @@ CROSS = "M-1,-1L1,1M1,-1L-1,1"
 DOTTED = [2, 3]
 DASHES = alt.Legend(symbolType="stroke", symbolSize=400)
 """Lines with dashes get their points from a layer of their own: with points on the lines, this legend would draw no strokes."""
+AXIS_FORMATS = {"params": ".2~s", "compute": ".0e", "fraction": "~g"}
 MAX_METHODS = 5
 """With more methods than this, a study's methods are listed rather than drawn as lines."""
 MAX_CURVE_POINTS = 40
@@ -118,7 +119,7 @@ def _score_layers(base: alt.Chart, rows: pl.DataFrame, *below: alt.Chart) -> alt
     ceiling = base.mark_line(point=alt.OverlayMarkDef(color="black", size=55), color="black").encode(
         y=alt.Y("mean(ceiling_score):Q"), tooltip=[alt.Tooltip("mean(ceiling_score):Q", format=".3f", title="ceiling")]
     )
-    layers = [ceiling, *below, students, _crosses(base, "student_score")]
+    layers = [ceiling, *below, _crosses(base, "student_score"), students]
     if rows["floor"].is_not_null().any():
         stroke = alt.OverlayMarkDef(shape="stroke", size=120, filled=False)
         layers.insert(0, base.mark_line(strokeDash=DOTTED, point=stroke).encode(y="floor:Q", color=color))
@@ -135,8 +136,8 @@ def _points(base: alt.Chart) -> alt.Chart:
 
 
 def _crosses(base: alt.Chart, field: str) -> alt.Chart:
-    """A red cross on every point that fails a control. It is thin, so that the point's own colour shows."""
-    crosses = base.mark_point(shape=CROSS, filled=False, size=120, strokeWidth=2.5, opacity=1).encode(
+    """A red cross behind every point that fails a control. The point itself, which lies above it, keeps its colour and shape."""
+    crosses = base.mark_point(shape=CROSS, filled=False, size=280, strokeWidth=2.5, opacity=1).encode(
         y=f"{field}:Q", color=alt.value(RED), tooltip=["fails:N"]
     )
     return crosses.transform_filter("isValid(datum.fails)")
@@ -162,7 +163,7 @@ def _pgr_layers(axis: str, color: alt.Color) -> alt.LayerChart:
     )
     bars = base.mark_rule(opacity=0.55, strokeWidth=2).encode(y="pgr_low:Q", y2="pgr_high:Q")
     full = alt.Chart().mark_rule(strokeDash=[4, 4], color="grey").encode(y=alt.datum(1))
-    return alt.layer(full, bars, lines, _crosses(base, "pgr"))
+    return alt.layer(full, bars, _crosses(base, "pgr"), lines)
 
 
 def pair_map(rows: pl.DataFrame) -> Figure | None:
@@ -230,7 +231,7 @@ def methods_list(rows: pl.DataFrame) -> Figure | None:
         crosses = _crosses(base.encode(x=alt.X("pgr:Q", scale=scale)), "method").encode(y=y)
         bounds = [alt.Chart().mark_rule(strokeDash=[4, 4], color="grey").encode(x=alt.datum(bound)) for bound in (0, 1)]
         panels.append(
-            alt.layer(*bounds, bars, points, crosses).properties(width=WIDTH, height=alt.Step(18), title=str(panel))
+            alt.layer(*bounds, bars, crosses, points).properties(width=WIDTH, height=alt.Step(18), title=str(panel))
         )
     return alt.concat(*panels, columns=2, title=_title("Methods compared", rows))
 
@@ -261,7 +262,7 @@ def agreement_chart(rows: pl.DataFrame, *, axis: str) -> Figure | None:
         tooltip=_tooltip("agreement", extra="when"),
     )
     dash = alt.StrokeDash("when:N", title="supervisor is", sort=["right", "wrong"], legend=DASHES)
-    layers = alt.layer(base.mark_line().encode(strokeDash=dash), _points(base), _crosses(base, "agreement"))
+    layers = alt.layer(base.mark_line().encode(strokeDash=dash), _crosses(base, "agreement"), _points(base))
     return _panels(layers, rows, title=_title("Agreement with the supervisor", rows))
 
 
@@ -283,7 +284,7 @@ def misfit_chart(rows: pl.DataFrame) -> Figure | None:
     )
     panels = []
     for (panel,), group in rows.group_by("panel", maintain_order=True):
-        layers = (layer.properties(data=group) for layer in (points, _crosses(base, "gain")))
+        layers = (layer.properties(data=group) for layer in (_crosses(base, "gain"), points))
         panels.append(alt.layer(line, *layers).properties(width=WIDTH, height=HEIGHT, title=str(panel)))
     return alt.concat(*panels, columns=2, title=_title("Misfit and gain (theory: above the dashed line)", rows))
 
@@ -317,7 +318,7 @@ def learning_chart(rows: pl.DataFrame) -> Figure | None:
         tooltip=["line:N", "method:N", "epoch:Q", alt.Tooltip("test_accuracy:Q", format=".3f")],
     )
     lines = base.mark_line().encode(strokeDash=alt.StrokeDash("method:N", legend=DASHES))
-    layers = [lines, _points(base), _crosses(base, "test_accuracy")]
+    layers = [lines, _crosses(base, "test_accuracy"), _points(base)]
     if rows["floor"].is_not_null().any():
         students = alt.Chart().transform_filter("isValid(datum.floor)")
         layers.insert(0, students.mark_rule(strokeDash=DOTTED).encode(y="mean(floor):Q", color=color))
@@ -406,7 +407,7 @@ def difficulty_chart(rows: pl.DataFrame) -> Figure | None:
         tooltip=["task:N", "role:N", "labels:N", "bin:N", alt.Tooltip("score:Q", format=".3f"), "num_items:Q"],
     )
     lines = scored.mark_line().encode(strokeDash=alt.StrokeDash("labels:N", legend=DASHES))
-    layers = [lines, _points(scored), _crosses(scored, "score")]
+    layers = [lines, _crosses(scored, "score"), _points(scored)]
     has_floor = rows["floor"].is_not_null().any()
     if has_floor:
         layers.insert(0, base.mark_line(strokeDash=DOTTED).encode(y="max(floor):Q", color=color))
@@ -434,13 +435,13 @@ def stopping_chart(rows: pl.DataFrame) -> Figure | None:
     )
     y = alt.Y("method:N", title=None, sort=rows["method"].unique(maintain_order=True).to_list())
     base = alt.Chart().encode(x=alt.X("pgr:Q", title="PGR"))
-    points = base.mark_point(filled=True, size=80).encode(
+    points = base.mark_point(filled=True, size=80, opacity=1).encode(
         y=y,
         color=alt.Color("rule:N", title="stopped", scale=alt.Scale(scheme="dark2"), legend=alt.Legend(labelLimit=400)),
         shape=alt.Shape("rule:N", title="stopped"),
         tooltip=["task:N", "method:N", "rule:N", *(alt.Tooltip(f"{n}:Q", format=".3f") for n in ("score", "pgr"))],
     )
-    layers = alt.layer(points, _crosses(base, "method").encode(y=y))
+    layers = alt.layer(_crosses(base, "method").encode(y=y), points)
     return _panels(layers, rows, title=_title("When to stop training", rows), height=alt.Step(18))
 
 
@@ -481,14 +482,15 @@ def _size_axis(axis: str) -> alt.X:
         "strong_size:Q",
         title=AXES[axis],
         scale=alt.Scale(type="log", nice=False, padding=14),
-        axis=alt.Axis(format=".2~s", tickCount=4),
+        axis=alt.Axis(format=AXIS_FORMATS[axis], tickCount=4),
     )
 
 
 def _supervisor_color(rows: pl.DataFrame) -> alt.Color:
     size = "weak_size" if "weak_size" in rows.columns else "weak_params"
     order = rows.sort(size, maintain_order=True)["weak"].unique(maintain_order=True).to_list()
-    return alt.Color("weak:N", title="supervisor", sort=order, scale=alt.Scale(domain=order, scheme="viridis"))
+    legend, scale = alt.Legend(symbolOpacity=1), alt.Scale(domain=order, scheme="viridis")
+    return alt.Color("weak:N", title="supervisor", sort=order, scale=scale, legend=legend)
 
 
 def _scheme(order: list[str], *, black: str) -> alt.Scale:
