@@ -238,6 +238,7 @@ def _sections(frames: dict[str, pl.DataFrame]) -> list[Section]:
         _fits(frames["fits"]),
         _inverse(frames["inverse_scaling"]),
         _imitation(frames["imitation"]),
+        _misfit(frames["misfit"]),
         _stopping(frames["stopping"]),
         _copying(frames["copying"]),
         _parts(frames["parts"]),
@@ -271,6 +272,8 @@ def _pgr(pgr: pl.DataFrame) -> Section:
         texts = [pl.col(f"{name}{end}").round(2).cast(pl.String) for end in ("_low", "_high")]
         return pl.format("{} to {}", *texts).alias(f"{name} 95 %")
 
+    flags = [pl.col(name) for name in ("no_headroom", "label_sensitive")]
+    untested = pl.when(pl.all_horizontal(flag.is_null() for flag in flags)).then(pl.lit("not tested"))
     shown = pgr.select(
         pl.col("task").fill_null("all tasks"),
         "family",
@@ -292,7 +295,7 @@ def _pgr(pgr: pl.DataFrame) -> Section:
         pl.col("pgr_median").alias("median of cells"),
         pl.col("num_seeds").alias("seeds"),
         pl.col("num_dropped").alias("dropped"),
-        pl.col("fails").fill_null("").alias("fails a control"),
+        pl.coalesce("fails", untested).fill_null("").alias("fails a control"),
         pl.col("reason").fill_null(""),
     )
     note = (
@@ -356,6 +359,18 @@ def _imitation(rows: pl.DataFrame) -> Section | None:
         "test items."
     )
     return section("Imitated mistakes", rows, note=note)
+
+
+def _misfit(rows: pl.DataFrame) -> Section | None:
+    if rows.is_empty():
+        return None
+    note = (
+        "Misfit is the mean squared difference of the student's and the supervisor's probabilities, and gain is by how much the "
+        "student's squared error is below its supervisor's. For students trained by squared loss, from a convex class that holds "
+        "the truth, the gain is at least the misfit (Charikar et al. 2024). Students here are networks trained by other losses, "
+        "so a gain below the misfit contradicts nothing but the hope that the theorem carries over."
+    )
+    return section("Misfit and gain", rows.drop("weak_params", "strong_params"), note=note)
 
 
 def _parts(parts: pl.DataFrame) -> Section | None:
