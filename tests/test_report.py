@@ -421,16 +421,7 @@ def test_without_controls_the_first_paragraph_says_that_nothing_vouches(tmp_path
     assert "The Fits of this study mix versions: torch 2.13 (1 Fits), 2.14 (2 Fits)." in page
 
 
-def test_floors_and_crosses_are_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        report,
-        "pgr_table",
-        lambda samples, table=report.pgr_table: table(samples).with_columns(
-            pl.lit(False).alias("label_sensitive"),
-            pl.lit(False).alias("no_headroom"),
-            pl.lit(SHUFFLED).alias("controls_reason"),
-        ),
-    )
+def test_floors_and_crosses_are_drawn(tmp_path: Path) -> None:
     planted_study(tmp_path / "out", with_controls=True)
     page = report.write_report(tmp_path / "out").read_text()
     first = page.split("</p>")[0]
