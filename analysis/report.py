@@ -211,7 +211,7 @@ def _notice(frames: dict[str, pl.DataFrame], specs: dict[str, dict[str, Any]]) -
     return ""
 
 
-VERSIONS = ("w2s_ray", "torch", "transformers", "deepspeed")
+VERSIONS = ("w2s_ray", "torch", "transformers", "deepspeed", "ray")
 """Columns of runs.parquet that name what a Fit ran under."""
 
 
