@@ -17,9 +17,9 @@ from scipy.stats import binom
 
 from analysis import agreement, charts, compare, methods, scaling, stopping, tables
 from analysis.bootstrap import Sample, resample
-from analysis.intervals import Moments, critical_value
+from analysis.intervals import Moments, Noise, critical_value
 from analysis.methods import method_table
-from analysis.pgr import control_sentences, pgr_table
+from analysis.pgr import control_sentences, measured_noise, pgr_table
 from analysis.report import write_report
 from w2s_ray.cost import pgr_half_width
 from w2s_ray.results import write_results
@@ -588,9 +588,32 @@ def test_the_size_axis_can_be_another(store: Store, tmp_path: Path, axis: str) -
 
 
 def test_the_precision_to_expect_by_hand() -> None:
-    assert pgr_half_width(2000, gap=0.1, num_seeds=1) == pytest.approx(1.96 * (0.1125 / 2000) ** 0.5 / 0.1)
-    assert pgr_half_width(8000, gap=0.1, num_seeds=3) == pytest.approx(pgr_half_width(2000, gap=0.1, num_seeds=3) / 2)
-    assert 0.94 < pgr_half_width(2000, gap=0.1, num_seeds=5) / pgr_half_width(2000, gap=0.1, num_seeds=1) < 1
+    """Per item the variance is 1.5 * 3/16 * 0.4 = 0.1125, of which replicates share 0.7; between replicates 1.5 * 0.01^2."""
+    one = pgr_half_width(2000, gap=0.1, num_seeds=1)
+    assert one == pytest.approx(1.96 * (0.1125 / 2000) ** 0.5 / 0.1, rel=1e-3)
+    items, between = 0.7 * 0.1125 / 2000, (1.5e-4 + 0.3 * 0.1125 / 2000) / 5
+    quantile = critical_value(between / (items + between), num_replicates=5, num_groups=2000)
+    assert pgr_half_width(2000, gap=0.1, num_seeds=5) == pytest.approx(quantile * (items + between) ** 0.5 / 0.1)
+    widths = [pgr_half_width(2000, gap=0.1, num_seeds=num) for num in (2, 3, 5, 10)]
+    assert widths == sorted(widths, reverse=True) and widths[0] > 3 * widths[1], "two replicates say little"
+    grouped = pgr_half_width(2000, gap=0.1, num_seeds=1, num_groups=34)
+    assert grouped / one == pytest.approx((1 + (2000 / 34 - 1) * 0.1) ** 0.5 * 2.035 / 1.96, rel=1e-3)
+
+
+def test_the_precision_to_expect_is_that_of_the_report() -> None:
+    """Forecast from the noise of one simulated study, checked against the mean width of the intervals of others."""
+    truth = Truth(num_replicates=5, gap=0.2, replicate_sd=0.01)
+    rng = np.random.default_rng(0)
+    noises, widths = [], []
+    for _ in range(30):
+        results, predictions = frames(truth, truth.draw(rng), n_test=truth.num_items)
+        samples = resample(results, predictions, num_resamples=1)
+        noises.append(measured_noise(samples)["t"])
+        row = pgr_table(samples).row(0, named=True)
+        widths.append((row["pgr_high"] - row["pgr_low"]) / 2)
+    mean = Noise(*np.mean([(n.per_item, n.per_replicate, n.one_replicate_per_item) for n in noises], axis=0))
+    assert pgr_half_width(2000, gap=0.2, num_seeds=5, noise=mean) == pytest.approx(np.mean(widths), rel=0.15)
+    assert mean.per_replicate == pytest.approx(1.5e-4 + 1.5 * 0.2 * 0.15 / 2000, rel=0.35)
 
 
 def test_a_learning_curve_of_many_points_is_thinned_and_keeps_its_end() -> None:
