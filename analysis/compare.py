@@ -4,8 +4,8 @@ A pair of A and a pair of B are compared if they agree in setting, task, weak si
 of A with the same family and method. If there is none, it meets those of the same family (which compares methods), else
 those of the same method (which compares families), else all.
 
-Intervals of the differences come from a paired bootstrap: both studies see the same drawn items and seeds of a task. That
-narrows an interval if they share their test set, and changes nothing if they do not.
+Intervals of the differences are paired: equal seeds and equal groups of test items of a task vary together. That narrows an
+interval if the studies share their test set, and changes nothing if they do not.
 """
 
 from __future__ import annotations
@@ -16,11 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import altair as alt
-import numpy as np
 import polars as pl
 
 from analysis import charts, tables
-from analysis.bootstrap import NUM_RESAMPLES, Sample, interval, resample
+from analysis.bootstrap import NUM_RESAMPLES, SIDES, Sample, moments, resample
 from analysis.report import downloads, draw, section, write_page
 
 SCHEMA = {
@@ -75,22 +74,37 @@ def _row(a: Sample, b: Sample) -> dict[str, Any]:
     row |= {name: identity_a[name] for name in ("setting", "task", "weak", "strong")}
     row["a"] = f"{identity_a['family']}, {identity_a['method']}"
     row["b"] = f"{identity_b['family']}, {identity_b['method']}"
-    if a.scores is None or b.scores is None:
-        row["reason"] = f"{'A' if a.scores is None else 'B'}: {a.reason or b.reason}"
+    if not a.parts or not b.parts:
+        row["reason"] = f"{'A' if not a.parts else 'B'}: {a.reason or b.reason}"
         return row
-    row["score_a"], row["score_b"] = float(a.scores[1][0]), float(b.scores[1][0])
-    row |= _interval_columns("score_difference", b.scores[1] - a.scores[1])
+    both = moments([a, b], arms=SIDES)
+    mean = dict(zip(both.arms, both.mean.tolist(), strict=True))
+    row["score_a"], row["score_b"] = mean["0.student"], mean["1.student"]
+    row |= _interval_columns("score_difference", both.interval({"1.student": 1, "0.student": -1}))
     for name, sample in (("A", a), ("B", b)):
         if sample.gap_too_small:
             row["reason"] = f"{name}: gap_too_small, so no PGR"
             return row
-    row["pgr_a"], row["pgr_b"] = float(a.pgr[0]), float(b.pgr[0])
-    with np.errstate(invalid="ignore"):
-        return row | _interval_columns("pgr_difference", b.pgr - a.pgr)
+    row["pgr_a"], row["pgr_b"] = (
+        (mean[f"{i}.student"] - mean[f"{i}.weak"]) / (mean[f"{i}.ceiling"] - mean[f"{i}.weak"]) for i in (0, 1)
+    )
+    difference = row["pgr_b"] - row["pgr_a"]
+    slope_a, slope_b = _pgr_slope(mean, 0), _pgr_slope(mean, 1)
+    # to first order in the noise, of which both gaps are clear; the sum itself is 0
+    _, low, high = both.interval({name: -weight for name, weight in slope_a.items()} | slope_b)
+    ends = (None if end is None else difference + end for end in (low, high))
+    return row | _interval_columns("pgr_difference", (difference, *ends))
 
 
-def _interval_columns(name: str, values: np.ndarray) -> dict[str, Any]:
-    return dict(zip((name, f"{name}_low", f"{name}_high"), interval(values), strict=True))
+def _pgr_slope(mean: dict[str, float], i: int) -> dict[str, float]:
+    """How much the PGR of the i-th sample changes with each of its scores."""
+    weak, student, ceiling = (mean[f"{i}.{side}"] for side in SIDES)
+    gap, pgr = ceiling - weak, (student - weak) / (ceiling - weak)
+    return {f"{i}.weak": (pgr - 1) / gap, f"{i}.student": 1 / gap, f"{i}.ceiling": -pgr / gap}
+
+
+def _interval_columns(name: str, values: tuple[Any, ...]) -> dict[str, Any]:
+    return dict(zip((name, f"{name}_low", f"{name}_high"), values, strict=True))
 
 
 def difference_chart(table: pl.DataFrame) -> charts.Figure | None:
@@ -131,7 +145,7 @@ def write_comparison(a: Path, b: Path, *, out: Path, num_resamples: int = NUM_RE
     specs = draw({"compare": chart}, folder=out / "figures") if chart is not None else {}
     path = out / "compare.html"
     nothing = "The two studies share no pair of sizes on a common task, so there is nothing to compare."
-    note = "Differences are B - A, with 95 % intervals from a paired bootstrap over test items and seeds."
+    note = "Differences are B - A, with paired 95 % intervals over replicates and groups of test items."
     write_page(
         path,
         "compare.html.j2",

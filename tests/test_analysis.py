@@ -13,74 +13,327 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
-from scipy.stats import norm
+from scipy.stats import binom, chi2, norm
 
-from analysis import charts, compare, scaling, stopping, tables
+from analysis import charts, compare, methods, scaling, stopping, tables
 from analysis.bootstrap import Sample, resample
-from analysis.pgr import pgr_table
+from analysis.intervals import Moments, Noise, critical_value
+from analysis.methods import method_table
+from analysis.pgr import control_sentences, measured_noise, pgr_table
 from analysis.report import write_report
 from w2s_ray.cost import pgr_half_width
 from w2s_ray.results import write_results
 from w2s_ray.store import Store
 
 from fits import cell, commit
+from simulation import Truth, coverage, frames
 
 # --- intervals ----------------------------------------------------------------------------------------------------
 
 
-def simulated(
-    rng: np.random.Generator, *, num_items: int, scores: tuple[float, float, float]
-) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """One cell whose three models are right at the given rates, correlated over items."""
-    common = rng.normal(size=num_items)
-    results, predictions = [], []
-    for side, score in zip(("weak", "student", "ceiling"), scores, strict=True):
-        latent = np.sqrt(0.6) * common + np.sqrt(0.4) * rng.normal(size=num_items)
-        right = latent < norm.ppf(score)
-        ids = [f"{i:05d}" for i in range(num_items)]
-        predictions.append(pl.DataFrame({"key": side, "id": ids, "correct": right}))
-    row = {
-        "setting": "classification",
-        "task": "t",
-        "family": "toy",
-        "weak": "s",
-        "strong": "m",
-        "weak_params": 10,
-        "strong_params": 100,
-    }
-    keys = {f"{side}_key": side for side in ("weak", "student", "ceiling")}
-    results = [row | keys | {"method": "naive", "seed": 0, "status": "done", "pgr": 0.5}]
-    return pl.DataFrame(results), pl.concat(predictions)
+CELLS = [
+    Truth(num_replicates=num_replicates, replicate_sd=sd, gap=gap)
+    for num_replicates in (2, 3, 5, 10)
+    for sd in (0.0, 0.01, 0.02)
+    for gap in (0.04, 0.08, 0.2)
+]
+GROUPED = [
+    Truth(num_replicates=num_replicates, items_per_group=size, group_share=share)
+    for num_replicates in (1, 3)
+    for size, share in ((2, 0.5), (18, 0.15), (58, 0.1), (58, 0.2))
+]
 
 
-def coverage(gap: float, *, num_simulations: int, num_resamples: int) -> tuple[float, float]:
-    """(share of simulations whose gap is flagged, share of the others whose interval holds the true PGR of 0.5)."""
-    rng = np.random.default_rng(7)
-    covered = flagged = 0
-    for _ in range(num_simulations):
-        drawn = simulated(rng, num_items=2000, scores=(0.7, 0.7 + gap / 2, 0.7 + gap))
-        row = pgr_table(resample(*drawn, num_resamples=num_resamples)).row(0, named=True)
-        flagged += row["gap_too_small"]
-        covered += not row["gap_too_small"] and row["pgr_low"] <= 0.5 <= row["pgr_high"]
-    return flagged / num_simulations, covered / (num_simulations - flagged)
+def within(covered: float, *, of: int) -> bool:
+    """Whether a share of simulations is consistent with coverage from 93 to 97 %, but for one case in ten thousand."""
+    return bool(binom.ppf(5e-5, of, 0.93) <= round(covered * of) <= binom.isf(5e-5, of, 0.97))
 
 
-def test_intervals_cover_the_truth() -> None:
-    flagged, covered = coverage(0.2, num_simulations=150, num_resamples=500)
-    assert flagged == 0 and 0.9 <= covered <= 0.99
+@pytest.mark.parametrize("truth", [CELLS[0], CELLS[7], CELLS[16], CELLS[20], GROUPED[3]], ids=str)
+def test_intervals_cover_the_truth(truth: Truth) -> None:
+    found = coverage(truth, num_simulations=300)
+    assert within(found.gain, of=300) and within(found.pgr, of=300)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("gap", [0.04, 0.08, 0.2])
-def test_intervals_cover_the_truth_at_every_gap(gap: float) -> None:
-    flagged, covered = coverage(gap, num_simulations=1000, num_resamples=2000)
-    assert flagged < 0.15 and 0.93 <= covered <= 0.97
+def test_intervals_cover_the_truth_for_all_replicates_gaps_and_groups(capsys: pytest.CaptureFixture[str]) -> None:
+    """Prints the table of coverage. A share of 2,000 simulations has a standard deviation of 0.5 points."""
+    num_simulations = 2000
+    with capsys.disabled():
+        print(
+            "\nCoverage of 95 % intervals; 2,000 test items, true PGR 0.5. 'PGR': also where the interval is not finite"
+        )
+        print("replicates  sd of a Fit  gap   items a group (share)    gain    PGR   finite  PGR if finite")
+        for seed, truth in enumerate(CELLS + GROUPED):
+            found = coverage(truth, num_simulations=num_simulations, seed=seed)
+            print(
+                f"{truth.num_replicates:>10}  {truth.replicate_sd:>11.2f}  {truth.gap:.2f}  "
+                f"{truth.items_per_group:>5} ({truth.group_share:.2f})           "
+                f"{found.gain:>6.3f} {found.pgr:>6.3f}  {found.finite:>6.2f}  {found.pgr_if_finite:>8.3f}",
+                flush=True,
+            )
+            assert within(found.gain, of=num_simulations) and within(found.pgr, of=num_simulations), truth
+
+
+@pytest.mark.parametrize("num_replicates", [2, 3, 5, 10])
+def test_the_quantile_covers_for_any_ratio_of_the_two_variances(num_replicates: int) -> None:
+    """By quadrature: the variance between replicates is estimated, with a chi-squared error; that of the items is known."""
+    chi2_values = chi2.ppf((np.arange(400) + 0.5) / 400, num_replicates - 1) / (num_replicates - 1)
+    for ratio in np.geomspace(0.01, 1000, 26):
+        quantiles = [critical_value(r / (1 + r), num_replicates=num_replicates) for r in ratio * chi2_values]
+        half_widths = quantiles * np.sqrt(1 + ratio * chi2_values)
+        assert 0.932 < (2 * norm.cdf(half_widths / np.sqrt(1 + ratio)) - 1).mean() < 0.968
+
+
+def test_the_quantile_is_that_of_t_where_all_noise_is_between_replicates() -> None:
+    assert critical_value(0, num_replicates=2) == pytest.approx(1.96, abs=1e-3)
+    assert critical_value(1, num_replicates=2) == pytest.approx(12.706, abs=1e-3)
+    assert critical_value(1, num_replicates=5) == pytest.approx(2.776, abs=1e-3)
+    assert critical_value(1, num_replicates=1) == pytest.approx(1.96, abs=1e-3), "one replicate: test noise only"
+    assert critical_value(0, num_replicates=3, num_groups=10) == pytest.approx(2.262, abs=1e-3)
+
+
+def test_the_interval_of_a_ratio_is_fieller_s() -> None:
+    """With known variances its ends solve (n - r d)^2 = q^2 (v_n - 2 r v_nd + r^2 v_d)."""
+    covariance = np.array([[4e-4, 1e-4], [1e-4, 9e-4]])
+    moments = Moments(("n", "d"), np.array([0.05, 0.1]), covariance, np.zeros((2, 2)), 1, np.inf)
+    value, low, high = moments.ratio({"n": 1}, {"d": 1})
+    q = critical_value(0, num_replicates=1)
+    roots = np.roots([0.01 - q**2 * 9e-4, -2 * (0.005 - q**2 * 1e-4), 0.0025 - q**2 * 4e-4])
+    assert value == 0.5 and [low, high] == pytest.approx(sorted(roots), abs=1e-6)
+    near = replace(moments, mean=np.array([0.05, 0.03]))
+    assert near.ratio({"n": 1}, {"d": 1})[1:] == (None, None), "0.03 is one standard error from 0"
+
+
+def test_whole_groups_are_drawn() -> None:
+    """Ten copies of an item in one group tell as much as the item; as items of their own they seem to tell ten times as much."""
+    alone = Truth(num_items=200, gap=0.2)
+    copies = replace(alone, num_items=2000, items_per_group=10)
+    right = alone.draw(np.random.default_rng(1))
+    results, predictions = frames(alone, right)
+    _, copied = frames(copies, np.repeat(right, 10, axis=2))
+    [once, grouped, apart] = (
+        pgr_table(resample(results, rows, num_resamples=50)).row(0, named=True)
+        for rows in (predictions, copied, copied.drop("group"))
+    )
+    for name in ("gap", "pgr"):
+        assert grouped[f"{name}_low"] == pytest.approx(once[f"{name}_low"], rel=1e-4)
+        assert grouped[f"{name}_high"] == pytest.approx(once[f"{name}_high"], rel=1e-4)
+    widths = [row["gap_high"] - row["gap_low"] for row in (grouped, apart)]
+    assert widths[0] / widths[1] == pytest.approx(10**0.5, rel=0.02)
+    assert (once["num_groups"], grouped["num_groups"]) == (pytest.approx(200), pytest.approx(200))
+    spread = [resample(results, rows)[0].gap[1:].std() for rows in (copied, copied.drop("group"))]
+    assert spread[0] / spread[1] == pytest.approx(10**0.5, rel=0.1), "resampled scores draw groups, too"
+
+
+def test_one_group_that_holds_a_third_of_the_items_leaves_few_groups() -> None:
+    right = Truth(num_items=300, gap=0.2).draw(np.random.default_rng(1))
+    results, predictions = frames(Truth(num_items=300, gap=0.2), right)
+    large = predictions.with_columns(
+        pl.when(pl.col("id") < "00100").then(pl.lit("page")).otherwise("id").alias("group")
+    )
+    table = pgr_table(resample(results, large, num_resamples=10))
+    assert table["num_groups"][0] == pytest.approx(1 / ((1 / 3) ** 2 + 200 / 300**2), rel=1e-6)
+    whole = predictions.with_columns(pl.lit("page").alias("group"))
+    row = pgr_table(resample(results, whole, num_resamples=10)).row(0, named=True)
+    assert row["gap_low"] is None and row["pgr"] is None and row["gap_too_small"], "one group has no noise to see"
+
+
+def test_replicates_widen_an_interval_as_t_says() -> None:
+    """Items that all replicates answer alike but for a shift: all noise is between replicates."""
+    num_items, shifts = 1000, (0, 40, 80)
+    truth = Truth(num_replicates=3, num_items=num_items)
+    right = np.zeros((3, 3, num_items), bool)
+    for k, shift in enumerate(shifts):
+        right[0, k, :500], right[1, k, : 600 + shift], right[2, k, :900] = True, True, True
+    results, predictions = frames(truth, right)
+    row = pgr_table(resample(results, predictions, num_resamples=10)).row(0, named=True)
+    assert row["student_score"] == pytest.approx(0.64)
+    moments = resample(results, predictions, num_resamples=10)[0].moments
+    assert moments is not None
+    at = moments.arms.index("student")
+    assert moments.replicates[at, at] == pytest.approx(0.04**2 / 3)
+    shared = np.mean([0.6 * 0.36, 0.6 * 0.32, 0.64 * 0.32]) / (num_items - 1)  # covariances of different replicates
+    assert moments.items[at, at] == pytest.approx(shared, rel=1e-5)
+    share = (0.04**2 / 3) / (0.04**2 / 3 + shared)
+    half = critical_value(share, num_replicates=3, num_groups=1000) * (0.04**2 / 3 + shared) ** 0.5
+    assert row["student_score_high"] == pytest.approx(0.64 + half, rel=1e-4)
+    assert row["noise"] == "test items and 3 replicates"
+    one = pgr_table(resample(*frames(replace(truth, num_replicates=1), right[:, :1]), num_resamples=10))
+    assert one["noise"].to_list() == ["test items only: one replicate"] * 2
+
+
+def test_a_swapped_twin_belongs_to_its_seed() -> None:
+    truth = Truth(num_replicates=4, gap=0.2, replicate_sd=0.02)
+    results, predictions = frames(truth, truth.draw(np.random.default_rng(0)))
+    twins = results.with_columns(pl.col("seed") // 2, (pl.col("seed") % 2 == 1).alias("swapped"))
+    row = pgr_table(resample(twins, predictions, num_resamples=10)).row(0, named=True)
+    assert row["num_seeds"] == 2 and row["reason"] is None and row["noise"] == "test items and 2 replicates"
+    four = pgr_table(resample(results, predictions, num_resamples=10)).row(0, named=True)
+    assert row["student_score"] == pytest.approx(four["student_score"])
+    sample = resample(twins, predictions, num_resamples=10)[0]
+    of_seeds = [results["student_key"][2 * i : 2 * i + 2].to_list() for i in range(2)]
+    means = [predictions.filter(pl.col("key").is_in(keys))["correct"].mean() for keys in of_seeds]
+    assert sample.parts[0].scores("student").tolist() == pytest.approx(means)
 
 
 def test_a_gap_that_is_not_clear_gives_no_pgr() -> None:
-    rng = np.random.default_rng(0)
-    row = pgr_table(resample(*simulated(rng, num_items=200, scores=(0.7, 0.7, 0.7)))).row(0, named=True)
+    truth = Truth(num_items=200, gap=0.0)
+    row = pgr_table(resample(*frames(truth, truth.draw(np.random.default_rng(0))))).row(0, named=True)
     assert row["gap_too_small"] and row["pgr"] is None and "gap_too_small" in row["reason"]
+    few = Truth(num_replicates=2, gap=0.06, replicate_sd=0.01)
+    row = pgr_table(resample(*frames(few, few.draw(np.random.default_rng(0))))).row(0, named=True)
+    assert row["pgr"] is None and row["reason"].endswith("with 2 replicates; more seeds may tell")
+
+
+# --- floors and controls ------------------------------------------------------------------------------------------
+
+
+def with_controls(
+    *, zero_shot: float | None, shuffled: float | None, num_replicates: int = 3, task: str = "chess-mate"
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Supervisor 0.5, student 0.7, ceiling 0.9, and controls at the given scores, all nested. A step more in each replicate."""
+    num_items = 2000
+    scores = {"weak": 0.5, "student": 0.7, "ceiling": 0.9, "shuffled": shuffled, "zero_shot": zero_shot}
+    ids = [f"{i:05d}" for i in range(num_items)]
+    rows, predictions = [], {}
+    for seed in range(num_replicates):
+        row: dict[str, Any] = {"seed": seed, "controls": True, "status": "done", "task": task, "pgr": 0.5}
+        for arm, score in scores.items():
+            key = f"{task} {arm}" if arm == "zero_shot" else f"{task} {arm}{seed}"
+            row[f"{arm}_key"] = None if score is None else key
+            if score is not None:
+                num_right = round(score * num_items) + (0 if arm == "zero_shot" else seed)
+                right = np.arange(num_items) < num_right
+                predictions[key] = pl.DataFrame({"key": key, "id": ids, "group": ids, "correct": right})
+        rows.append(row)
+    common = {"setting": "generation", "family": "chess", "weak": "xs", "strong": "s", "method": "naive"}
+    sizes = {"weak_params": 10, "strong_params": 100}
+    results = pl.DataFrame([common | sizes | row for row in rows], schema_overrides={"zero_shot_key": pl.String})
+    return results.cast({"shuffled_key": pl.String}), pl.concat(predictions.values())
+
+
+def test_the_floor_is_the_best_of_supervisor_and_controls() -> None:
+    row = pgr_table(resample(*with_controls(zero_shot=0.6, shuffled=0.55))).row(0, named=True)
+    step = 1 / 2000  # the mean of seeds 0, 1, 2
+    assert row["gain"] == pytest.approx(0.2) and row["gain_low"] < 0.2 < row["gain_high"]
+    assert row["floor"] == pytest.approx(0.6) and row["floor_low"] < 0.6 < row["floor_high"]
+    assert row["floor_of"] == "supervisor, zero-shot, shuffled"
+    assert row["pgr_above_floor"] == pytest.approx((0.1 + step) / (0.3 + step)) and row["pgr"] == pytest.approx(0.5)
+    assert row["pgr_above_floor_low"] < row["pgr_above_floor"] < row["pgr_above_floor_high"]
+    assert row["no_headroom"] is False and row["label_sensitive"] is True and row["controls_reason"] is None
+    assert control_sentences(pgr_table(resample(*with_controls(zero_shot=0.6, shuffled=0.55)))) == []
+
+
+def test_a_task_whose_controls_do_as_well_is_told_in_plain_words() -> None:
+    table = pgr_table(resample(*with_controls(zero_shot=0.9, shuffled=0.7)))
+    for row in table.to_dicts():
+        assert row["label_sensitive"] is False and row["no_headroom"] is True
+        assert row["pgr_above_floor"] is None and "no pgr_above_floor" in row["reason"] and row["pgr"] is not None
+    assert control_sentences(table) == [
+        "chess-mate: the untrained model does as well as the ceiling; its PGR does not measure what supervision adds.",
+        "chess-mate: shuffled labels do as well as the supervisor's; its PGR does not measure generalization.",
+    ]
+
+
+def test_without_controls_nothing_vouches_for_a_pgr() -> None:
+    results, predictions = with_controls(zero_shot=None, shuffled=None)
+    row = pgr_table(resample(results, predictions)).row(0, named=True)
+    assert row["floor"] is None and row["no_headroom"] is None and row["label_sensitive"] is None
+    assert "no result yet" in row["controls_reason"]
+    bare = results.drop("zero_shot_key", "shuffled_key", "controls")
+    table = pgr_table(resample(bare, predictions))
+    assert control_sentences(table) == ["chess-mate: the study has no controls, so nothing vouches for its PGR."]
+    half = pgr_table(resample(*with_controls(zero_shot=None, shuffled=0.55))).row(0, named=True)
+    assert (
+        half["floor_of"] == "supervisor, shuffled" and half["no_headroom"] is None and half["label_sensitive"] is True
+    )
+
+
+def test_a_control_that_fails_on_one_task_fails_in_the_pooled_row() -> None:
+    good, bad = with_controls(zero_shot=0.4, shuffled=0.5, task="good"), with_controls(zero_shot=0.4, shuffled=0.8)
+    table = pgr_table(resample(pl.concat([good[0], bad[0]]), pl.concat([good[1], bad[1]])))
+    pooled = table.filter(pl.col("task").is_null()).row(0, named=True)
+    assert pooled["label_sensitive"] is False and pooled["controls_reason"].startswith("chess-mate: shuffled labels")
+    # the floor is the best of each task: the supervisor's 0.5 of one, shuffled labels' 0.8 of the other
+    assert pooled["floor"] == pytest.approx(0.65 + 0.0005)
+
+
+# --- medians and methods ------------------------------------------------------------------------------------------
+
+
+def tasks(ratios: list[float], *, gaps: list[float] | None = None) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """A study of as many tasks, each with its own PGR."""
+    parts = []
+    for i, ratio in enumerate(ratios):
+        gap = gaps[i] if gaps else 0.4
+        levels = np.array([0.4, 0.4 + ratio * gap, 0.4 + gap])
+        right = np.arange(1000)[None, None, :] < (1000 * levels[:, None, None]).round()
+        results, predictions = frames(Truth(num_items=1000), right, task=f"t{i}")
+        named = [
+            pl.format("t{}-{}", pl.lit(i), f"{side}_key").alias(f"{side}_key")
+            for side in ("weak", "student", "ceiling")
+        ]
+        parts.append(
+            (results.with_columns(named), predictions.with_columns(pl.format("t{}-{}", pl.lit(i), "key").alias("key")))
+        )
+    return pl.concat(part[0] for part in parts), pl.concat(part[1] for part in parts)
+
+
+def test_the_pooled_median_is_over_tasks_and_says_what_it_leaves_out() -> None:
+    row = pgr_table(resample(*tasks([0.1, 0.2, 0.9]))).filter(pl.col("task").is_null()).row(0, named=True)
+    assert row["pgr"] == pytest.approx(0.4) and row["pgr_median"] == pytest.approx(0.2)
+    assert row["pgr_median_low"] < 0.2 < row["pgr_median_high"] and row["num_left_out"] == 0
+    assert row["pgr_new_tasks_low"] is None, "three tasks cannot enclose the median over all tasks"
+    table = pgr_table(resample(*tasks([0.1, 0.2, 0.9, 0.5], gaps=[0.4, 0.4, 0.4, -0.2])))
+    row = table.filter(pl.col("task").is_null()).row(0, named=True)
+    assert row["num_left_out"] == 1 and row["pgr_median"] == pytest.approx(0.2)
+    assert table.filter(pl.col("task") == "t3")["num_left_out"].to_list() == [1]
+    spread = [0.1, 0.2, 0.3, 0.5, 0.7, 0.8, 0.9]
+    row = pgr_table(resample(*tasks(spread))).filter(pl.col("task").is_null()).row(0, named=True)
+    assert row["pgr_new_tasks_low"] < row["pgr_median_low"] < 0.5 < row["pgr_median_high"] < row["pgr_new_tasks_high"]
+    assert row["pgr_new_tasks_low"] < 0.35 and row["pgr_new_tasks_high"] > 0.65
+
+
+def test_methods_are_compared_with_naive_in_pairs_and_corrected_for_their_number() -> None:
+    truth = Truth(num_replicates=5, gap=0.2, replicate_sd=0.02)
+    right = truth.draw(np.random.default_rng(3))
+    results, predictions = frames(truth, right)
+    studies = [(results, predictions)]
+    rng = np.random.default_rng(0)
+    for method, share in (("better", 0.05), ("same", 0.0), ("shuffled", -0.3)):
+        changed = (
+            right[1] | (rng.random(right[1].shape) < share)
+            if share >= 0
+            else right[1] & (rng.random(right[1].shape) > -share)
+        )
+        students = frames(truth, np.stack([right[0], changed, right[2]]))
+        key = (
+            pl.when(pl.col("key").str.starts_with("student")).then(pl.col("key") + method).otherwise("key").alias("key")
+        )
+        of_method = students[0].with_columns(pl.lit(method).alias("method"), pl.col("student_key") + method)
+        studies.append((of_method, students[1].with_columns(key).filter(pl.col("key").str.ends_with(method))))
+    samples = resample(
+        pl.concat(study[0] for study in studies), pl.concat(study[1] for study in studies), num_resamples=50
+    )
+    table = method_table(samples).filter(pl.col("task").is_not_null())
+    assert table["method"].to_list() == ["better", "same"] and table["num_methods"].to_list() == [2, 2]
+    better, same = table.to_dicts()
+    naive = pgr_table(samples).row(0, named=True)
+    width = naive["student_score_high"] - naive["student_score_low"]
+    assert better["difference_high"] - better["difference_low"] < width / 3, "the replicates' own noise cancels"
+    assert (
+        better["difference_low"] > 0
+        and better["p_holm"] == pytest.approx(2 * better["p_value"])
+        and better["p_holm"] < 0.01
+    )
+    assert (same["difference"], same["p_value"], same["p_holm"]) == (0, 1, 1)
+
+
+def test_holm_by_hand() -> None:
+    rows: list[dict[str, Any]] = [{"p_value": p} for p in (0.03, 0.01, 0.04, None)]
+    methods._adjust(rows)
+    assert [row.get("p_holm") for row in rows] == pytest.approx([0.06, 0.03, 0.06, None])
 
 
 # --- scaling ------------------------------------------------------------------------------------------------------
@@ -207,10 +460,11 @@ def test_two_studies_side_by_side(store: Store, tmp_path: Path) -> None:
     assert (row["a"], row["b"]) == ("toy, naive", "toy, confidence")
     assert (row["score_a"], row["score_b"], row["score_difference"]) == (0.75, 1.0, 0.25)
     assert (row["pgr_a"], row["pgr_b"], row["pgr_difference"]) == (0.5, 1.0, 0.5)
-    assert 0 <= row["pgr_difference_low"] <= 0.5 <= row["pgr_difference_high"] <= 1
+    assert row["pgr_difference_low"] < 0.5 < row["pgr_difference_high"]
     assert "b (B) against a (A)" in page.read_text() and (tmp_path / "both/figures/compare.svg").exists()
     same = compare.compare(*[resample(*tables.read_study(tmp_path / "a"))] * 2)
-    assert same["pgr_difference"].to_list() == [0.0, 0.0] == same["pgr_difference_high"].to_list()
+    assert same["pgr_difference"].to_list() == [0.0, 0.0]
+    assert same["pgr_difference_high"].to_list() == pytest.approx([0.0, 0.0], abs=1e-6)
 
 
 def test_studies_with_nothing_in_common_say_so(store: Store, tmp_path: Path) -> None:
@@ -293,9 +547,32 @@ def test_the_size_axis_can_be_another(store: Store, tmp_path: Path, axis: str) -
 
 
 def test_the_precision_to_expect_by_hand() -> None:
-    assert pgr_half_width(2000, gap=0.1, num_seeds=1) == pytest.approx(1.96 * (0.1125 / 2000) ** 0.5 / 0.1)
-    assert pgr_half_width(8000, gap=0.1, num_seeds=3) == pytest.approx(pgr_half_width(2000, gap=0.1, num_seeds=3) / 2)
-    assert 0.94 < pgr_half_width(2000, gap=0.1, num_seeds=5) / pgr_half_width(2000, gap=0.1, num_seeds=1) < 1
+    """Per item the variance is 1.5 * 3/16 * 0.4 = 0.1125, of which replicates share 0.7; between replicates 1.5 * 0.01^2."""
+    one = pgr_half_width(2000, gap=0.1, num_seeds=1)
+    assert one == pytest.approx(1.96 * (0.1125 / 2000) ** 0.5 / 0.1, rel=1e-3)
+    items, between = 0.7 * 0.1125 / 2000, (1.5e-4 + 0.3 * 0.1125 / 2000) / 5
+    quantile = critical_value(between / (items + between), num_replicates=5, num_groups=2000)
+    assert pgr_half_width(2000, gap=0.1, num_seeds=5) == pytest.approx(quantile * (items + between) ** 0.5 / 0.1)
+    widths = [pgr_half_width(2000, gap=0.1, num_seeds=num) for num in (2, 3, 5, 10)]
+    assert widths == sorted(widths, reverse=True) and widths[0] > 3 * widths[1], "two replicates say little"
+    grouped = pgr_half_width(2000, gap=0.1, num_seeds=1, num_groups=34)
+    assert grouped / one == pytest.approx((1 + (2000 / 34 - 1) * 0.1) ** 0.5 * 2.035 / 1.96, rel=1e-3)
+
+
+def test_the_precision_to_expect_is_that_of_the_report() -> None:
+    """Forecast from the noise of one simulated study, checked against the mean width of the intervals of others."""
+    truth = Truth(num_replicates=5, gap=0.2, replicate_sd=0.01)
+    rng = np.random.default_rng(0)
+    noises, widths = [], []
+    for _ in range(30):
+        results, predictions = frames(truth, truth.draw(rng), n_test=truth.num_items)
+        samples = resample(results, predictions, num_resamples=1)
+        noises.append(measured_noise(samples)["t"])
+        row = pgr_table(samples).row(0, named=True)
+        widths.append((row["pgr_high"] - row["pgr_low"]) / 2)
+    mean = Noise(*np.mean([(n.per_item, n.per_replicate, n.one_replicate_per_item) for n in noises], axis=0))
+    assert pgr_half_width(2000, gap=0.2, num_seeds=5, noise=mean) == pytest.approx(np.mean(widths), rel=0.15)
+    assert mean.per_replicate == pytest.approx(1.5e-4 + 1.5 * 0.2 * 0.15 / 2000, rel=0.35)
 
 
 def test_a_learning_curve_of_many_points_is_thinned_and_keeps_its_end() -> None:

@@ -145,7 +145,7 @@ def print_plan(facts: dict[str, Any]) -> None:
         table.add_row(
             "PGR precision",
             f"{task}: +-{half_width:.2f} with {num_items:,} test items and {facts['num_seeds']} seed(s), if the gap is "
-            f"{facts['assumed_gap']:g}; {4 * num_items:,} items would halve it, more seeds hardly change it",
+            f"{facts['assumed_gap']:g}",
         )
     out.print(f"[bold]{facts['study']}[/bold]  {escape(facts['description'])}")
     out.print(table)
