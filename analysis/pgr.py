@@ -24,7 +24,8 @@ import numpy as np
 import polars as pl
 
 from analysis import tables
-from analysis.bootstrap import CONTROLS, FLOOR, GAIN, GAP, PAIR, SEED, SIDES, Sample, interval, run_script
+from analysis.bootstrap import CONTROLS, FLOOR, GAIN, GAP, PAIR, SEED, SIDES, Sample, interval, moments, run_script
+from analysis.intervals import Noise
 from analysis.methods import CONTROL_METHODS, method_table
 
 ENDS = ("", "_low", "_high")
@@ -116,6 +117,30 @@ def control_sentences(table: pl.DataFrame) -> list[str]:
                 f"{task}{some if len(pairs) < judged.select('weak', 'strong').n_unique() else ''}: {reason}."
             )
     return sentences
+
+
+def measured_noise(samples: list[Sample]) -> dict[str, Noise]:
+    """Task -> the mean noise of its pairs, as far as pairs of different sizes have several replicates."""
+    contrast = {"student": 1.0, "weak": -0.5, "ceiling": -0.5}
+    by_task: dict[str, list[tuple[float, float, float]]] = {}
+    for sample in samples:
+        if sample.task is None or sample.moments is None or sample.moments.num_replicates < 2:
+            continue
+        first = sample.cells.row(0, named=True)
+        if first["weak"] == first["strong"] or first["method"].startswith(CONTROL_METHODS):
+            continue
+        [part] = sample.parts
+        single = [moments([replace(sample, parts=(part.of_seeds({seed}),))]) for seed in part.seeds]
+        num_items = float(sample.done["n_test"][0])
+        items, replicates = sample.moments.variances(contrast)
+        by_task.setdefault(sample.task, []).append(
+            (
+                items * num_items,
+                replicates * len(part.seeds),
+                float(np.mean([one.variances(contrast)[0] for one in single])) * num_items,
+            )
+        )
+    return {task: Noise(*np.mean(rows, axis=0).tolist()) for task, rows in by_task.items()}
 
 
 def _row(sample: Sample) -> dict[str, Any]:

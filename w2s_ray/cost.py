@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from w2s_ray import methods, tasks
-from w2s_ray.fit import Data, Execution, Fit, Method, Model
+from w2s_ray.fit import Data, Execution, Fit, Model
 from w2s_ray.plan import Plan
+
+if TYPE_CHECKING:
+    from analysis.intervals import Noise
 
 CPU_FLOPS_PER_S = 2e10
 """Of one core."""
@@ -19,12 +23,14 @@ GPU_FLOPS_PER_S = 2e14
 STEP_OVERHEAD_S = 0.005
 CHARACTERS_PER_TOKEN = 4
 
-MODEL_CORRELATION, SEED_CORRELATION = 0.6, 0.9
-"""How strongly being right on a test item correlates between two models of a task, and between two seeds of one model.
-
-Both are assumptions. In `studies/embedded.yaml` models correlate by 0.5 to 0.8, and intervals from five seeds are 0.94 to
-1.0 times as wide as intervals from one.
-"""
+MODEL_CORRELATION = 0.6
+"""How strongly being right on a test item correlates between two models of a task. In `studies/embedded.yaml`: 0.5 to 0.8."""
+SHARED_BY_REPLICATES = 0.7
+"""What part of the item noise of a PGR the replicates of a pair have in common, since they share their test items."""
+REPLICATE_SD = 0.01
+"""Standard deviation of a Fit's true score between replicates, each with its own halves."""
+GROUP_CORRELATION = 0.1
+"""How strongly two test items of one group correlate in what they add to a PGR."""
 
 
 @dataclass(frozen=True)
@@ -38,15 +44,14 @@ class Cost:
 
 def costs(plan: Plan) -> dict[str, Cost]:
     """Key -> cost of every Fit. Probes share their features, so the first probe on a model and task pays for them."""
-    sizes: dict[str, tasks.Size] = {}
-    by_kind: dict[tuple[int, int, int, str, Method], Cost] = {}
+    sizes = _task_sizes(plan)
+    by_kind: dict[tuple[Any, ...], Cost] = {}
     with_features: set[tuple[Model, Data]] = set()
     by_key = {}
     for fit in plan.fits:
-        if fit.data.source not in sizes:
-            sizes[fit.data.source] = _task_size(fit.data)
-        execution, size = plan.executions[fit.model], sizes[fit.data.source]
-        kind = (id(fit.model), id(fit.data), id(fit.training), fit.half, fit.method)  # seeds cost the same
+        execution, size, data = plan.executions[fit.model], sizes[fit.data.source], fit.data
+        rows = (data.source, data.num_train, data.num_test, data.max_tokens)
+        kind = (id(fit.model), rows, id(fit.training), fit.half, fit.method)  # seeds cost the same
         if kind not in by_kind:
             by_kind[kind] = cost(fit, execution=execution, size=size)
         by_key[fit.key] = by_kind[kind]
@@ -90,8 +95,10 @@ def _feature_cost(fit: Fit, *, execution: Execution, size: tasks.Size) -> Cost:
     return Cost(flops=flops, seconds=flops / _flops_per_s(execution))
 
 
-def _task_size(data: Data) -> tasks.Size:
-    return tasks.size(tasks.load_pinned(data.source, commits=data.commits))
+def _task_sizes(plan: Plan) -> dict[str, tasks.Size]:
+    """Source of a task -> its size."""
+    commits = {fit.data.source: fit.data.commits for fit in plan.fits}
+    return {source: tasks.size(tasks.load_pinned(source, commits=pinned)) for source, pinned in commits.items()}
 
 
 def _num_test(data: Data, size: tasks.Size) -> int:
@@ -131,19 +138,52 @@ def state_bytes(fit: Fit, execution: Execution) -> float:
 
 def num_tests(plan: Plan) -> dict[str, int]:
     """Task -> size of its test set, before rows are dropped for balance or length."""
-    return dict(sorted((data.task, _num_test(data, _task_size(data))) for data in {fit.data for fit in plan.fits}))
+    sizes = _task_sizes(plan)
+    return dict(sorted((fit.data.task, _num_test(fit.data, sizes[fit.data.source])) for fit in plan.fits))
 
 
-def pgr_half_width(num_test: int, *, gap: float, num_seeds: int) -> float:
-    """Half of the 95 % interval of a PGR near 0.5, for a gap (ceiling - supervisor), from the noise of items and seeds.
+def pgr_half_width(
+    num_test: int, *, gap: float, num_seeds: int, num_groups: int | None = None, noise: Noise | None = None
+) -> float:
+    """Half of the 95 % interval of a PGR near 0.5, for a gap (ceiling - supervisor): a forecast of the report's intervals.
 
-    Per test item, the variance of (student - supervisor) - PGR (ceiling - supervisor) is v (1.5 - 1.5 r). Here v is the
-    variance of being right (3/16 at a score of 3/4) and r is the correlation between models. Seeds share the test items,
-    so more seeds average out only the part of the noise that they do not share.
+    `num_groups`: of test items, or None if each item is its own group. `noise`: as measured on Fits of that task; by default
+    it is assumed.
     """
-    per_item = (3 / 16) * 1.5 * (1 - MODEL_CORRELATION)
-    shared = SEED_CORRELATION + (1 - SEED_CORRELATION) / num_seeds
-    return 1.96 * math.sqrt(per_item * shared / num_test) / gap
+    from analysis.intervals import critical_value
+
+    noise = noise or assumed_noise(num_test, num_groups=num_groups)
+    items = noise.per_item / num_test
+    replicates = noise.per_replicate / num_seeds if num_seeds > 1 else 0.0
+    if num_seeds == 1:  # all noise of the test items is then in the interval, and none between replicates
+        items = noise.one_replicate_per_item / num_test
+    quantile = critical_value(
+        replicates / (items + replicates), num_replicates=num_seeds, num_groups=num_groups or num_test
+    )
+    return quantile * math.sqrt(items + replicates) / gap
+
+
+def assumed_noise(num_test: int, *, num_groups: int | None = None) -> Noise:
+    """The noise of (student - supervisor) - 0.5 (ceiling - supervisor) that the constants above imply.
+
+    The weights of the three scores are 1, -1/2 and -1/2, so their squares add up to 1.5. Per item, the variance of a score is
+    v = 3/16 at a score of 3/4, and that of the sum is 1.5 v (1 - r) if models correlate by r. Groups of m items, which correlate
+    by g, multiply it by 1 + (m - 1) g.
+    """
+    from analysis.intervals import Noise
+
+    per_group = num_test / num_groups if num_groups else 1.0
+    per_item = 1.5 * (3 / 16) * (1 - MODEL_CORRELATION) * (1 + (per_group - 1) * GROUP_CORRELATION)
+    own = (1 - SHARED_BY_REPLICATES) * per_item / num_test
+    return Noise(per_item * SHARED_BY_REPLICATES, 1.5 * REPLICATE_SD**2 + own, per_item)
+
+
+def assumed_precision() -> str:
+    """The assumptions behind `assumed_noise`, in words."""
+    return (
+        f"models correlate by {MODEL_CORRELATION:g} on a test item and items of a group by {GROUP_CORRELATION:g}, and a Fit's "
+        f"score differs between seeds by {100 * REPLICATE_SD:g} points (standard deviation)"
+    )
 
 
 def duration(seconds: float) -> str:

@@ -59,8 +59,7 @@ class Cell:
     @property
     def task(self) -> str:
         """The task's name in tables, with the grid's label if it has one: `chess-mate (easy)`."""
-        task = self.student.data.task
-        return f"{task} ({self.label})" if self.label else task
+        return task_label(self.student.data, self.label)
 
     @property
     def name(self) -> str:
@@ -74,12 +73,18 @@ class Cell:
         return (self.supervisor, self.ceiling, self.student, *(fit for fit in controls if fit))
 
 
+def task_label(data: Data, label: str | None) -> str:
+    return f"{data.task} ({label})" if label else data.task
+
+
 @dataclass(frozen=True)
 class Plan:
     study: Study
     path: Path
     cells: tuple[Cell, ...]
     executions: dict[Model, Execution] = field(repr=False)
+    parts: dict[str, dict[str, tasks.PartFacts] | str] = field(default_factory=dict, repr=False)
+    """Task -> rows and groups of its parts, or why it cannot be dealt. Empty unless asked for."""
 
     @cached_property
     def fits(self) -> tuple[Fit, ...]:
@@ -92,12 +97,12 @@ class Plan:
         return tuple(unique.values())
 
 
-def load_plan(path: str | Path, *, trust_remote_code: bool = False) -> Plan:
-    """Read a study file and expand it."""
-    return expand(load_study(path), path=Path(path), trust_remote_code=trust_remote_code)
+def load_plan(path: str | Path, *, trust_remote_code: bool = False, with_parts: bool = False) -> Plan:
+    """Read a study file and expand it. `with_parts` deals each task's rows, which takes a second for 20,000."""
+    return expand(load_study(path), path=Path(path), trust_remote_code=trust_remote_code, with_parts=with_parts)
 
 
-def expand(study: Study, *, path: Path, trust_remote_code: bool = False) -> Plan:
+def expand(study: Study, *, path: Path, trust_remote_code: bool = False, with_parts: bool = False) -> Plan:
     base = path.absolute().parent
     families_and_sizes = [_family(grid, where=f"{path}: grids[{i}]", base=base) for i, grid in enumerate(study.grids)]
     pairs = [
@@ -107,6 +112,7 @@ def expand(study: Study, *, path: Path, trust_remote_code: bool = False) -> Plan
     _check_num_cells(study, pairs, path=path)
     cells: dict[str, Cell] = {}
     executions: dict[Model, Execution] = {}
+    parts: dict[str, dict[str, tasks.PartFacts] | str] = {}
     for i, (grid, (family, sizes), grid_pairs) in enumerate(zip(study.grids, families_and_sizes, pairs, strict=True)):
         models = {size: families.model(family, size, trust_remote_code=trust_remote_code) for size in sizes}
         for size, model in models.items():
@@ -115,6 +121,8 @@ def expand(study: Study, *, path: Path, trust_remote_code: bool = False) -> Plan
         for task_index, name in enumerate(grid.tasks):
             where = f"{path}: grids[{i}].tasks[{task_index}]"
             data = _data(name, grid, models, base=base, where=where)
+            if with_parts:
+                parts.setdefault(task_label(data, grid.label), _parts(data, grid))
             circumstances = _circumstances(data.setting, family, grid)
             _check_setting(data, circumstances, family=family, where=where)
             words = [
@@ -128,7 +136,7 @@ def expand(study: Study, *, path: Path, trust_remote_code: bool = False) -> Plan
                         f"{path}: grids[{i}]: an earlier grid has the cell {cell.name} too, with other settings. The "
                         "results could not tell the two apart; give one of the grids a 'label'"
                     )
-    return Plan(study=study, path=path, cells=tuple(cells.values()), executions=executions)
+    return Plan(study=study, path=path, cells=tuple(cells.values()), executions=executions, parts=parts)
 
 
 def _check_num_cells(study: Study, pairs: list[list[tuple[str, str]]], *, path: Path) -> None:
@@ -312,9 +320,13 @@ def _cells(
 def _replicates(grid: Grid, ladder: Ladder) -> Iterator[tuple[int, Ladder]]:
     """(seed, the ladder with that replicate's halves)."""
     for seed in grid.seed_list:
-        own = replace(ladder.data, halves_seed=seed if grid.split.per_seed else None)
+        own = _data_of_seed(ladder.data, grid, seed)
         for is_swapped in (False, True) if grid.split.swap else (False,):
             yield seed, replace(ladder, data=replace(own, is_swapped=is_swapped), made={})
+
+
+def _data_of_seed(data: Data, grid: Grid, seed: int) -> Data:
+    return replace(data, halves_seed=seed) if grid.split.per_seed else data
 
 
 def _controls(grid: Grid, words: list[Method], circumstances: list[Circumstance], pair: Pair) -> Controls | None:
@@ -340,18 +352,11 @@ def method_label(method: Method) -> str:
     return f"{method.name}({inside})" if inside else method.name
 
 
-def parts_of(plan: Plan) -> dict[str, dict[str, tasks.PartFacts] | str]:
-    """Task -> rows and groups of each part of its first replicate, before tokenisation; or why it cannot be dealt."""
-    parts: dict[str, dict[str, tasks.PartFacts] | str] = {}
-    for cell in plan.cells:
-        if cell.task in parts:
-            continue
-        data = cell.student.data
-        rows = tasks.read_rows(tasks.load_pinned(data.source, commits=data.commits))
-        try:
-            dealt = tasks.deal(rows, tasks.Deal.of(data))
-        except InputError as error:
-            parts[cell.task] = str(error)
-        else:
-            parts[cell.task] = {name: tasks.part_facts(part) for name, part in dealt.items()}
-    return parts
+def _parts(data: Data, grid: Grid) -> dict[str, tasks.PartFacts] | str:
+    """Rows and groups of each part of the first replicate, before tokenisation; or why it cannot be dealt."""
+    rows = tasks.read_rows(tasks.load_pinned(data.source, commits=data.commits))
+    try:
+        dealt = tasks.deal(rows, tasks.Deal.of(_data_of_seed(data, grid, grid.seed_list[0])))
+    except InputError as error:
+        return str(error)
+    return {name: tasks.part_facts(part) for name, part in dealt.items()}

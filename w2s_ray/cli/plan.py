@@ -56,7 +56,7 @@ def plan(
 
     if not 0 < gap < 1:
         raise InputError(f"--gap: given {gap}; allowed is a difference of two scores, between 0 and 1")
-    facts = plan_facts(load_plan(study), store=open_store(store), gap=gap, usd_per_worker_hour=usd)
+    facts = plan_facts(load_plan(study, with_parts=True), store=open_store(store), gap=gap, usd_per_worker_hour=usd)
     if as_json:
         print_json(facts)
     else:
@@ -65,7 +65,6 @@ def plan(
 
 def plan_facts(plan: Plan, *, store: Store, gap: float, usd_per_worker_hour: float | None) -> dict[str, Any]:
     from w2s_ray.cost import assumed_speed, costs, num_tests, pgr_half_width, state_bytes
-    from w2s_ray.plan import parts_of
     from w2s_ray.status import status
 
     state = status(plan, store=store)
@@ -106,7 +105,7 @@ def plan_facts(plan: Plan, *, store: Store, gap: float, usd_per_worker_hour: flo
         "num_seeds": num_seeds,
         "parts": {
             task: parts if isinstance(parts, str) else {name: asdict(part) for name, part in parts.items()}
-            for task, parts in parts_of(plan).items()
+            for task, parts in plan.parts.items()
         },
     }
     if usd_per_worker_hour is None:
@@ -146,7 +145,7 @@ def print_plan(facts: dict[str, Any]) -> None:
         table.add_row(
             "PGR precision",
             f"{task}: +-{half_width:.2f} with {num_items:,} test items and {facts['num_seeds']} seed(s), if the gap is "
-            f"{facts['assumed_gap']:g}; {4 * num_items:,} items would halve it, more seeds hardly change it",
+            f"{facts['assumed_gap']:g}",
         )
     out.print(f"[bold]{facts['study']}[/bold]  {escape(facts['description'])}")
     out.print(table)
