@@ -16,7 +16,7 @@ import polars as pl
 from scipy.stats import binomtest
 
 from analysis.answers import Answers, Share, Term, agreement, estimate
-from analysis.cells import CONTROLS, done, has_method, on_plain_truth, sized
+from analysis.cells import CONTROLS, done, has_method, is_generatives_own, on_plain_truth, sized
 
 CELL = ["setting", "family", "method", "task", "weak", "strong", "weak_params", "strong_params"]
 WHEN = {"right": "agreement_when_weak_right", "wrong": "agreement_when_weak_wrong"}
@@ -192,10 +192,12 @@ class _Replicates:
 
 def _with_references(cells: pl.DataFrame) -> pl.DataFrame:
     """Add `shuffled_ref` and `noise_ref`: keys of the Fits of the same size under the same seed that learned from shuffled
-    labels and from random errors. The study's controls come first, then its methods of these names."""
+    labels and from random errors. The study's controls come first, then its methods of these names, without parameters if it has
+    such."""
     place = ["setting", "family", "task", "weak", "strong", "seed", "swapped"]
     for name in ("shuffled", "noise"):
-        arm = cells.filter(has_method(name)).unique(place, keep="first", maintain_order=True)
+        arm = cells.filter(has_method(name)).sort(pl.col("method") != name, maintain_order=True)
+        arm = arm.unique(place, keep="first", maintain_order=True)
         cells = cells.join(arm.select(*place, pl.col("student_key").alias(f"{name}_ref")), on=place, how="left")
     return cells.with_columns(pl.coalesce("shuffled_key", "shuffled_ref").alias("shuffled_ref"))
 
@@ -275,14 +277,14 @@ def fits_by_role(results: pl.DataFrame) -> pl.DataFrame:
         ("student", "student", ("weak", "strong")),
     ):
         method: dict[str, pl.Expr] = {"control": pl.lit(side), "student": pl.col("method")}
-        own = pl.when(has_method("generative").all().over(f"{side}_key")).then(pl.lit("generative"))
+        of_truth = pl.when(is_generatives_own(side)).then(pl.lit("generative")).otherwise(pl.lit("truth"))
         roles.append(
             cells.filter(pl.col(f"{side}_key").is_not_null()).select(
                 "setting",
                 "family",
                 "task",
                 pl.lit(role).alias("role"),
-                method.get(role, own.otherwise(pl.lit("truth"))).alias("method"),
+                method.get(role, of_truth).alias("method"),
                 *(
                     pl.col(name) if name in names else pl.lit(None, pl.String).alias(name)
                     for name in ("weak", "strong")

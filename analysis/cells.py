@@ -62,10 +62,19 @@ def has_method(*words: str) -> pl.Expr:
     return pl.col("method").str.split("(").list.first().is_in(words)
 
 
-def on_plain_truth(cells: pl.DataFrame, side: str) -> pl.DataFrame:
-    """Without the cells whose supervisor (or ceiling) started from `generative`'s warm start.
+def is_generatives_own(side: str) -> pl.Expr:
+    """Whether a cell's supervisor (`weak`) or `ceiling` started from `generative`'s warm start.
 
-    Such Fits learned to write the task's texts before they saw a label, so they don't belong with those that learned from
-    the truth alone. They are known by their keys, which occur with that method and no other.
+    Such a Fit learned to write the task's texts before it saw a label, so it does not belong with those that learned from the
+    truth alone. It is known by its key, which occurs with that method and no other. `generative(supervisor=plain)` has the
+    supervisors of all other methods.
     """
-    return cells.filter(~has_method("generative").all().over(f"{side}_key"))
+    is_own = has_method("generative")
+    if side == "weak":
+        is_own &= ~pl.col("method").str.contains("supervisor=plain", literal=True)
+    return is_own.all().over(f"{side}_key")
+
+
+def on_plain_truth(cells: pl.DataFrame, side: str) -> pl.DataFrame:
+    """The cells whose supervisor (`weak`) or `ceiling` learned from the truth alone."""
+    return cells.filter(~is_generatives_own(side))

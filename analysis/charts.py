@@ -335,13 +335,17 @@ def calibration_chart(rows: pl.DataFrame) -> Figure | None:
     order = ["supervisor", "student", "ceiling"]
     students = rows.filter((pl.col("role") == "student") & ~has_method(*CONTROLS))
     place = ["setting", "family", "task"]
-    baseline = pl.when(has_method("generative")).then(pl.lit("generative")).otherwise(pl.lit("truth"))
-    panels_of = students.select(*place, pl.col("method").alias("of"), baseline.alias("method")).unique(
-        maintain_order=True
+    is_own, is_plain = has_method("generative"), pl.col("method").str.contains("supervisor=plain", literal=True)
+    panels_of = pl.concat(
+        students.select(
+            *place,
+            pl.lit(role).alias("role"),
+            pl.col("method").alias("of"),
+            pl.when(has_own).then(pl.lit("generative")).otherwise(pl.lit("truth")).alias("method"),
+        ).unique(maintain_order=True)
+        for role, has_own in (("supervisor", is_own & ~is_plain), ("ceiling", is_own))
     )
-    truth = rows.filter(pl.col("role").is_in(["supervisor", "ceiling"])).join(
-        panels_of, on=[*place, "method"], how="inner"
-    )
+    truth = rows.join(panels_of, on=[*place, "role", "method"], how="inner")
     rows = pl.concat([students.with_columns(pl.col("method").alias("of")), truth]).with_columns(
         pl.format("{}: {}", "task", "of").alias("method")
     )

@@ -2,8 +2,8 @@
 
 Two controls stand beside every cell: the untrained strong model, and the strong model trained on shuffled labels. A PGR means
 little where the untrained model is as good as the ceiling (`no_headroom` in pgr.parquet), and nothing about supervision where
-shuffled labels do as well as the supervisor's (`label_sensitive` is false). `controls_reason` says in words what a control forbids to conclude. This file reads these columns
-and computes none.
+shuffled labels do as well as the supervisor's (`label_sensitive` is false). `controls_reason` says in words what a control
+forbids to conclude. This file reads these columns and computes none.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def verdicts(pgr: pl.DataFrame) -> list[str]:
     )
     sentences = []
     for (task,), rows in pairs.group_by("task", maintain_order=True):
-        naive, arms = rows.filter(has_method("naive")), rows.filter(~has_method(*CONTROLS))
+        naive, arms = rows.filter(pl.col("method") == "naive"), rows.filter(~has_method(*CONTROLS))
         sentences.append(f"{task}: {_verdict(next(table for table in (naive, arms, rows) if table.height))}.")
     return sentences
 

@@ -374,8 +374,8 @@ def _imitation(rows: pl.DataFrame) -> Section | None:
     note = (
         "How often students repeat their supervisor's mistakes on the test set, beside models of the same size that could not "
         "learn them from it: shuffled learned from shuffled labels, noise from the truth with as many random errors. A student "
-        "that agrees no more than they do does not imitate its supervisor's errors. Intervals are 95 %, over replicates and "
-        "test items."
+        "that agrees no more than they do does not imitate its supervisor's errors. The labels of noise are hard, so its match is "
+        "`harden`. Intervals are 95 %, over replicates and test items."
     )
     return section("Imitated mistakes", rows, note=note)
 

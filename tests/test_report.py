@@ -188,6 +188,20 @@ def test_generatives_own_models_are_no_ground_truth() -> None:
     assert set(table.filter(pl.col("role") == "student")["method"]) == {"naive", "generative"}
 
 
+def test_a_plain_supervisor_of_generative_learned_from_the_truth() -> None:
+    own = GENERATIVE | {"method": "generative(supervisor=plain)", "weak_key": "plain"}
+    roles = agreement.fits_by_role(results_of(own))
+    assert dict(roles.filter(pl.col("role") != "student").select("role", "method").iter_rows()) == {
+        "supervisor": "truth",
+        "ceiling": "generative",
+    }
+    predictions = predictions_of([1, 0], plain=[0.9, 0.1], own_ceiling=[0.9, 0.1], **{own["method"] + "_s_m_t_0": [0.9, 0.1]})  # fmt: skip
+    chart = charts.calibration_chart(agreement.calibration_table(results_of(own), predictions))
+    assert chart is not None
+    drawn = [row for rows in chart.to_dict()["datasets"].values() for row in rows if "role" in row]
+    assert {row["role"] for row in drawn} == {"supervisor", "student", "ceiling"}
+
+
 def test_calibration_is_of_each_method_with_controls_apart() -> None:
     results = results_of({}, {"method": "shuffled"}, GENERATIVE, {"zero_shot_key": "untrained", "seed": 1})
     predictions = predictions_of(
