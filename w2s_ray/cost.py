@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from w2s_ray import tasks
+from w2s_ray import methods, tasks
 from w2s_ray.fit import Data, Execution, Fit, Method, Model
 from w2s_ray.plan import Plan
 
@@ -61,6 +61,7 @@ def cost(fit: Fit, *, execution: Execution, size: tasks.Size) -> Cost:
     """One Fit's cost without features. Its tokens follow from the number of rows and their mean length in characters."""
     num_test = _num_test(fit.data, size)
     per_half = (size.num_rows - (0 if size.num_test else num_test)) // 2
+    share = methods.budget(fit.method)
     num_train = min(fit.data.num_train or per_half, per_half)
     row_tokens = _row_tokens(fit, size)
     epochs = dict(fit.method.params)["epochs"] if fit.role == "start" else fit.training.epochs
@@ -72,12 +73,13 @@ def cost(fit: Fit, *, execution: Execution, size: tasks.Size) -> Cost:
         epochs, num_predicted = 0, num_test
     if fit.labels_others:
         num_predicted += num_train
-    num_steps = epochs * math.ceil(num_train / num_parts / fit.training.batch_size)
+    epochs, num_learned = epochs * share.steps, num_train * share.rows / num_parts
+    num_steps = epochs * math.ceil(num_learned / fit.training.batch_size)
     overhead_s = STEP_OVERHEAD_S * (num_steps + num_predicted / 64)
     if fit.training.tune == "head":  # `costs` adds the features, which all probes share
         return Cost(flops=0.0, seconds=overhead_s)
     flops_per_weight = 4.0 if fit.training.tune == "lora" else 6.0  # frozen weights need no gradient of their own
-    training_flops = flops_per_weight * fit.model.num_params * row_tokens * num_train / num_parts * epochs
+    training_flops = flops_per_weight * fit.model.num_params * row_tokens * num_learned * epochs
     flops = training_flops + 2.0 * fit.model.num_params * row_tokens * num_predicted
     return Cost(flops=flops, seconds=overhead_s + flops / _flops_per_s(execution))
 

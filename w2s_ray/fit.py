@@ -143,6 +143,8 @@ class Training:
     """All weights; a new head alone on the frozen model's features (a linear probe); or the head and low-rank adapters."""
     validation: float = field(default=0.0, metadata=IDENTITY_IF_SET)
     """Share of the half held out, to find from the Fit's own labels where training should have stopped."""
+    stop: Literal["last", "validation"] = field(default="last", metadata=IDENTITY_IF_SET)
+    """Which weights predict: the last ones, or those of the first point with the highest accuracy on the rows held out."""
     lora_rank: int = field(default=0, metadata=IDENTITY_IF_SET)
     """Rank of the LoRA adapters; 0 without adapters."""
 

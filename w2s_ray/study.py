@@ -56,6 +56,18 @@ class Training(Section):
         0.0, "share of each half held out, to tell from a Fit's own labels where to stop early", ge=0, le=0.5
     )
 
+    stop: Literal["last", "validation"] = _identity(
+        "last",
+        "which weights predict: the last, or those of the point of the learning curve that agrees best with the Fit's own "
+        "labels on the rows held out",
+    )
+
+    @model_validator(mode="after")
+    def _rows_to_stop_by(self) -> Training:
+        if self.stop == "validation" and not self.validation:
+            raise ValueError("stop: given 'validation', but no rows are held out; set validation, such as 0.1")
+        return self
+
     @model_validator(mode="after")
     def _rank_of_adapters(self) -> Training:
         if self.lora_rank is not None and self.tune != "lora":

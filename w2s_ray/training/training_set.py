@@ -45,7 +45,7 @@ def build_training_set(fit: Fit, task: PreparedTask, features: PreparedTask | No
     """What this Fit learns from. `features`: the same task with features in place of tokens, if the method needs them."""
     if fit.role == "start":
         return _texts_to_write(task, task.parts[fit.part.half])
-    rows = task.parts[fit.part.half].part(fit.part)
+    rows = task.parts[fit.part.half].part(fit.part).last_share(methods.budget(fit.method).rows)
     weights, verified = np.ones(len(rows)), np.zeros(len(rows), bool)
     if fit.labels or fit.role == "control":
         labels = methods.transform_labels(fit.method, _label_sources(fit, rows, features, store))

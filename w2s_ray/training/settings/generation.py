@@ -41,6 +41,8 @@ class Writer(nn.Module):
         super().__init__()
         self.causal = causal
         self.bf16 = bf16
+        if bf16:
+            _keep_in_fp32(causal.get_output_embeddings())  # type: ignore[operator]
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, num_last: int) -> torch.Tensor:
         """Logits [rows, num_last, vocabulary] for the last `num_last` tokens, each from those before it."""
@@ -49,7 +51,7 @@ class Writer(nn.Module):
             if self.causal.takes_logits_to_keep:
                 inputs["logits_to_keep"] = num_last + 1
             logits = self.causal(**inputs).logits
-        return logits[:, -num_last - 1 : -1].float()
+        return logits[:, -num_last - 1 : -1]
 
     def greedy(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, *, num_tokens: int, eos_id: int
@@ -69,6 +71,21 @@ class Writer(nn.Module):
             log_probability += torch.where(has_ended, 0.0, token_log_probability)
             has_ended |= token == eos_id
         return written, log_probability
+
+
+def _keep_in_fp32(head: nn.Module) -> None:
+    """Let a head compute in fp32 on fp32 inputs, whatever autocast surrounds it.
+
+    In bf16 neighbouring logits round to the same number, and greedy decoding then picks among ties.
+    """
+    forward = head.forward
+
+    def forward_in_fp32(hidden: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(hidden.device.type, enabled=False):
+            logits: torch.Tensor = forward(hidden.float())
+        return logits
+
+    head.forward = forward_in_fp32
 
 
 def build_model(spec: ModelSpec) -> tuple[nn.Module, str]:
@@ -153,6 +170,11 @@ def collate(rows: Rows, chosen: Sequence[int], *, pad_id: int) -> tuple[tuple[An
     for row, answer in enumerate(answers):
         targets[row, num_last - len(answer) :] = torch.tensor(answer, dtype=torch.long)
     return (*pad(whole, pad_id=pad_id, left=True), num_last), targets.to(device())
+
+
+def question(text: str) -> str:
+    """A prompt as an untrained model is asked about it."""
+    return text
 
 
 def feature_matrix(rows: Rows) -> np.ndarray:
