@@ -131,7 +131,8 @@ def state_bytes(fit: Fit, execution: Execution) -> float:
 
 def num_tests(plan: Plan) -> dict[str, int]:
     """Task -> size of its test set, before rows are dropped for balance or length."""
-    return dict(sorted((data.task, _num_test(data, _task_size(data))) for data in {fit.data for fit in plan.fits}))
+    data_of_task = {fit.data.task: fit.data for fit in plan.fits}
+    return {task: _num_test(data, _task_size(data)) for task, data in sorted(data_of_task.items())}
 
 
 def pgr_half_width(num_test: int, *, gap: float, num_seeds: int) -> float:
