@@ -175,7 +175,7 @@ class _Replicates:
 
     def columns(
         self, name: str, shares: list[Share | None], *, minus: list[Share | None] | None = None
-    ) -> dict[str, float]:
+    ) -> dict[str, float | None]:
         """The mean share, or the mean difference of two, with its interval. Empty if no cell has it."""
         cells: dict[int, list[list[tuple[float, Share]]]] = {}
         for seed, share, other in zip(self.seeds, shares, minus or shares, strict=True):

@@ -1,8 +1,7 @@
 """The Fits' answers to the test items, and how often two Fits agree, with an interval.
 
-An interval holds two kinds of noise. That of the test items, drawn by groups, comes from the influence of each group on the
-estimate (a delta method). That between replicates comes from their spread. All models of a task answer the same items, so
-their common noise cancels in a difference. The quantile is Student's t with the degrees of freedom of Satterthwaite (1946).
+All models of a task answer the same items, so their common noise cancels in a difference. What an interval holds is said in
+`analysis.intervals`: the noise of the test items, drawn by groups, which replicates share, and what differs between replicates.
 """
 
 from __future__ import annotations
@@ -13,9 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 import polars as pl
-from scipy.stats import t as student_t
 
-CONFIDENCE = 0.95
+from analysis.intervals import Interval, Moments
 
 
 @dataclass(frozen=True)
@@ -48,12 +46,6 @@ class Term(NamedTuple):
     share: Share
 
 
-class Estimate(NamedTuple):
-    value: float
-    low: float
-    high: float
-
-
 def read_answers(predictions: pl.DataFrame) -> dict[str, Answers]:
     """Key -> answers of every Fit."""
     if not {"probability", "label"} <= set(predictions.columns):
@@ -62,13 +54,13 @@ def read_answers(predictions: pl.DataFrame) -> dict[str, Answers]:
     for (key,), rows in predictions.group_by("key", maintain_order=True):
         by_id = rows if rows["id"].is_sorted() else rows.sort("id")
         is_two_way = not by_id["label"].has_nulls()
-        group = by_id["group" if "group" in by_id.columns else "id"].hash().to_numpy()
+        group = by_id["group"].fill_null(by_id["id"]) if "group" in by_id.columns else by_id["id"]
         answers[str(key)] = Answers(
             (by_id["probability"] > 0.5 if is_two_way else by_id["completion"].hash()).to_numpy(),
             by_id["probability"].to_numpy(),
             by_id["label"].to_numpy() if is_two_way else None,
             by_id["correct"].to_numpy(),
-            np.unique(group, return_inverse=True)[1].astype(np.int32),
+            np.unique(group.hash().to_numpy(), return_inverse=True)[1].astype(np.int32),
         )
     return answers
 
@@ -83,22 +75,31 @@ def agreement(student: Answers, weak: Answers, *, where: np.ndarray) -> Share | 
     return Share(float(value), (num_same - value * num_items) / num_items.sum())
 
 
-def estimate(replicates: Mapping[int, list[Term]]) -> Estimate:
+def estimate(replicates: Mapping[int, list[Term]]) -> Interval:
     """The mean over replicates of a linear combination of shares, with its 95 % interval. `replicates`: seed -> its terms."""
+    num_replicates = len(replicates)
     values = np.array([sum(term.coefficient * term.share.value for term in terms) for terms in replicates.values()])
-    influences: dict[str, np.ndarray] = {}
-    for term in (term for terms in replicates.values() for term in terms):
-        influence = term.coefficient * term.share.influence / len(values)
-        influences[term.task] = influences.get(term.task, 0) + influence
-    variances = [float(values.var(ddof=1)) / len(values)] if len(values) > 1 else []
-    freedom = [len(values) - 1] if variances else []
-    for influence in influences.values():
-        num_groups = len(influence)
-        variances.append(float((influence**2).sum()) * num_groups / max(num_groups - 1, 1))
-        freedom.append(max(num_groups - 1, 1))
-    total, value = sum(variances), float(values.mean())
-    if total == 0:
-        return Estimate(value, value, value)
-    degrees = total**2 / sum(variance**2 / df for variance, df in zip(variances, freedom, strict=True))
-    half_width = float(student_t.ppf((1 + CONFIDENCE) / 2, degrees)) * total**0.5
-    return Estimate(value, value - half_width, value + half_width)
+    influences: dict[str, dict[int, np.ndarray]] = {}
+    for seed, terms in replicates.items():
+        for term in terms:
+            of_task = influences.setdefault(term.task, {})
+            of_task[seed] = of_task.get(seed, 0) + term.coefficient * term.share.influence / num_replicates
+    items, num_groups = 0.0, 1.0
+    for of_task in influences.values():
+        by_seed = np.stack(list(of_task.values()))
+        variance = float((by_seed.sum(axis=0) ** 2).sum())
+        if num_replicates > 1:  # products of different replicates alone tell what these share
+            variance = (variance - float((by_seed**2).sum())) * num_replicates / (num_replicates - 1)
+        num_task_groups = int(by_seed.any(axis=0).sum())
+        items += variance * num_task_groups / max(num_task_groups - 1, 1)
+        num_groups += max(num_task_groups - 1, 0)
+    between = float(values.var(ddof=1)) / num_replicates if num_replicates > 1 else 0.0
+    moments = Moments(
+        ("mean",),
+        np.array([values.mean()]),
+        np.array([[items]]),
+        np.array([[between]]),
+        num_replicates,
+        num_groups,
+    )
+    return moments.interval({"mean": 1.0})

@@ -25,6 +25,7 @@ DOTTED = [2, 3]
 DASHES = alt.Legend(symbolType="stroke", symbolSize=400)
 """Lines with dashes get their points from a layer of their own: with points on the lines, this legend would draw no strokes."""
 AXIS_FORMATS = {"params": ".2~s", "compute": ".0e", "fraction": "~g"}
+PGR_EDGES = (-0.5, 1.6)
 MAX_METHODS = 5
 """With more methods than this, a study's methods are listed rather than drawn as lines."""
 MAX_CURVE_POINTS = 40
@@ -99,9 +100,10 @@ def score_chart(rows: pl.DataFrame, *, axis: str) -> Figure | None:
     if rows.is_empty():
         return None
     base = alt.Chart().encode(x=_size_axis(axis))
-    spread = base.mark_rule(opacity=0.55, strokeWidth=2).encode(
+    has_ends = "isValid(datum.student_score_low) && isValid(datum.student_score_high)"
+    spread = base.mark_rule(opacity=0.55, strokeWidth=2).transform_filter(has_ends).encode(
         y="student_score_low:Q", y2="student_score_high:Q", color=_supervisor_color(rows)
-    )
+    )  # fmt: skip
     return _panels(_score_layers(base, rows, spread), rows, title=_score_title("Test score", rows))
 
 
@@ -153,15 +155,16 @@ def pgr_chart(rows: pl.DataFrame, *, axis: str) -> Figure | None:
     if rows.is_empty():
         return None
     title = _title("Performance gap recovered", rows)
-    return _panels(_pgr_layers(axis, _supervisor_color(rows)), rows, title=title)
+    return _panels(_pgr_layers(rows, axis, _supervisor_color(rows)), rows, title=title)
 
 
-def _pgr_layers(axis: str, color: alt.Color) -> alt.LayerChart:
+def _pgr_layers(rows: pl.DataFrame, axis: str, color: alt.Color) -> alt.LayerChart:
     base = alt.Chart().encode(x=_size_axis(axis), color=color)
     lines = base.mark_line(point=alt.OverlayMarkDef(size=55)).encode(
-        y=alt.Y("pgr:Q", title="PGR"), tooltip=_tooltip("pgr", "pgr_low", "pgr_high", extra="fails")
+        y=alt.Y("pgr:Q", title="PGR", scale=_pgr_scale(rows)),
+        tooltip=_tooltip("pgr", "pgr_low", "pgr_high", extra="fails"),
     )
-    bars = base.mark_rule(opacity=0.55, strokeWidth=2).encode(y="pgr_low:Q", y2="pgr_high:Q")
+    bars = base.mark_rule(opacity=0.55, strokeWidth=2).encode(y="low:Q", y2="high:Q")
     full = alt.Chart().mark_rule(strokeDash=[4, 4], color="grey").encode(y=alt.datum(1))
     return alt.layer(full, bars, _crosses(base, "pgr"), lines)
 
@@ -206,7 +209,7 @@ def methods_chart(rows: pl.DataFrame, *, axis: str) -> Figure | None:
     )
     color = alt.Color("method:N", sort=order, scale=alt.Scale(domain=order, scheme="dark2"))
     title = _title("Methods compared", rows)
-    return _panels(_pgr_layers(axis, color), rows, title=title, width=SMALL, height=SMALL, columns=3)
+    return _panels(_pgr_layers(rows, axis, color), rows, title=title, width=SMALL, height=SMALL, columns=3)
 
 
 def methods_list(rows: pl.DataFrame) -> Figure | None:
@@ -216,15 +219,13 @@ def methods_list(rows: pl.DataFrame) -> Figure | None:
     if rows.is_empty():
         return None
     by_task = rows.with_columns(pl.format("{}: {} to {}", "task", "weak", "strong").alias("panel"))
-    low, high = rows.select(pl.col("pgr_low").min(), pl.col("pgr_high").max()).row(0)
-    low, high = max(-0.5, min(0.0, low or 0.0)), min(1.6, max(1.1, high or 0.0))  # an interval's end may be null
-    scale = alt.Scale(domain=[low, high], clamp=True)
+    scale = _pgr_scale(rows)
     panels = []
     for (panel,), group in by_task.group_by("panel", maintain_order=True):
         order = group.sort("pgr", descending=True)["method"].unique(maintain_order=True).to_list()
         y = alt.Y("method:N", title=None, sort=order, axis=alt.Axis(labelLimit=300))
         base = alt.Chart(group).encode(y=y)
-        bars = base.mark_rule(strokeWidth=2, opacity=0.6).encode(x=alt.X("pgr_low:Q", scale=scale), x2="pgr_high:Q")
+        bars = base.mark_rule(strokeWidth=2, opacity=0.6).encode(x=alt.X("low:Q", scale=scale), x2="high:Q")
         points = base.mark_point(filled=True, size=70).encode(
             x=alt.X("pgr:Q", title="PGR", scale=scale), tooltip=_tooltip("pgr", "pgr_low", "pgr_high", extra="fails")
         )
@@ -464,10 +465,24 @@ DRAWN_BY_METHOD = ("agreement", "misfit", "learning", "calibration", "fit_curves
 
 
 def _with_pgr(rows: pl.DataFrame) -> pl.DataFrame:
-    """Rows of pairs of different sizes that have a PGR and a position on the size axis."""
+    """Rows of pairs of different sizes that have a PGR and a position on the size axis. `low` and `high` are the ends of the
+    interval as they are drawn: at the edge of the figure if they are beyond it, or if the interval has no such end."""
+    least, most = PGR_EDGES
     return rows.filter(
         pl.col("pgr").is_not_null() & pl.col("strong_size").is_not_null() & (pl.col("weak") != pl.col("strong"))
+    ).with_columns(
+        pl.col("pgr_low").fill_null(least).clip(least, most).alias("low"),
+        pl.col("pgr_high").fill_null(most).clip(least, most).alias("high"),
     )
+
+
+def _pgr_scale(rows: pl.DataFrame) -> alt.Scale:
+    """From 0 to 1 at least, and no further than PGR_EDGES: what lies beyond is drawn at the edge."""
+    least, most = PGR_EDGES
+    lowest, highest = rows.select(
+        pl.min_horizontal("pgr", "low").min().alias("lowest"), pl.max_horizontal("pgr", "high").max().alias("highest")
+    ).row(0)
+    return alt.Scale(domain=[max(least, min(0.0, lowest)), min(most, max(1.1, highest))], clamp=True)
 
 
 def _with_panel(rows: pl.DataFrame) -> pl.DataFrame:

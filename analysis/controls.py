@@ -13,7 +13,7 @@ from pathlib import Path
 import polars as pl
 
 from analysis import tables
-from analysis.cells import CONTROLS, done, has_method
+from analysis.cells import CONTROLS, has_method
 
 PLACE = ["setting", "family", "task", "weak", "strong", "method"]
 NO_HEADROOM = "ceiling not clearly above untrained"
@@ -30,21 +30,6 @@ def with_fails(pgr: pl.DataFrame) -> pl.DataFrame:
     )
     fails = pl.concat_str(texts, separator="; ", ignore_nulls=True)
     return pgr.with_columns(missing).with_columns(pl.when(fails != "").then(fails).alias("fails"))
-
-
-def with_floor(pgr: pl.DataFrame, results: pl.DataFrame) -> pl.DataFrame:
-    """Fill `floor`, if pgr.parquet has none, with the mean of the cells' own `floor_score`."""
-    if "floor" in pgr.columns and pgr["floor"].is_not_null().any():
-        return pgr
-    place = [name for name in PLACE if name != "task"]
-    mean = pl.col("floor_score").mean().alias("floor")
-    cells = done(results)
-    floors = [
-        cells.group_by(PLACE).agg(mean),
-        cells.group_by(place).agg(mean).with_columns(pl.lit(None, pl.String).alias("task")).select(*PLACE, "floor"),
-    ]
-    pgr = pgr.drop("floor", strict=False)
-    return pgr.join(pl.concat(floors), on=PLACE, how="left", nulls_equal=True, maintain_order="left")
 
 
 def marked(table: pl.DataFrame, pgr: pl.DataFrame) -> pl.DataFrame:

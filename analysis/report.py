@@ -27,6 +27,7 @@ from analysis import agreement, charts, controls, difficulty, stopping, tables
 from analysis.answers import read_answers
 from analysis.bootstrap import resample
 from analysis.cells import AXES, done, on_plain_truth
+from analysis.methods import method_table
 from analysis.pgr import pgr_table
 from analysis.scaling import fit_scaling
 
@@ -51,6 +52,7 @@ def write_report(out: Path, *, facts: dict[str, Any] | None = None, study_text: 
     bare = {
         "fits": fits,
         "fit_curves": fit_curves,
+        "methods": method_table(samples),
         "scores": agreement.scores_table(results, predictions),
         "agreement": agreement.agreement_table(results),
         "inverse_scaling": agreement.inverse_scaling(results, answers, axis=axis),
@@ -64,7 +66,7 @@ def write_report(out: Path, *, facts: dict[str, Any] | None = None, study_text: 
     }
     frames = {
         "results": controls.marked(results, pgr),
-        "pgr": controls.with_floor(controls.with_fails(pgr), results),
+        "pgr": controls.with_fails(pgr),
         **{name: controls.marked(table, pgr) for name, table in bare.items()},
         "runs": runs,
         "parts": parts,
@@ -209,7 +211,7 @@ def _notice(frames: dict[str, pl.DataFrame], specs: dict[str, dict[str, Any]]) -
     return ""
 
 
-VERSIONS = ("w2s_ray", "torch", "transformers", "deepspeed")
+VERSIONS = ("w2s_ray", "torch", "transformers", "deepspeed", "ray")
 """Columns of runs.parquet that name what a Fit ran under."""
 
 
@@ -234,10 +236,12 @@ def _sections(frames: dict[str, pl.DataFrame]) -> list[Section]:
     sections = (
         _ladder(results),
         _pgr(frames["pgr"]),
+        _methods(frames["methods"]),
         _scores(frames["scores"]),
         _fits(frames["fits"]),
         _inverse(frames["inverse_scaling"]),
         _imitation(frames["imitation"]),
+        _misfit(frames["misfit"]),
         _stopping(frames["stopping"]),
         _copying(frames["copying"]),
         _parts(frames["parts"]),
@@ -268,9 +272,13 @@ def _ladder(results: pl.DataFrame) -> Section | None:
 
 def _pgr(pgr: pl.DataFrame) -> Section:
     def interval(name: str) -> pl.Expr:
-        texts = [pl.col(f"{name}{end}").round(2).cast(pl.String) for end in ("_low", "_high")]
-        return pl.format("{} to {}", *texts).alias(f"{name} 95 %")
+        ends = [pl.col(f"{name}{end}").round(2).cast(pl.String) for end in ("_low", "_high")]
+        has_any = pl.any_horizontal(end.is_not_null() for end in ends)
+        text = pl.format("{} to {}", *(end.fill_null("–") for end in ends))
+        return pl.when(has_any).then(text).alias(f"{name} 95 %".replace("_", " "))
 
+    flags = [pl.col(name) for name in ("no_headroom", "label_sensitive")]
+    untested = pl.when(pl.all_horizontal(flag.is_null() for flag in flags)).then(pl.lit("not tested"))
     shown = pgr.select(
         pl.col("task").fill_null("all tasks"),
         "family",
@@ -283,23 +291,25 @@ def _pgr(pgr: pl.DataFrame) -> Section:
         "floor",
         "pgr",
         interval("pgr"),
-        *(
-            column
-            for name in ("pgr_above_floor", "gain")
-            if f"{name}_low" in pgr.columns
-            for column in (pl.col(name).alias(name.replace("_", " ")), interval(name))
-        ),
-        pl.col("pgr_median").alias("median of cells"),
+        pl.col("pgr_above_floor").alias("PGR above floor"),
+        interval("pgr_above_floor"),
+        "gain",
+        interval("gain"),
+        pl.col("pgr_median").alias("median"),
+        interval("pgr_median"),
+        pl.col("num_left_out").alias("left out of the median"),
         pl.col("num_seeds").alias("seeds"),
         pl.col("num_dropped").alias("dropped"),
-        pl.col("fails").fill_null("").alias("fails a control"),
-        pl.col("reason").fill_null(""),
+        pl.coalesce("fails", untested).fill_null("").alias("fails a control"),
+        pl.concat_str("reason", "controls_reason", separator="; ", ignore_nulls=True).alias("reason"),
     )
     note = (
         "PGR = (student - supervisor) / (ceiling - supervisor): the share of the gap between supervisor and ceiling that the "
-        "student recovers. It is the ratio of sums over seeds and tasks. The floor is the best of the supervisor, the untrained "
-        "model and a student of shuffled labels, as far as the study has them. Intervals come from a paired bootstrap over test "
-        "items and seeds."
+        "student recovers, a ratio of means over seeds and tasks. The floor is the best of the supervisor, the untrained model and "
+        "a student of shuffled labels, as far as the study has them; PGR above floor puts the floor in the supervisor's place, "
+        "and gain is student - supervisor. The median is over cells in the row of a task and over tasks in the row of all. "
+        "Intervals are 95 %, over replicates and groups of test items. A dash is an end that no data can give, or a value whose "
+        "reason is at the end of the row."
     )
     if pgr.filter(pl.col("num_cells") > 0)["num_seeds"].max() == 1:
         note += (
@@ -346,6 +356,18 @@ def _scores(scores: pl.DataFrame) -> Section | None:
     return section("Scores of all models", scores, note=note)
 
 
+def _methods(rows: pl.DataFrame) -> Section | None:
+    if rows.is_empty():
+        return None
+    note = (
+        "Scores of each method's students minus those of naive students, over the replicates that both have, with paired 95 % "
+        "intervals. Whoever tries many methods finds one that seems better by chance: p_holm is adjusted for the num_methods "
+        "methods that were tried on the same pair and task (Holm 1979). Controls are left out."
+    )
+    shown = rows.with_columns(pl.col("task").fill_null("all tasks"), pl.col("reason").fill_null(""))
+    return section("Methods against naive", shown, note=note)
+
+
 def _imitation(rows: pl.DataFrame) -> Section | None:
     if rows.is_empty():
         return None
@@ -356,6 +378,18 @@ def _imitation(rows: pl.DataFrame) -> Section | None:
         "test items."
     )
     return section("Imitated mistakes", rows, note=note)
+
+
+def _misfit(rows: pl.DataFrame) -> Section | None:
+    if rows.is_empty():
+        return None
+    note = (
+        "Misfit is the mean squared difference of the student's and the supervisor's probabilities, and gain is by how much the "
+        "student's squared error is below its supervisor's. For students trained by squared loss, from a convex class that holds "
+        "the truth, the gain is at least the misfit (Charikar et al. 2024). Students here are networks trained by other losses, "
+        "so a gain below the misfit contradicts nothing but the hope that the theorem carries over."
+    )
+    return section("Misfit and gain", rows.drop("weak_params", "strong_params"), note=note)
 
 
 def _parts(parts: pl.DataFrame) -> Section | None:

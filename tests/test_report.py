@@ -421,16 +421,7 @@ def test_without_controls_the_first_paragraph_says_that_nothing_vouches(tmp_path
     assert "The Fits of this study mix versions: torch 2.13 (1 Fits), 2.14 (2 Fits)." in page
 
 
-def test_floors_and_crosses_are_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        report,
-        "pgr_table",
-        lambda samples, table=report.pgr_table: table(samples).with_columns(
-            pl.lit(False).alias("label_sensitive"),
-            pl.lit(False).alias("no_headroom"),
-            pl.lit(SHUFFLED).alias("controls_reason"),
-        ),
-    )
+def test_floors_and_crosses_are_drawn(tmp_path: Path) -> None:
     planted_study(tmp_path / "out", with_controls=True)
     page = report.write_report(tmp_path / "out").read_text()
     first = page.split("</p>")[0]
@@ -443,3 +434,17 @@ def test_floors_and_crosses_are_drawn(tmp_path: Path, monkeypatch: pytest.Monkey
         table = pl.read_csv(tmp_path / f"out/tables/{name}.csv")
         assert "not clearly above shuffled labels" in table["fails"].to_list(), name
     assert "Imitated mistakes" in page and "Scores of all models" in page
+
+
+def test_an_interval_without_an_end_is_drawn_to_the_edge() -> None:
+    """Fieller's interval may be unbounded, or so wide that it would squeeze all others."""
+    common = {"family": "f", "weak": "s", "task": "t", "weak_size": 1.0, "fails": None, "pgr": 0.5}
+    rows = [
+        common | {"strong": "m", "strong_size": 10.0, "method": "naive", "pgr_low": -9.0, "pgr_high": 0.7},
+        common | {"strong": "l", "strong_size": 100.0, "method": "naive", "pgr_low": 0.3, "pgr_high": None},
+    ]
+    figure = charts.pgr_chart(pl.DataFrame(rows), axis="params")
+    assert figure is not None
+    drawn = [row for values in figure.to_dict()["datasets"].values() for row in values]
+    assert [(row["low"], row["high"]) for row in drawn] == [(-0.5, 0.7), (0.3, 1.6)]
+    assert [row["pgr_low"] for row in drawn] == [-9.0, 0.3], "the tooltip tells the numbers as they are"
