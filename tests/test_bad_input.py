@@ -61,6 +61,10 @@ def test_the_process_exits_with_2_and_no_traceback(folder: Path) -> None:
     assert "nosuch.yaml: no such file" in done.stderr
 
 
+def test_stopping_by_rows_held_out_needs_such_rows(folder: Path) -> None:
+    assert "no rows are held out; set validation" in with_grid(folder, training={"stop": "validation"})
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [

@@ -26,7 +26,7 @@ from w2s_ray.training.model import ModelSpec, WarmStart
 from w2s_ray.training.pack import run_pack
 from w2s_ray.training.prompts import apply_prompt_method
 from w2s_ray.training.settings import comparison
-from w2s_ray.training.training_set import TrainingSet, build_training_set
+from w2s_ray.training.training_set import TrainingSet, build_training_set, read_labels
 
 from tiny import save_model, save_rewriting, save_task
 
@@ -254,6 +254,21 @@ def test_hard_labels_make_the_errors_of_the_soft_ones(folder: Path, tmp_path: Pa
     store = trained(plan, tmp_path)
     soft, hard = (learned(cell.student, store).rows.labels for cell in plan.cells)
     assert set(hard.tolist()) == {0.0, 1.0} and ((soft > 0.5) == hard).all() and not (soft == hard).any()
+
+
+def test_the_score_of_labels_and_of_an_ensemble_are_kept(folder: Path, tmp_path: Path) -> None:
+    plan = planned(folder, "naive", "ensemble")
+    store = trained(plan, tmp_path)
+    scores(plan.cells, store, tmp_path)
+    runs = {run["key"]: run for run in pl.read_parquet(tmp_path / "out" / "runs.parquet").to_dicts()}
+    naive, ensemble = (cell.student for cell in plan.cells)
+    half_b, test = (prepare(naive).parts[part] for part in ("B", "test"))
+    weak = read_labels(naive.labels[0], half_b, store)
+    assert runs[naive.key]["label_score"] == pytest.approx(weak.are_right(half_b.labels).mean())
+    members = [read_labels(fit, test, store, file="test.parquet").values for fit in ensemble.labels]
+    is_right = (np.mean(members, axis=0) > 0.5) == (test.labels > 0.5)
+    assert runs[ensemble.key]["ensemble_score"] == pytest.approx(is_right.mean())
+    assert runs[naive.key]["ensemble_score"] is None and runs[plan.cells[0].ceiling.key]["label_score"] is None
 
 
 def test_both_losses_are_logged_apart(folder: Path, tmp_path: Path) -> None:

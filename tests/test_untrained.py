@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +124,18 @@ def test_more_shots_than_rows_are_refused(folder: Path, tmp_path: Path) -> None:
     [fit] = students(folder, {"name": "few_shot", "shots": 256, "labels": "truth"})
     with pytest.raises(StoreError, match="asks for 256 shots, but half B has 96 rows; lower 'shots'"):
         apply_prompt_method(fit, prepare(fit), open_store(tmp_path / "store"))
+
+
+def test_an_answer_ends_where_the_next_shot_would_begin(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pretrained model that is shown shots goes on with another one rather than ending its text."""
+    tokenizer = bpe()
+    tokens = tokenizer.encode("w3  w4\n\nw5 w6")
+    written = np.array([[0.5, *tokens]])
+    monkeypatch.setattr(generation, "evaluate_in_batches", lambda *_, **__: written)
+    few_shot, zero_shot = students(folder, {"name": "few_shot", "labels": "truth"}, "zero_shot", tasks=["writing.yaml"])
+    task = replace(prepare(few_shot), tokenizer=tokenizer, num_answer_tokens=len(tokens))
+    texts = [generation.predict(None, task.parts["test"], task, fit)["completion"] for fit in (few_shot, zero_shot)]
+    assert [text.to_pylist() for text in texts] == [["w3 w4"], ["w3 w4 w5 w6"]]
 
 
 def test_only_a_classification_is_calibrated(folder: Path) -> None:

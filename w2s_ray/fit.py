@@ -14,7 +14,7 @@ import hashlib
 import json
 import re
 from dataclasses import dataclass, field, fields
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any, Literal
 
 SEMANTICS = 2
@@ -72,6 +72,10 @@ class Model:
     def identity(self) -> dict[str, Any]:
         return _identity_of(self)
 
+    @cached_property
+    def identity_json(self) -> str:
+        return canonical_json(self.identity)
+
 
 @dataclass(frozen=True)
 class Data:
@@ -108,6 +112,10 @@ class Data:
     def identity(self) -> dict[str, Any]:
         return _identity_of(self)
 
+    @cached_property
+    def identity_json(self) -> str:
+        return canonical_json(self.identity)
+
 
 @dataclass(frozen=True)
 class Method:
@@ -119,6 +127,10 @@ class Method:
     @cached_property
     def identity(self) -> dict[str, Any]:
         return {"name": self.name, "params": dict(self.params)}
+
+    @cached_property
+    def identity_json(self) -> str:
+        return canonical_json(self.identity)
 
 
 @dataclass(frozen=True)
@@ -152,6 +164,10 @@ class Training:
     def identity(self) -> dict[str, Any]:
         return _identity_of(self)
 
+    @cached_property
+    def identity_json(self) -> str:
+        return canonical_json(self.identity)
+
 
 @dataclass(frozen=True)
 class Part:
@@ -161,14 +177,15 @@ class Part:
     number: int = 1
     count: int = 1
 
-    @classmethod
-    def parse(cls, text: str) -> Part:
+    @staticmethod
+    @cache
+    def parse(text: str) -> Part:
         """`A`, `B`, or `B2/3` for the second third of B."""
         match = re.fullmatch(r"([AB])(?:([1-9]\d*)/([1-9]\d*))?", text)
         if match is None:
             raise ValueError(f"half: given {text!r}, allowed are A, B and parts such as B1/2")
         half, number, count = match.groups()
-        return cls(half, int(number or 1), int(count or 1))
+        return Part(half, int(number or 1), int(count or 1))
 
 
 @dataclass(frozen=True)
@@ -211,7 +228,18 @@ class Fit:
 
     @cached_property
     def key(self) -> str:
-        return hashlib.sha256(canonical_json(self.identity).encode()).hexdigest()
+        """SHA-256 of the identity as canonical JSON, put together from parts that many Fits share."""
+        parts: dict[str, Model | Data | Method | Training] = {
+            "data": self.data,
+            "method": self.method,
+            "model": self.model,
+            "training": self.training,
+        }
+        own = {name: value for name, value in self.identity.items() if name not in parts}
+        texts = {name: part.identity_json for name, part in parts.items()}
+        texts |= {name: canonical_json(value) for name, value in own.items()}
+        text = ",".join(f'"{name}":{texts[name]}' for name in sorted(texts))
+        return hashlib.sha256(f"{{{text}}}".encode()).hexdigest()
 
     @cached_property
     def folder(self) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -344,6 +344,7 @@ def _keys(cell: Cell) -> tuple[str, str, str]:
     return cell.supervisor.key, cell.student.key, cell.ceiling.key
 
 
+@cache
 def method_label(method: Method) -> str:
     """Readable and unique within a study, e.g. `confidence(max_weight=0.75)`."""
     defaults = PARAMS[method.name]().model_dump()

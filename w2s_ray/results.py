@@ -90,11 +90,14 @@ RUNS = {
     "zero_stage": pl.Int32,
     "tokens": pl.Int64,
     "flops": pl.Int64,
+    "label_score": pl.Float64,
+    "ensemble_score": pl.Float64,
     **{f"{phase}_s": pl.Float64 for phase in PHASES},
     **dict.fromkeys(PACKAGES, pl.String),
     "stamp": pl.String,
 }
-"""`stamp`: of the commit that was read (`store.Commit`). Rows of another commit of the same Fit are not reused."""
+"""`label_score`: share of right labels among the rows that a student learned from. `ensemble_score`: share of test rows that a
+student's supervisors, if it has several, label right together. `stamp`: of the commit that was read (`store.Commit`). Rows of another commit of the same Fit are not reused."""
 
 TABLES = "3"
 """Version of the meaning of these tables. Tables of another version are not reused but made again."""
@@ -307,6 +310,8 @@ class Collector:
             "zero_stage": provenance.get("execution", {}).get("zero_stage"),
             "tokens": provenance.get("tokens"),
             "flops": provenance.get("flops"),
+            "label_score": provenance.get("label_score"),
+            "ensemble_score": provenance.get("ensemble_score"),
             **{f"{phase}_s": seconds.get(phase) for phase in PHASES},
             **{package: versions.get(package) for package in PACKAGES},
         }

@@ -101,8 +101,7 @@ def print_task(facts: dict[str, Any]) -> None:
         table.add_row("left out", f"{count:,} rows: {reason}")
     for name, part in facts["parts"].items():
         table.add_row(f"{'test set' if name == 'test' else f'half {name}'}, at most", part_in_words(part))
-    near = f"{facts['near_duplicates']:,} test rows share most of their words, in runs of three, with a row of a half"
-    table.add_row("near duplicates", near)
+    table.add_row("near duplicates", f"{facts['near_duplicates']:,} rows of the test set have one in a half")
     out.print(table)
     for example in facts["examples"]:
         if example["label"] is not None:

@@ -53,6 +53,8 @@ def provenance(fit: Fit, task: PreparedTask, training_set: TrainingSet, circumst
         "tokens": num_tokens,
         "flops": _flops(fit, num_tokens),
         "head_start": circumstances.head_start,
+        "label_score": training_set.label_score,
+        "ensemble_score": training_set.ensemble_score,
         "num_rows": num_rows,
         "num_too_long": task.num_too_long,
         "resumed_from_step": circumstances.resumed_from_step,

@@ -19,6 +19,7 @@ from w2s_ray.errors import InputError
 from w2s_ray.fit import Fit
 from w2s_ray.methods.cross_entropy import token_cross_entropy
 from w2s_ray.methods.labels import Labels, from_completions
+from w2s_ray.methods.untrained import BETWEEN_SHOTS
 from w2s_ray.training.batches import evaluate_in_batches, pad
 from w2s_ray.training.distributed import device
 from w2s_ray.training.engine import Engine
@@ -132,12 +133,13 @@ def _completion_tokens(
     return object_array(answers)
 
 
-def _text_of(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int]) -> str:
-    """The text of a completion up to its end, with single blanks."""
+def _text_of(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int], *, end: str | None = None) -> str:
+    """The text of a completion up to its end, with single blanks. `end`: a text that ends it, too."""
     ids = list(tokens)
     if tokenizer.eos_token_id in ids:
         ids = ids[: ids.index(tokenizer.eos_token_id)]
-    return _single_blanks(tokenizer.decode(ids, skip_special_tokens=True))
+    text = str(tokenizer.decode(ids, skip_special_tokens=True))
+    return _single_blanks(text.partition(end)[0] if end else text)
 
 
 def _single_blanks(text: str) -> str:
@@ -224,7 +226,8 @@ def predict(engine: Engine, rows: Rows, task: PreparedTask, fit: Fit) -> dict[st
         return torch.cat((log_probability.double().exp()[:, None], written.double()), dim=1)
 
     values = evaluate_in_batches(engine, rows, compute, width=1 + task.num_answer_tokens, dtype=torch.float64)
-    texts = [_text_of(task.tokenizer, tokens) for tokens in values[:, 1:].astype(np.int64).tolist()]
+    end = BETWEEN_SHOTS if fit.method.name == "few_shot" else None  # a model that imitates the shots goes on to another
+    texts = [_text_of(task.tokenizer, tokens, end=end) for tokens in values[:, 1:].astype(np.int64).tolist()]
     return {
         "completion": pa.array(texts, pa.string()),
         "probability": pa.array(values[:, 0].astype(np.float32), pa.float32()),
