@@ -1,14 +1,22 @@
 """What students make of their supervisors' labels: agreement, misfit and gain, learning curves, calibration.
 
 Agreement is split by whether the supervisor is right. The paper found inverse scaling: larger students agree less with
-their supervisor where it is wrong (Burns et al. 2023, section 5.1.3). The sign test here counts, over tasks, seeds and
-supervisors, how often the next larger student agrees less than the one before.
+their supervisor where it is wrong (Burns et al. 2023, section 5.1.3). Students of other labels, whose errors are not the
+supervisor's (shuffled labels, random errors), say how much of that agreement is imitation.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
 import polars as pl
 from scipy.stats import binomtest
+
+from analysis.answers import Answers, Share, Term, agreement, estimate
+from analysis.cells import CONTROLS, done, has_method, on_plain_truth, sized
 
 CELL = ["setting", "family", "method", "task", "weak", "strong", "weak_params", "strong_params"]
 WHEN = {"right": "agreement_when_weak_right", "wrong": "agreement_when_weak_wrong"}
@@ -17,77 +25,285 @@ NUM_BINS = 10
 
 def agreement_table(results: pl.DataFrame) -> pl.DataFrame:
     """Mean agreement over tasks and seeds for each pair and method. `when`: the supervisor is right, or wrong."""
-    done = results.filter(pl.col("status") == "done")
     pair = [name for name in CELL if name != "task"]
     return pl.concat(
-        done.group_by(pair, maintain_order=True)
+        done(results)
+        .group_by(pair, maintain_order=True)
         .agg(pl.col(column).mean().alias("agreement"), pl.len().alias("num_cells"))
         .with_columns(pl.lit(when).alias("when"))
         for when, column in WHEN.items()
     )
 
 
-def inverse_scaling(results: pl.DataFrame) -> pl.DataFrame:
-    """How often agreement falls and rises from one student to the next larger, for each setting, family, method and `when`.
-    `p_value` is the two-sided sign test of equal chances. Steps without a change are left out."""
-    done = results.filter((pl.col("status") == "done") & (pl.col("weak_params") < pl.col("strong_params")))
+# --- inverse scaling ------------------------------------------------------------------------------------------------
+
+INVERSE = {
+    "setting": pl.String,
+    "family": pl.String,
+    "method": pl.String,
+    "when": pl.String,
+    "steps_down": pl.Int64,
+    "steps_up": pl.Int64,
+    "p_value": pl.Float64,
+    "slope": pl.Float64,
+    "slope_low": pl.Float64,
+    "slope_high": pl.Float64,
+    "num_replicates": pl.Int64,
+}
+
+
+def inverse_scaling(results: pl.DataFrame, answers: Mapping[str, Answers], *, axis: str = "params") -> pl.DataFrame:
+    """How agreement changes with the student's size, for each setting, family, method and `when`.
+
+    A step leads from one student to the next larger of the same supervisor on the same task. Its change is the mean over
+    replicates, whose students are too alike to count one by one. `p_value` is the two-sided sign test of equal chances, and
+    steps without a change are left out. `slope` is the change of agreement when the student's size grows tenfold, with a
+    95 % interval (see `analysis.answers`).
+    """
+    cells = sized(done(results), axis).filter(pl.col("weak_size") < pl.col("strong_size"))
     rows = []
-    for key, cells in done.group_by(["setting", "family", "method"], maintain_order=True):
+    for key, group in cells.group_by(["setting", "family", "method"], maintain_order=True):
         for when, column in WHEN.items():
-            steps = (
-                cells.sort("strong_params")
-                .with_columns(pl.col(column).diff().over("task", "weak", "seed").alias("step"))["step"]
-                .drop_nulls()
-            )
+            steps = _mean_steps(group, column)
             down, up = int((steps < 0).sum()), int((steps > 0).sum())
             p_value = float(binomtest(down, down + up).pvalue) if down + up else None
-            rows.append((*map(str, key), when, down, up, p_value))
-    names = ("setting", "family", "method", "when", "steps_down", "steps_up", "p_value")
-    schema = dict.fromkeys(names[:4], pl.String) | {"steps_down": pl.Int64, "steps_up": pl.Int64, "p_value": pl.Float64}
-    return pl.DataFrame(rows, schema=schema, orient="row")
+            terms = _slope_terms(group, answers, when=when)
+            slope = estimate(terms) if terms else (None, None, None)
+            rows.append((*key, when, down, up, p_value, *slope, group["seed"].n_unique()))
+    return pl.DataFrame(rows, schema=INVERSE, orient="row")
 
 
-def misfit_table(results: pl.DataFrame) -> pl.DataFrame:
-    """Mean over seeds of misfit (share of test items on which student and supervisor differ) and of gain over the supervisor.
+def _mean_steps(cells: pl.DataFrame, column: str) -> pl.Series:
+    """The mean change over replicates at each step."""
+    ladder = ["task", "weak", "seed", "swapped"]
+    return (
+        cells.filter(pl.col(column).is_not_null())
+        .sort("strong_size", maintain_order=True)
+        .with_columns(pl.col(column).diff().over(ladder).alias("change"), pl.col("strong").shift().over(ladder).alias("before"))
+        .filter(pl.col("change").is_not_null())
+        .group_by("task", "weak", "before", "strong", maintain_order=True)
+        .agg(pl.col("change").mean())["change"]
+    )  # fmt: skip
 
-    Under squared loss and a convex class of students the gain is at least the misfit (Charikar et al. 2024, theorem 1).
+
+def _slope_terms(cells: pl.DataFrame, answers: Mapping[str, Answers], *, when: str) -> dict[int, list[Term]]:
+    """Seed -> the terms of its least-squares slope, with an intercept for each supervisor on each task."""
+    terms: dict[int, list[Term]] = {}
+    for (seed,), replicate in cells.group_by("seed", maintain_order=True):
+        lines: list[tuple[str, list[tuple[float, Share]]]] = []
+        for (task, *_), line in replicate.group_by(["task", "weak", "swapped"], maintain_order=True):
+            points = []
+            for row in line.select("weak_key", "student_key", "strong_size").iter_rows(named=True):
+                share = _agreement_when(row, answers, when=when)
+                if share is not None:
+                    points.append((float(np.log10(row["strong_size"])), share))
+            lines.append((str(task), points))
+        centred = [
+            (task, size - float(np.mean([size for size, _ in points])), share)
+            for task, points in lines
+            for size, share in points
+        ]
+        spread = sum(deviation**2 for _, deviation, _ in centred)
+        if spread > 0:
+            terms[int(str(seed))] = [Term(task, deviation / spread, share) for task, deviation, share in centred]
+    return terms
+
+
+def _agreement_when(row: dict[str, Any], answers: Mapping[str, Answers], *, when: str) -> Share | None:
+    """Agreement of a cell's student with its supervisor where that is right or wrong. None if there is nothing to count."""
+    weak, student = answers.get(row["weak_key"]), answers.get(row["student_key"])
+    if weak is None or student is None:
+        return None
+    return agreement(student, weak, where=weak.correct if when == "right" else ~weak.correct)
+
+
+# --- imitation ------------------------------------------------------------------------------------------------------
+
+IMITATION = {
+    "setting": pl.String,
+    "family": pl.String,
+    "task": pl.String,
+    "weak": pl.String,
+    "strong": pl.String,
+    "method": pl.String,
+    "agreement": pl.Float64,
+    "agreement_low": pl.Float64,
+    "agreement_high": pl.Float64,
+    **{
+        f"{column}{end}": pl.Float64
+        for name in ("shuffled", "noise")
+        for column, ends in ((name, ("",)), (f"more_than_{name}", ("", "_low", "_high")))
+        for end in ends
+    },
+    "num_replicates": pl.Int64,
+}
+"""All shares are of those test items on which the supervisor is wrong. `shuffled` and `noise` are the agreement of students
+of the same size that learned from shuffled labels, or from the truth with as many random errors as the supervisor makes."""
+
+
+def imitation_table(results: pl.DataFrame, answers: Mapping[str, Answers]) -> pl.DataFrame:
+    """How often students repeat their supervisor's mistakes, beside students that could not learn them from it."""
+    cells = _with_references(done(results).filter(pl.col("weak") != pl.col("strong")))
+    students = cells.filter(~has_method(*CONTROLS))
+    head = ["setting", "family", "task", "weak", "strong", "method"]
+    rows = []
+    for values, group in students.group_by(head, maintain_order=True):
+        replicates = _Replicates(str(values[2]), group["seed"].to_list())
+        student, shuffled, noise = (
+            [
+                _agreement_when({"weak_key": weak, "student_key": key}, answers, when="wrong")
+                for weak, key in group.select("weak_key", name).iter_rows()
+            ]
+            for name in ("student_key", "shuffled_ref", "noise_ref")
+        )
+        row: dict[str, Any] = dict.fromkeys(IMITATION) | dict(zip(head, values, strict=True))
+        row |= replicates.columns("agreement", student) | {"num_replicates": group["seed"].n_unique()}
+        for name, reference in (("shuffled", shuffled), ("noise", noise)):
+            row[name] = replicates.columns(name, reference).get(name)
+            row |= replicates.columns(f"more_than_{name}", student, minus=reference)
+        if row["agreement"] is not None:
+            rows.append(row)
+    return pl.DataFrame(rows, schema=IMITATION)
+
+
+@dataclass(frozen=True)
+class _Replicates:
+    """The seeds of some cells of one task, in the cells' order. A seed's twin belongs to the same replicate."""
+
+    task: str
+    seeds: list[int]
+
+    def columns(
+        self, name: str, shares: list[Share | None], *, minus: list[Share | None] | None = None
+    ) -> dict[str, float | None]:
+        """The mean share, or the mean difference of two, with its interval. Empty if no cell has it."""
+        cells: dict[int, list[list[tuple[float, Share]]]] = {}
+        for seed, share, other in zip(self.seeds, shares, minus or shares, strict=True):
+            if share is not None and other is not None:
+                cells.setdefault(seed, []).append([(1.0, share)] if minus is None else [(1.0, share), (-1.0, other)])
+        if not cells:
+            return {}
+        terms = {
+            seed: [Term(self.task, sign / len(twins), share) for twin in twins for sign, share in twin]
+            for seed, twins in cells.items()
+        }
+        return dict(zip((name, f"{name}_low", f"{name}_high"), estimate(terms), strict=True))
+
+
+def _with_references(cells: pl.DataFrame) -> pl.DataFrame:
+    """Add `shuffled_ref` and `noise_ref`: keys of the Fits of the same size under the same seed that learned from shuffled
+    labels and from random errors. The study's controls come first, then its methods of these names."""
+    place = ["setting", "family", "task", "weak", "strong", "seed", "swapped"]
+    for name in ("shuffled", "noise"):
+        arm = cells.filter(has_method(name)).unique(place, keep="first", maintain_order=True)
+        cells = cells.join(arm.select(*place, pl.col("student_key").alias(f"{name}_ref")), on=place, how="left")
+    return cells.with_columns(pl.coalesce("shuffled_key", "shuffled_ref").alias("shuffled_ref"))
+
+
+# --- misfit and gain ------------------------------------------------------------------------------------------------
+
+
+def misfit_table(results: pl.DataFrame, answers: Mapping[str, Answers]) -> pl.DataFrame:
+    """Mean over seeds of misfit and gain, for two-way tasks.
+
+    `misfit` is the mean squared difference of the student's and the supervisor's probabilities, and `gain` is by how much the
+    student's squared error (Brier score) is below its supervisor's. For students trained by squared loss, from a convex class
+    that holds the truth, the gain is at least the misfit (Charikar et al. 2024, theorem 1). With cross-entropy and neural
+    networks this is a conjecture, which the data may refute. Shares of answers that differ would not do: in a two-way task
+    accuracy can never gain more than that.
     """
-    done = results.filter(pl.col("status") == "done")
-    return done.group_by(CELL, maintain_order=True).agg(
-        (1 - pl.col("agreement")).mean().alias("misfit"),
-        (pl.col("student_score") - pl.col("weak_score")).mean().alias("gain"),
+    cells = done(results)
+    errors = [
+        _errors(answers.get(weak), answers.get(own))
+        for weak, own in cells.select("weak_key", "student_key").iter_rows()
+    ]
+    schema = {"misfit": pl.Float64, "gain": pl.Float64}
+    return (
+        pl.concat([cells, pl.DataFrame(errors, schema=schema, orient="row")], how="horizontal")
+        .filter(pl.col("gain").is_not_null())
+        .group_by(CELL, maintain_order=True)
+        .agg(pl.col("misfit", "gain").mean(), pl.len().alias("num_cells"))
     )
+
+
+def _errors(weak: Answers | None, student: Answers | None) -> tuple[float | None, float | None]:
+    """(misfit, gain) under squared loss. Nulls where there is no probability of a class."""
+    if weak is None or student is None or weak.label is None:
+        return None, None
+    p, q, y = (values.astype(np.float64) for values in (weak.probability, student.probability, weak.label))
+    return float(((q - p) ** 2).mean()), float(((p - y) ** 2 - (q - y) ** 2).mean())
+
+
+# --- learning and calibration ---------------------------------------------------------------------------------------
 
 
 def learning_table(results: pl.DataFrame, curves: pl.DataFrame) -> pl.DataFrame:
-    """Learning curves on the test set: a row for each point of each student and ceiling."""
+    """Learning curves on the test set: a row for each point of each student and ceiling. `floor` is the best score of the
+    supervisor and the controls, which a student has to beat."""
     if "epoch" not in curves.columns:
         return pl.DataFrame()
-    done = results.filter(pl.col("status") == "done")
+    cells = done(results)
     head = ["setting", "family", "task", "strong", "strong_params", "method", "weak", "weak_params", "seed"]
-    students = done.select(*head, pl.col("student_key").alias("key"), pl.lit("student").alias("role"), line="weak")
-    ceilings = done.unique(["ceiling_key"], maintain_order=True).select(
-        *head, pl.col("ceiling_key").alias("key"), pl.lit("ceiling").alias("role"), line=pl.lit("ceiling")
+    students = cells.select(
+        *head, pl.col("student_key").alias("key"), pl.lit("student").alias("role"), floor="floor_score", line="weak"
     )
-    truth = ceilings.with_columns(pl.lit("truth").alias("method"))
+    ceilings = on_plain_truth(cells, "ceiling").unique(["ceiling_key"], maintain_order=True)
+    truth = ceilings.with_columns(pl.lit("truth").alias("method")).select(
+        *head,
+        pl.col("ceiling_key").alias("key"),
+        pl.lit("ceiling").alias("role"),
+        floor=pl.lit(None, pl.Float64),
+        line=pl.lit("ceiling"),
+    )
     points = curves.select("key", "epoch", "test_accuracy", "train_loss", "train_accuracy")
     return pl.concat([students, truth]).join(points, on="key", how="inner").drop("key")
 
 
+def fits_by_role(results: pl.DataFrame) -> pl.DataFrame:
+    """The Fits behind the cells: setting, family, task, role, method, weak, strong, key, each once.
+
+    Supervisors and ceilings have the method `truth`, or `generative` if they are that method's own. The study's controls have
+    the role `control`.
+    """
+    cells = done(results)
+    roles = []
+    for role, side, names in (
+        ("supervisor", "weak", ("weak",)),
+        ("ceiling", "ceiling", ("strong",)),
+        ("control", "zero_shot", ("strong",)),
+        ("control", "shuffled", ("strong",)),
+        ("student", "student", ("weak", "strong")),
+    ):
+        method: dict[str, pl.Expr] = {"control": pl.lit(side), "student": pl.col("method")}
+        own = pl.when(has_method("generative").all().over(f"{side}_key")).then(pl.lit("generative"))
+        roles.append(
+            cells.filter(pl.col(f"{side}_key").is_not_null()).select(
+                "setting",
+                "family",
+                "task",
+                pl.lit(role).alias("role"),
+                method.get(role, own.otherwise(pl.lit("truth"))).alias("method"),
+                *(
+                    pl.col(name) if name in names else pl.lit(None, pl.String).alias(name)
+                    for name in ("weak", "strong")
+                ),
+                pl.col(f"{side}_key").alias("key"),
+            )
+        )
+    return pl.concat(roles).unique(maintain_order=True)
+
+
 def calibration_table(results: pl.DataFrame, predictions: pl.DataFrame) -> pl.DataFrame:
-    """Predicted against observed probability by role, over sizes and seeds, in ten bins of predicted probability.
+    """Predicted against observed probability by role and method, over sizes and seeds, in ten bins of predicted probability.
 
     `said` is the mean predicted probability of a bin and `was` the share of its items for which the event came true. The
     event is label 1 in classification, the first completion being better in comparison, and a correct completion in
-    generation.
+    generation. Supervisors and ceilings learned from the truth alone (`truth`) or are `generative`'s own.
     """
-    done = results.filter(pl.col("status") == "done")
-    if "probability" not in predictions.columns or done.is_empty():
+    if "probability" not in predictions.columns or done(results).is_empty():
         return pl.DataFrame()
-    roles = pl.concat(
-        done.select("setting", "family", "task", pl.col(f"{side}_key").alias("key"), pl.lit(role).alias("role"))
-        for side, role in (("weak", "supervisor"), ("student", "student"), ("ceiling", "ceiling"))
-    ).unique(["key", "role"], maintain_order=True)
+    place = ["setting", "family", "task", "role", "method"]
+    roles = fits_by_role(results).unique([*place, "key"], maintain_order=True)
     outcome = pl.when(pl.col("label").is_null()).then(pl.col("correct")).otherwise(pl.col("label") == 1)
     binned = (
         predictions.lazy()
@@ -107,12 +323,40 @@ def calibration_table(results: pl.DataFrame, predictions: pl.DataFrame) -> pl.Da
     )
     return (
         roles.join(binned, on="key", how="inner")
-        .group_by("setting", "family", "task", "role", "bin")
+        .group_by(*place, "bin")
         .agg(pl.col("probability", "outcome", "num_items").sum())
         .with_columns(
             (pl.col("probability") / pl.col("num_items")).alias("said"),
             (pl.col("outcome") / pl.col("num_items")).alias("was"),
         )
         .drop("probability", "outcome")
-        .sort("setting", "family", "task", "role", "bin")
+        .sort(*place, "bin")
+    )
+
+
+def scores_table(results: pl.DataFrame, predictions: pl.DataFrame) -> pl.DataFrame:
+    """Mean score over seeds for each role, method and size, beside the mean AUROC: how often an item of label 1 gets a higher
+    probability than one of label 0 (ties count half). AUROC is null in generation, which has no labels."""
+    if "probability" not in predictions.columns or done(results).is_empty():
+        return pl.DataFrame()
+    roles = fits_by_role(results)
+    is_one = pl.col("label") == 1
+    num_ones, num_zeros = is_one.sum().cast(pl.Float64), (pl.col("label") == 0).sum().cast(pl.Float64)
+    rank_sum = pl.col("probability").rank("average").filter(is_one).sum()
+    by_key = (
+        predictions.with_columns(pl.col("key").cast(pl.String))
+        .filter(pl.col("key").is_in(roles["key"].implode()))
+        .group_by("key")
+        .agg(
+            pl.col("correct").mean().alias("score"),
+            pl.when(num_ones * num_zeros > 0)
+            .then((rank_sum - num_ones * (num_ones + 1) / 2) / (num_ones * num_zeros))
+            .alias("auroc"),
+        )
+    )
+    place = [name for name in roles.columns if name != "key"]
+    return (
+        roles.join(by_key, on="key", how="inner", maintain_order="left")
+        .group_by(place, maintain_order=True)
+        .agg(pl.col("score", "auroc").mean(), pl.len().alias("num_fits"))
     )

@@ -1,31 +1,35 @@
 """The figures of the report. Each function turns a table into an Altair chart, or into None if there is nothing to draw.
 
-Colours follow the paper: students by their supervisor, ceilings in black (Burns et al. 2023, figure 3). The size axis is one
-of AXES. Fonts are large enough for a column of a paper.
+Colours follow the paper: students by their supervisor, ceilings in black (Burns et al. 2023, figure 3). A dotted line is the
+floor: the best of the supervisor, the untrained model and a student of shuffled labels. A red cross marks what fails a control
+(`analysis.controls`). The size axis is one of AXES. Fonts are large enough for a column of a paper.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeAlias
 
 import altair as alt
 import polars as pl
 
+from analysis.cells import AXES, CONTROLS, has_method, sized
+
 WIDTH, HEIGHT = 320, 260
 SMALL = 200
+RED = "#d40000"
+CROSS = "M-1,-1L1,1M1,-1L-1,1"
+"""An SVG path."""
+DOTTED = [2, 3]
 DASHES = alt.Legend(symbolType="stroke", symbolSize=400)
+"""Lines with dashes get their points from a layer of their own: with points on the lines, this legend would draw no strokes."""
+AXIS_FORMATS = {"params": ".2~s", "compute": ".0e", "fraction": "~g"}
+PGR_EDGES = (-0.5, 1.6)
 MAX_METHODS = 5
 """With more methods than this, a study's methods are listed rather than drawn as lines."""
 MAX_CURVE_POINTS = 40
 """A learning curve is thinned to at most this many points."""
-AXES = {
-    "params": "student's parameters",
-    "compute": "student's pretraining compute (6ND FLOP)",
-    "fraction": "student's size as a fraction of the largest",
-}
-"""What the size axis can show -> its title."""
-
 Figure: TypeAlias = alt.TopLevelMixin
 alt.data_transformers.disable_max_rows()  # a large study has more rows than the default allows
 
@@ -33,7 +37,8 @@ alt.data_transformers.disable_max_rows()  # a large study has more rows than the
 def figures(tables: dict[str, pl.DataFrame], *, axis: str = "params") -> dict[str, Figure]:
     """Name -> chart, setting by setting. With many methods the charts with a panel or line for each method are left out, and a
     list of the methods takes their place."""
-    pgr = _sized(tables["pgr"], tables["results"], axis)
+    sizes = _sizes(tables["results"], axis)
+    pgr = _with_sizes(_with_marks(tables["pgr"]), sizes)
     charts: dict[str, Figure] = {}
     for setting in pgr["setting"].unique(maintain_order=True):
         rows = pgr.filter(pl.col("setting") == setting)
@@ -50,46 +55,98 @@ def figures(tables: dict[str, pl.DataFrame], *, axis: str = "params") -> dict[st
                 "methods": methods_chart(over_tasks, axis=axis),
                 "tasks": tasks_chart(by_task, axis=axis),
             }
-        for kind, draw in CHARTS_BY_TABLE.items():
+        by_table = {kind: partial(draw, axis=axis) for kind, draw in CHARTS_WITH_SIZES.items()} | CHARTS_BY_TABLE
+        for kind, draw in by_table.items():
             if kind in tables and tables[kind].height and not (has_many_methods and kind in DRAWN_BY_METHOD):
-                drawn[kind] = draw(tables[kind].filter(pl.col("setting") == setting))
+                table = tables[kind].filter(pl.col("setting") == setting)
+                drawn[kind] = draw(_with_sizes(_with_marks(table), sizes))
         charts |= {f"{setting}-{kind}": _styled(chart) for kind, chart in drawn.items() if chart is not None}
     return charts
 
 
-def _sized(pgr: pl.DataFrame, results: pl.DataFrame, axis: str) -> pl.DataFrame:
-    """Add `size`, the student's position on the size axis."""
-    if axis == "params":
-        return pgr.with_columns(pl.col("strong_params").cast(pl.Float64).alias("size"))
-    if axis == "fraction":
-        return pgr.with_columns((pl.col("strong_params") / pl.col("strong_params").max().over("family")).alias("size"))
-    if "strong_flops" not in results.columns:
-        return pgr.with_columns(pl.lit(None, pl.Float64).alias("size"))
-    flops = results.group_by("family", "strong").agg(pl.col("strong_flops").first().alias("size"))
-    return pgr.join(flops, on=["family", "strong"], how="left")
+def _with_marks(rows: pl.DataFrame) -> pl.DataFrame:
+    """The rows with the columns `fails` and `floor`, null if the study had no controls."""
+    columns = {"fails": pl.String, "floor": pl.Float64}
+    return rows.with_columns(
+        pl.lit(None, dtype).alias(name) for name, dtype in columns.items() if name not in rows.columns
+    )
+
+
+def _sizes(results: pl.DataFrame, axis: str) -> pl.DataFrame:
+    """family, name, size: where each model is on the size axis."""
+    cells = sized(results, axis)
+    sides = (
+        cells.select("family", pl.col(side).alias("name"), pl.col(f"{side}_size").alias("size"))
+        for side in ("weak", "strong")
+    )
+    return pl.concat(sides).unique(["family", "name"], keep="first", maintain_order=True)
+
+
+def _with_sizes(rows: pl.DataFrame, sizes: pl.DataFrame) -> pl.DataFrame:
+    """Add `weak_size` and `strong_size` to rows of pairs."""
+    for side in ("weak", "strong"):
+        if side in rows.columns and f"{side}_size" not in rows.columns:
+            named = sizes.rename({"name": side, "size": f"{side}_size"})
+            rows = rows.join(named, on=["family", side], how="left", maintain_order="left")
+    return rows
 
 
 # --- scores and PGR -------------------------------------------------------------------------------------------------
 
 
 def score_chart(rows: pl.DataFrame, *, axis: str) -> Figure | None:
-    """Test score against student size with 95 % intervals: students coloured by supervisor, ceilings in black."""
-    rows = _with_panel(rows.filter(pl.col("student_score").is_not_null() & pl.col("size").is_not_null()))
+    """Test score against student size with 95 % intervals: students coloured by supervisor, ceilings in black, floors dotted."""
+    rows = _with_panel(rows.filter(pl.col("student_score").is_not_null() & pl.col("strong_size").is_not_null()))
     if rows.is_empty():
         return None
     base = alt.Chart().encode(x=_size_axis(axis))
+    has_ends = "isValid(datum.student_score_low) && isValid(datum.student_score_high)"
+    spread = base.mark_rule(opacity=0.55, strokeWidth=2).transform_filter(has_ends).encode(
+        y="student_score_low:Q", y2="student_score_high:Q", color=_supervisor_color(rows)
+    )  # fmt: skip
+    return _panels(_score_layers(base, rows, spread), rows, title=_score_title("Test score", rows))
+
+
+def _score_layers(base: alt.Chart, rows: pl.DataFrame, *below: alt.Chart) -> alt.LayerChart:
+    """Ceilings, floors and students. `below`: what is drawn under the students."""
+    color = _supervisor_color(rows)
     students = base.mark_line(point=alt.OverlayMarkDef(size=55)).encode(
         y=alt.Y("student_score:Q", title="test score", scale=alt.Scale(zero=False)),
-        color=_supervisor_color(rows),
-        tooltip=_tooltip("student_score", "weak_score", "ceiling_score"),
-    )
-    spread = base.mark_rule(opacity=0.55, strokeWidth=2).encode(
-        y="student_score_low:Q", y2="student_score_high:Q", color=_supervisor_color(rows)
+        color=color,
+        tooltip=[
+            alt.Tooltip("task:N"),
+            *_tooltip("student_score", "weak_score", "ceiling_score", "floor", extra="fails"),
+        ],
     )
     ceiling = base.mark_line(point=alt.OverlayMarkDef(color="black", size=55), color="black").encode(
         y=alt.Y("mean(ceiling_score):Q"), tooltip=[alt.Tooltip("mean(ceiling_score):Q", format=".3f", title="ceiling")]
     )
-    return _panels(alt.layer(ceiling, spread, students), rows, title="Test score (ceiling in black)")
+    layers = [ceiling, *below, _crosses(base, "student_score"), students]
+    if rows["floor"].is_not_null().any():
+        stroke = alt.OverlayMarkDef(shape="stroke", size=120, filled=False)
+        layers.insert(0, base.mark_line(strokeDash=DOTTED, point=stroke).encode(y="floor:Q", color=color))
+    return alt.layer(*layers)
+
+
+def _score_title(title: str, rows: pl.DataFrame) -> str:
+    legend = "ceiling in black, floor dotted" if rows["floor"].is_not_null().any() else "ceiling in black"
+    return _title(f"{title} ({legend})", rows)
+
+
+def _points(base: alt.Chart) -> alt.Chart:
+    return base.mark_point(filled=True, size=45, opacity=1)
+
+
+def _crosses(base: alt.Chart, field: str) -> alt.Chart:
+    """A red cross behind every point that fails a control. The point itself, which lies above it, keeps its colour and shape."""
+    crosses = base.mark_point(shape=CROSS, filled=False, size=280, strokeWidth=2.5, opacity=1).encode(
+        y=f"{field}:Q", color=alt.value(RED), tooltip=["fails:N"]
+    )
+    return crosses.transform_filter("isValid(datum.fails)")
+
+
+def _title(title: str, rows: pl.DataFrame) -> str:
+    return f"{title}; × fails a control" if rows["fails"].is_not_null().any() else title
 
 
 def pgr_chart(rows: pl.DataFrame, *, axis: str) -> Figure | None:
@@ -97,17 +154,19 @@ def pgr_chart(rows: pl.DataFrame, *, axis: str) -> Figure | None:
     rows = _with_panel(_with_pgr(rows))
     if rows.is_empty():
         return None
-    return _panels(_pgr_layers(axis, _supervisor_color(rows)), rows, title="Performance gap recovered")
+    title = _title("Performance gap recovered", rows)
+    return _panels(_pgr_layers(rows, axis, _supervisor_color(rows)), rows, title=title)
 
 
-def _pgr_layers(axis: str, color: alt.Color) -> alt.LayerChart:
+def _pgr_layers(rows: pl.DataFrame, axis: str, color: alt.Color) -> alt.LayerChart:
     base = alt.Chart().encode(x=_size_axis(axis), color=color)
     lines = base.mark_line(point=alt.OverlayMarkDef(size=55)).encode(
-        y=alt.Y("pgr:Q", title="PGR"), tooltip=_tooltip("pgr", "pgr_low", "pgr_high")
+        y=alt.Y("pgr:Q", title="PGR", scale=_pgr_scale(rows)),
+        tooltip=_tooltip("pgr", "pgr_low", "pgr_high", extra="fails"),
     )
-    bars = base.mark_rule(opacity=0.55, strokeWidth=2).encode(y="pgr_low:Q", y2="pgr_high:Q")
+    bars = base.mark_rule(opacity=0.55, strokeWidth=2).encode(y="low:Q", y2="high:Q")
     full = alt.Chart().mark_rule(strokeDash=[4, 4], color="grey").encode(y=alt.datum(1))
-    return alt.layer(full, bars, lines)
+    return alt.layer(full, bars, _crosses(base, "pgr"), lines)
 
 
 def pair_map(rows: pl.DataFrame) -> Figure | None:
@@ -116,7 +175,8 @@ def pair_map(rows: pl.DataFrame) -> Figure | None:
     if rows.height < 3:
         return None
     weak, strong = (
-        rows.sort(f"{side}_params")[side].unique(maintain_order=True).to_list() for side in ("weak", "strong")
+        rows.sort(f"{side}_size", maintain_order=True)[side].unique(maintain_order=True).to_list()
+        for side in ("weak", "strong")
     )
     base = alt.Chart().encode(
         x=alt.X("strong:N", title="student", sort=strong, axis=alt.Axis(labelAngle=0)),
@@ -124,13 +184,17 @@ def pair_map(rows: pl.DataFrame) -> Figure | None:
     )
     cells = base.mark_rect().encode(
         color=alt.Color("pgr:Q", title="PGR", scale=alt.Scale(scheme="viridis", domain=[0, 1], clamp=True)),
-        tooltip=_tooltip("pgr", "pgr_low", "pgr_high"),
+        tooltip=_tooltip("pgr", "pgr_low", "pgr_high", extra="fails"),
     )
     text = base.mark_text(fontSize=14).encode(
-        text=alt.Text("pgr:Q", format=".2f"),
+        text=alt.Text("text:N"),
         color=alt.condition(alt.datum.pgr > 0.6, alt.value("black"), alt.value("white")),
     )
-    return _panels(alt.layer(cells, text), rows, title="PGR of every pair", width=SMALL, height=SMALL)
+    rows = rows.with_columns(
+        pl.format("{}{}", pl.col("pgr").round(2), pl.when(pl.col("fails").is_null()).then(pl.lit("")).otherwise(pl.lit(" ×"))).alias("text")
+    )  # fmt: skip
+    title = _title("PGR of every pair", rows)
+    return _panels(alt.layer(cells, text), rows, title=title, width=SMALL, height=SMALL)
 
 
 def methods_chart(rows: pl.DataFrame, *, axis: str) -> Figure | None:
@@ -140,11 +204,12 @@ def methods_chart(rows: pl.DataFrame, *, axis: str) -> Figure | None:
     if len(order) < 2:
         return None
     has_families = rows["family"].n_unique() > 1
-    rows = rows.sort("family", "weak_params").with_columns(
+    rows = rows.sort("family", "weak_size", maintain_order=True).with_columns(
         (pl.format("{}, from {}", "family", "weak") if has_families else pl.format("from {}", "weak")).alias("panel")
     )
     color = alt.Color("method:N", sort=order, scale=alt.Scale(domain=order, scheme="dark2"))
-    return _panels(_pgr_layers(axis, color), rows, title="Methods compared", width=SMALL, height=SMALL, columns=3)
+    title = _title("Methods compared", rows)
+    return _panels(_pgr_layers(rows, axis, color), rows, title=title, width=SMALL, height=SMALL, columns=3)
 
 
 def methods_list(rows: pl.DataFrame) -> Figure | None:
@@ -154,87 +219,90 @@ def methods_list(rows: pl.DataFrame) -> Figure | None:
     if rows.is_empty():
         return None
     by_task = rows.with_columns(pl.format("{}: {} to {}", "task", "weak", "strong").alias("panel"))
-    low, high = rows.select(pl.col("pgr_low").min(), pl.col("pgr_high").max()).row(0)
-    low, high = max(-0.5, min(0.0, low or 0.0)), min(1.6, max(1.1, high or 0.0))  # an interval's end may be null
-    scale = alt.Scale(domain=[low, high], clamp=True)
+    scale = _pgr_scale(rows)
     panels = []
     for (panel,), group in by_task.group_by("panel", maintain_order=True):
         order = group.sort("pgr", descending=True)["method"].unique(maintain_order=True).to_list()
         y = alt.Y("method:N", title=None, sort=order, axis=alt.Axis(labelLimit=300))
         base = alt.Chart(group).encode(y=y)
-        bars = base.mark_rule(strokeWidth=2, opacity=0.6).encode(x=alt.X("pgr_low:Q", scale=scale), x2="pgr_high:Q")
+        bars = base.mark_rule(strokeWidth=2, opacity=0.6).encode(x=alt.X("low:Q", scale=scale), x2="high:Q")
         points = base.mark_point(filled=True, size=70).encode(
-            x=alt.X("pgr:Q", title="PGR", scale=scale), tooltip=_tooltip("pgr", "pgr_low", "pgr_high")
+            x=alt.X("pgr:Q", title="PGR", scale=scale), tooltip=_tooltip("pgr", "pgr_low", "pgr_high", extra="fails")
         )
+        crosses = _crosses(base.encode(x=alt.X("pgr:Q", scale=scale)), "method").encode(y=y)
         bounds = [alt.Chart().mark_rule(strokeDash=[4, 4], color="grey").encode(x=alt.datum(bound)) for bound in (0, 1)]
-        panels.append(alt.layer(*bounds, bars, points).properties(width=WIDTH, height=alt.Step(18), title=str(panel)))
-    return alt.concat(*panels, columns=2, title="Methods compared")
+        panels.append(
+            alt.layer(*bounds, bars, crosses, points).properties(width=WIDTH, height=alt.Step(18), title=str(panel))
+        )
+    return alt.concat(*panels, columns=2, title=_title("Methods compared", rows))
 
 
 def tasks_chart(rows: pl.DataFrame, *, axis: str) -> Figure | None:
     """Test score for each task by itself, with a panel for each method and task."""
-    rows = rows.filter(pl.col("student_score").is_not_null() & pl.col("size").is_not_null())
+    rows = rows.filter(pl.col("student_score").is_not_null() & pl.col("strong_size").is_not_null())
     if rows["task"].n_unique() < 2:
         return None
     rows = rows.with_columns(pl.format("{}: {}", "method", "task").alias("panel"))
-    base = alt.Chart().encode(x=_size_axis(axis))
-    students = base.mark_line(point=True).encode(
-        y=alt.Y("student_score:Q", title="test score", scale=alt.Scale(zero=False)),
-        color=_supervisor_color(rows),
-        tooltip=[alt.Tooltip("task:N"), *_tooltip("student_score", "weak_score", "ceiling_score")],
-    )
-    ceiling = base.mark_line(point=alt.OverlayMarkDef(color="black"), color="black").encode(y="mean(ceiling_score):Q")
-    return _panels(alt.layer(ceiling, students), rows, title="Task by task", width=SMALL, height=SMALL, columns=3)
+    layers = _score_layers(alt.Chart().encode(x=_size_axis(axis)), rows)
+    return _panels(layers, rows, title=_score_title("Task by task", rows), width=SMALL, height=SMALL, columns=3)
 
 
 # --- what students make of their labels -----------------------------------------------------------------------------
 
 
-def agreement_chart(rows: pl.DataFrame) -> Figure | None:
+def agreement_chart(rows: pl.DataFrame, *, axis: str) -> Figure | None:
     """How often a student's answer equals its supervisor's, where the supervisor is right and where it is wrong."""
-    rows = _with_panel(rows.filter(pl.col("agreement").is_not_null() & (pl.col("weak") != pl.col("strong"))))
+    rows = rows.filter(pl.col("agreement").is_not_null() & pl.col("strong_size").is_not_null())
+    rows = _with_panel(rows.filter(pl.col("weak") != pl.col("strong")))
     if rows.is_empty():
         return None
-    lines = alt.Chart().mark_line(point=alt.OverlayMarkDef(size=55)).encode(
-        x=_size_axis("params", field="strong_params"),
+    base = alt.Chart().encode(x=_size_axis(axis))
+    base = base.encode(
         y=alt.Y("agreement:Q", title="agreement with the supervisor", scale=alt.Scale(zero=False)),
         color=_supervisor_color(rows),
-        strokeDash=alt.StrokeDash("when:N", title="supervisor is", sort=["right", "wrong"], legend=DASHES),
         tooltip=_tooltip("agreement", extra="when"),
-    )  # fmt: skip
-    return _panels(alt.layer(lines), rows, title="Agreement with the supervisor")
+    )
+    dash = alt.StrokeDash("when:N", title="supervisor is", sort=["right", "wrong"], legend=DASHES)
+    layers = alt.layer(base.mark_line().encode(strokeDash=dash), _crosses(base, "agreement"), _points(base))
+    return _panels(layers, rows, title=_title("Agreement with the supervisor", rows))
 
 
 def misfit_chart(rows: pl.DataFrame) -> Figure | None:
-    """Gain over the supervisor against misfit, the disagreement with it. Theory predicts a gain of at least the misfit, so
-    points on or above the dashed line (Charikar et al. 2024)."""
-    rows = _with_panel(rows.filter(pl.col("gain").is_not_null() & (pl.col("weak") != pl.col("strong"))))
+    """Gain over the supervisor against misfit, both in squared error. On the dashed line they are equal. Theory predicts a
+    gain of at least the misfit, so points on or above the line (Charikar et al. 2024)."""
+    rows = _with_panel(rows.filter(pl.col("weak") != pl.col("strong")))
     if rows.is_empty():
         return None
     top = max(0.01, rows.select(pl.col("misfit").max()).item())
-    points = alt.Chart().mark_point(filled=True, size=70, opacity=0.8).encode(
-        x=alt.X("misfit:Q", title="misfit (share of answers that differ)"),
-        y=alt.Y("gain:Q", title="gain over the supervisor"),
+    base = alt.Chart().encode(x=alt.X("misfit:Q", title="misfit (squared difference)"))
+    points = base.mark_point(filled=True, size=70, opacity=0.8).encode(
+        y=alt.Y("gain:Q", title="gain in squared error"),
         color=_supervisor_color(rows),
-        tooltip=[alt.Tooltip("task:N"), *_tooltip("misfit", "gain")],
-    )  # fmt: skip
+        tooltip=[alt.Tooltip("task:N"), *_tooltip("misfit", "gain", extra="fails")],
+    )
     line = (
         alt.Chart(pl.DataFrame({"x": [0.0, top]})).mark_line(strokeDash=[4, 4], color="grey").encode(x="x:Q", y="x:Q")
     )
     panels = []
     for (panel,), group in rows.group_by("panel", maintain_order=True):
-        panels.append((line + points.properties(data=group)).properties(width=WIDTH, height=HEIGHT, title=str(panel)))
-    return alt.concat(*panels, columns=2, title="Misfit and gain")
+        layers = (layer.properties(data=group) for layer in (_crosses(base, "gain"), points))
+        panels.append(alt.layer(line, *layers).properties(width=WIDTH, height=HEIGHT, title=str(panel)))
+    return alt.concat(*panels, columns=2, title=_title("Misfit and gain (theory: above the dashed line)", rows))
 
 
 def learning_chart(rows: pl.DataFrame) -> Figure | None:
     """Test score during training. A student whose line falls at the end overfits to its labels."""
+    rows = _with_marks(rows)
     rows = rows.filter(pl.col("test_accuracy").is_not_null())
     points = rows.group_by("family", "task", "strong", "role", "weak", "method").agg(pl.col("epoch").n_unique())
     if rows.is_empty() or (points["epoch"] < 2).all():
         return None
     line = ["family", "task", "strong", "strong_params", "role", "weak", "weak_params", "method", "line"]
-    rows = rows.group_by(*line, "epoch", maintain_order=True).agg(pl.col("test_accuracy").mean())
+    rows = rows.group_by(*line, "epoch", maintain_order=True).agg(
+        pl.col("test_accuracy").mean(), pl.col("floor").mean(), pl.col("fails").first()
+    )
+    is_last = pl.col("epoch") == pl.col("epoch").max().over(line)
+    rows = rows.with_columns(pl.when(is_last).then("fails").alias("fails"))
     position = pl.col("epoch").rank("ordinal").over(line)
     stride = (pl.len().over(line) / MAX_CURVE_POINTS).ceil().cast(pl.Int64)
     rows = rows.filter((pl.len().over(line) - position) % stride == 0)  # counted from the end, so the last point stays
@@ -243,24 +311,43 @@ def learning_chart(rows: pl.DataFrame) -> Figure | None:
         "ceiling",
         *rows.filter(pl.col("role") == "student").sort("weak_params")["line"].unique(maintain_order=True),
     ]
-    lines = alt.Chart().mark_line(point=True).encode(
-        x=alt.X("epoch:Q", axis=alt.Axis(format="~g")),
+    base = alt.Chart().encode(x=alt.X("epoch:Q", axis=alt.Axis(format="~g")))
+    color = alt.Color("line:N", title="supervisor", sort=order, scale=_scheme(order, black="ceiling"))
+    base = base.encode(
         y=alt.Y("test_accuracy:Q", title="test score", scale=alt.Scale(zero=False)),
-        color=alt.Color("line:N", title="supervisor", sort=order, scale=_scheme(order, black="ceiling")),
-        strokeDash=alt.StrokeDash("method:N", legend=DASHES),
+        color=color,
         tooltip=["line:N", "method:N", "epoch:Q", alt.Tooltip("test_accuracy:Q", format=".3f")],
-    )  # fmt: skip
-    return _panels(
-        alt.layer(lines), rows, title="Learning curves (ceiling in black)", width=SMALL, height=SMALL, columns=3
     )
+    lines = base.mark_line().encode(strokeDash=alt.StrokeDash("method:N", legend=DASHES))
+    layers = [lines, _crosses(base, "test_accuracy"), _points(base)]
+    if rows["floor"].is_not_null().any():
+        students = alt.Chart().transform_filter("isValid(datum.floor)")
+        layers.insert(0, students.mark_rule(strokeDash=DOTTED).encode(y="mean(floor):Q", color=color))
+    title = _score_title("Learning curves", rows)
+    return _panels(alt.layer(*layers), rows, title=title, width=SMALL, height=SMALL, columns=3)
 
 
 def calibration_chart(rows: pl.DataFrame) -> Figure | None:
-    """Observed against predicted probability. A calibrated model is on the dashed line."""
+    """Observed against predicted probability, with a panel for each method. Controls are left out. A calibrated model is on the
+    dashed line."""
     if rows.is_empty():
         return None
     order = ["supervisor", "student", "ceiling"]
-    rows = _with_panel(rows.with_columns(pl.col("task").alias("method")))
+    students = rows.filter((pl.col("role") == "student") & ~has_method(*CONTROLS))
+    place = ["setting", "family", "task"]
+    baseline = pl.when(has_method("generative")).then(pl.lit("generative")).otherwise(pl.lit("truth"))
+    panels_of = students.select(*place, pl.col("method").alias("of"), baseline.alias("method")).unique(
+        maintain_order=True
+    )
+    truth = rows.filter(pl.col("role").is_in(["supervisor", "ceiling"])).join(
+        panels_of, on=[*place, "method"], how="inner"
+    )
+    rows = pl.concat([students.with_columns(pl.col("method").alias("of")), truth]).with_columns(
+        pl.format("{}: {}", "task", "of").alias("method")
+    )
+    if rows.is_empty():
+        return None
+    rows = _with_panel(rows)
     lines = alt.Chart().mark_line(point=alt.OverlayMarkDef(size=45)).encode(
         x=alt.X("said:Q", title="predicted probability", scale=alt.Scale(domain=[0, 1])),
         y=alt.Y("was:Q", title="observed share", scale=alt.Scale(domain=[0, 1])),
@@ -277,19 +364,19 @@ def calibration_chart(rows: pl.DataFrame) -> Figure | None:
     return alt.concat(*panels, columns=2, title="Calibration on the test set")
 
 
-def fit_chart(rows: pl.DataFrame) -> Figure | None:
-    """The chosen scaling fit of PGR with its interval. The line is dashed beyond the largest student in the data."""
+def fit_chart(rows: pl.DataFrame, *, axis: str) -> Figure | None:
+    """The scaling fits of PGR, weighted, with their band. The line is dashed beyond the largest student in the data."""
     rows = _with_panel(rows.filter(pl.col("target") == "pgr"))
     if rows.is_empty():
         return None
-    seam = rows.filter(~pl.col("extrapolated")).group_by("panel", "weak").agg(pl.all().sort_by("strong_params").last())
+    seam = rows.filter(~pl.col("extrapolated")).group_by("panel", "weak").agg(pl.all().sort_by("strong_size").last())
     rows = pl.concat([rows, seam.with_columns(pl.lit(True).alias("extrapolated")).select(rows.columns)])
-    base = alt.Chart().encode(x=_size_axis("params", field="strong_params"), color=_supervisor_color(rows))
+    base = alt.Chart().encode(x=_size_axis(axis), color=_supervisor_color(rows))
     band = base.mark_area(opacity=0.15).encode(y=alt.Y("low:Q", title="PGR"), y2="high:Q")
     dash = alt.StrokeDash("extrapolated:N", title="beyond the data", scale=alt.Scale(range=[[1, 0], [5, 4]]))
     tooltip = [alt.Tooltip(f"{name}:Q", format=".3f") for name in ("value", "low", "high")]
-    line = base.mark_line().encode(y="value:Q", strokeDash=dash, tooltip=["weak:N", "form:N", *tooltip])
-    return _panels(alt.layer(band, line), rows, title="Scaling fit of PGR (dashed: extrapolated)")
+    line = base.mark_line().encode(y="value:Q", strokeDash=dash, tooltip=["weak:N", *tooltip])
+    return _panels(alt.layer(band, line), rows, title="Scaling of PGR, all forms weighted (dashed: extrapolated)")
 
 
 def difficulty_chart(rows: pl.DataFrame) -> Figure | None:
@@ -297,35 +384,48 @@ def difficulty_chart(rows: pl.DataFrame) -> Figure | None:
     supervisor, and their ceilings."""
     if rows.is_empty():
         return None
-    largest = pl.col("strong_params") == pl.col("strong_params").max().over("family")
-    rows = rows.filter(
-        largest & pl.col("role").is_in(["student", "ceiling"]) & (pl.col("weak") != pl.col("strong")).fill_null(True)
+    largest = (pl.col("strong_params") == pl.col("strong_params").max().over("family")).fill_null(False)
+    smallest = (pl.col("weak_params") == pl.col("weak_params").min().over("family", "role")).fill_null(False)
+    role, is_pair = pl.col("role"), (pl.col("weak") != pl.col("strong")).fill_null(True)
+    of_floor = ((role == "control") & largest) | ((role == "supervisor") & smallest)
+    has_controls = (role == "control").any().over("family", "task")
+    floors = (
+        rows.filter(has_controls & of_floor)
+        .group_by("family", "task", "difficulty")
+        .agg(pl.col("score").max().alias("floor"))
     )
-    smallest = pl.col("weak_params") == pl.col("weak_params").min().over("family", "role")
-    rows = rows.filter((pl.col("role") == "ceiling") | smallest).with_columns(
-        pl.when(pl.col("role") == "ceiling").then(pl.lit("ground truth")).otherwise("method").alias("labels"),
+    rows = rows.filter(largest & is_pair & ((role == "ceiling") | ((role == "student") & smallest)))
+    rows = rows.join(floors, on=["family", "task", "difficulty"], how="left", maintain_order="left").with_columns(
+        pl.when(role == "ceiling").then(pl.lit("ground truth")).otherwise("method").alias("labels"),
         pl.format("{}, {}", "family", "strong").alias("panel"),
     )
     order = rows["task"].unique(maintain_order=True).sort().to_list()
-    lines = alt.Chart().mark_line(point=alt.OverlayMarkDef(size=45)).encode(
-        x=alt.X("difficulty:Q", title="difficulty of test items", scale=alt.Scale(zero=False)),
+    color = alt.Color("task:N", title="trained on", sort=order, scale=alt.Scale(scheme="dark2"))
+    base = alt.Chart().encode(x=alt.X("difficulty:Q", title="difficulty of test items", scale=alt.Scale(zero=False)))
+    scored = base.encode(
         y=alt.Y("score:Q", title="test score", scale=alt.Scale(zero=False)),
-        color=alt.Color("task:N", title="trained on", sort=order, scale=alt.Scale(scheme="dark2")),
-        strokeDash=alt.StrokeDash("labels:N", legend=DASHES),
+        color=color,
         tooltip=["task:N", "role:N", "labels:N", "bin:N", alt.Tooltip("score:Q", format=".3f"), "num_items:Q"],
-    )  # fmt: skip
-    return _panels(alt.layer(lines), rows, title="Score by difficulty")
+    )
+    lines = scored.mark_line().encode(strokeDash=alt.StrokeDash("labels:N", legend=DASHES))
+    layers = [lines, _crosses(scored, "score"), _points(scored)]
+    has_floor = rows["floor"].is_not_null().any()
+    if has_floor:
+        layers.insert(0, base.mark_line(strokeDash=DOTTED).encode(y="max(floor):Q", color=color))
+    title = "Score by difficulty (floor dotted)" if has_floor else "Score by difficulty"
+    return _panels(alt.layer(*layers), rows, title=_title(title, rows))
 
 
 RULE_TEXTS = {
     "final": "at the last step",
     "stopped": "at the best step by its own labels",
-    "oracle": "at the best step by ground truth (oracle)",
+    "oracle": "student and ceiling at their best steps by ground truth (oracle)",
 }
 
 
 def stopping_chart(rows: pl.DataFrame) -> Figure | None:
-    """PGR at the last step, where the student's own labels would have stopped it, and at its best step by ground truth."""
+    """PGR at the last step, where the student's own labels would have stopped it, and with both the student and the ceiling at
+    their best steps by ground truth."""
     has_stopped = (pl.col("rule") == "stopped").any().over("task", "weak", "strong", "method")
     rows = rows.filter(pl.col("pgr").is_not_null() & (pl.col("weak") != pl.col("strong")) & has_stopped)
     if rows.is_empty():
@@ -334,38 +434,55 @@ def stopping_chart(rows: pl.DataFrame) -> Figure | None:
         pl.col("rule").replace(RULE_TEXTS).alias("rule"),
         pl.format("{}, {} to {}", "task", "weak", "strong").alias("panel"),
     )
-    points = alt.Chart().mark_point(filled=True, size=80).encode(
-        x=alt.X("pgr:Q", title="PGR"),
-        y=alt.Y("method:N", title=None, sort=rows["method"].unique(maintain_order=True).to_list()),
-        color=alt.Color("rule:N", title="stopped", scale=alt.Scale(scheme="dark2"), legend=alt.Legend(labelLimit=300)),
+    y = alt.Y("method:N", title=None, sort=rows["method"].unique(maintain_order=True).to_list())
+    base = alt.Chart().encode(x=alt.X("pgr:Q", title="PGR"))
+    points = base.mark_point(filled=True, size=80, opacity=1).encode(
+        y=y,
+        color=alt.Color("rule:N", title="stopped", scale=alt.Scale(scheme="dark2"), legend=alt.Legend(labelLimit=400)),
         shape=alt.Shape("rule:N", title="stopped"),
         tooltip=["task:N", "method:N", "rule:N", *(alt.Tooltip(f"{n}:Q", format=".3f") for n in ("score", "pgr"))],
-    )  # fmt: skip
-    return _panels(alt.layer(points), rows, title="When to stop training", height=alt.Step(18))
+    )
+    layers = alt.layer(_crosses(base, "method").encode(y=y), points)
+    return _panels(layers, rows, title=_title("When to stop training", rows), height=alt.Step(18))
 
+
+CHARTS_WITH_SIZES = {"agreement": agreement_chart, "fit_curves": fit_chart}
+"""Name of a table -> the function that draws it on the chosen size axis, given the rows of one setting."""
 
 CHARTS_BY_TABLE: dict[str, Callable[[pl.DataFrame], Figure | None]] = {
-    "agreement": agreement_chart,
     "misfit": misfit_chart,
     "learning": learning_chart,
     "calibration": calibration_chart,
-    "fit_curves": fit_chart,
     "difficulty": difficulty_chart,
     "stopping": stopping_chart,
 }
-"""Name of a table -> the function that draws it, given the rows of one setting."""
+"""The same for tables without a size axis."""
 
-DRAWN_BY_METHOD = ("agreement", "misfit", "learning", "fit_curves")
+DRAWN_BY_METHOD = ("agreement", "misfit", "learning", "calibration", "fit_curves")
 """Charts with a panel or line for each method."""
 
 # --- parts of charts ------------------------------------------------------------------------------------------------
 
 
 def _with_pgr(rows: pl.DataFrame) -> pl.DataFrame:
-    """Rows of pairs of different sizes that have a PGR and a position on the size axis."""
+    """Rows of pairs of different sizes that have a PGR and a position on the size axis. `low` and `high` are the ends of the
+    interval as they are drawn: at the edge of the figure if they are beyond it, or if the interval has no such end."""
+    least, most = PGR_EDGES
     return rows.filter(
-        pl.col("pgr").is_not_null() & pl.col("size").is_not_null() & (pl.col("weak") != pl.col("strong"))
+        pl.col("pgr").is_not_null() & pl.col("strong_size").is_not_null() & (pl.col("weak") != pl.col("strong"))
+    ).with_columns(
+        pl.col("pgr_low").fill_null(least).clip(least, most).alias("low"),
+        pl.col("pgr_high").fill_null(most).clip(least, most).alias("high"),
     )
+
+
+def _pgr_scale(rows: pl.DataFrame) -> alt.Scale:
+    """From 0 to 1 at least, and no further than PGR_EDGES: what lies beyond is drawn at the edge."""
+    least, most = PGR_EDGES
+    lowest, highest = rows.select(
+        pl.min_horizontal("pgr", "low").min().alias("lowest"), pl.max_horizontal("pgr", "high").max().alias("highest")
+    ).row(0)
+    return alt.Scale(domain=[max(least, min(0.0, lowest)), min(most, max(1.1, highest))], clamp=True)
 
 
 def _with_panel(rows: pl.DataFrame) -> pl.DataFrame:
@@ -375,18 +492,20 @@ def _with_panel(rows: pl.DataFrame) -> pl.DataFrame:
     return rows.with_columns((pl.format("{}, {}", "family", method) if has_families else method).alias("panel"))
 
 
-def _size_axis(axis: str, *, field: str = "size") -> alt.X:
+def _size_axis(axis: str) -> alt.X:
     return alt.X(
-        f"{field}:Q",
+        "strong_size:Q",
         title=AXES[axis],
         scale=alt.Scale(type="log", nice=False, padding=14),
-        axis=alt.Axis(format=".2~s", tickCount=4),
+        axis=alt.Axis(format=AXIS_FORMATS[axis], tickCount=4),
     )
 
 
 def _supervisor_color(rows: pl.DataFrame) -> alt.Color:
-    order = rows.sort("weak_params")["weak"].unique(maintain_order=True).to_list()
-    return alt.Color("weak:N", title="supervisor", sort=order, scale=alt.Scale(domain=order, scheme="viridis"))
+    size = "weak_size" if "weak_size" in rows.columns else "weak_params"
+    order = rows.sort(size, maintain_order=True)["weak"].unique(maintain_order=True).to_list()
+    legend, scale = alt.Legend(symbolOpacity=1), alt.Scale(domain=order, scheme="viridis")
+    return alt.Color("weak:N", title="supervisor", sort=order, scale=scale, legend=legend)
 
 
 def _scheme(order: list[str], *, black: str) -> alt.Scale:

@@ -8,14 +8,19 @@ from __future__ import annotations
 
 import polars as pl
 
+from analysis.agreement import fits_by_role
+from analysis.cells import complete
+
 MAX_BINS = 6
-SIDES = {"weak": "supervisor", "student": "student", "ceiling": "ceiling"}
 
 
 def difficulty_table(results: pl.DataFrame, predictions: pl.DataFrame, items: pl.DataFrame) -> pl.DataFrame:
-    """Mean score over seeds for each role, size and method in each bin of difficulty. `items`: task, id, difficulty."""
-    done = results.filter(pl.col("status") == "done")
-    if items.is_empty() or done.is_empty():
+    """Mean score over seeds for each role, size and method in each bin of difficulty. `items`: task, id, difficulty.
+
+    Without the supervisors and ceilings of `generative`, which learned more than the truth.
+    """
+    roles = fits_by_role(results).filter(pl.col("role").is_in(["student", "control"]) | (pl.col("method") == "truth"))
+    if items.is_empty() or roles.is_empty():
         return pl.DataFrame()
     binned = pl.concat(_binned(rows) for _, rows in items.group_by("task", maintain_order=True))
     by_key = (
@@ -26,37 +31,25 @@ def difficulty_table(results: pl.DataFrame, predictions: pl.DataFrame, items: pl
         .agg(pl.col("correct").mean().alias("score"), pl.len().alias("num_items"))
         .collect(engine="streaming")
     )
-    models = pl.concat(
-        done.select(
-            "setting",
-            "family",
-            "task",
-            "weak",
-            "strong",
-            "weak_params",
-            "strong_params",
-            pl.col("method") if role == "student" else pl.lit("truth").alias("method"),
-            pl.lit(role).alias("role"),
-            pl.col(f"{side}_key").alias("key"),
-        )
-        for side, role in SIDES.items()
-    ).with_columns(
-        pl.when(pl.col("role") == "supervisor").then(None).otherwise("strong").alias("strong"),
-        pl.when(pl.col("role") == "ceiling").then(None).otherwise("weak").alias("weak"),
-    )
     columns = ["setting", "family", "task", "role", "method", "weak", "strong"]
+    sizes = _sizes(results)
     return (
-        models.unique([*columns, "key"], maintain_order=True)
-        .join(by_key, on="key", how="inner")
+        roles.join(by_key, on="key", how="inner")
         .group_by(*columns, "difficulty", "bin", maintain_order=True)
-        .agg(
-            pl.col("score").mean(),
-            pl.col("num_items").first(),
-            pl.len().alias("num_seeds"),
-            pl.col("weak_params", "strong_params").first(),
-        )
+        .agg(pl.col("score").mean(), pl.col("num_items").first(), pl.len().alias("num_seeds"))
+        .join(sizes.rename({"size": "weak", "params": "weak_params"}), on=["family", "weak"], how="left")
+        .join(sizes.rename({"size": "strong", "params": "strong_params"}), on=["family", "strong"], how="left")
         .sort(*columns, "difficulty")
     )
+
+
+def _sizes(results: pl.DataFrame) -> pl.DataFrame:
+    """family, size, params: every size once."""
+    sides = (
+        complete(results).select("family", pl.col(side).alias("size"), pl.col(f"{side}_params").alias("params"))
+        for side in ("weak", "strong")
+    )
+    return pl.concat(sides).unique(["family", "size"], maintain_order=True)
 
 
 def _binned(items: pl.DataFrame) -> pl.DataFrame:

@@ -37,9 +37,9 @@ Interval = tuple[float, float | None, float | None]
 
 @lru_cache(maxsize=4096)
 def _t_quantile(df: float, level: float) -> float:
-    from scipy.stats import t  # slow to import, and `w2s plan` needs this module
+    from scipy.special import stdtrit  # scipy.stats takes a second to import, and `w2s plan` needs this module
 
-    return float(t.isf((1 - level) / 2, df))
+    return float(-stdtrit(df, (1 - level) / 2))
 
 
 def critical_value(share: float, *, num_replicates: int, num_groups: float = math.inf, level: float = LEVEL) -> float:

@@ -23,8 +23,11 @@ import jinja2
 import polars as pl
 import vl_convert as vlc
 
-from analysis import agreement, charts, difficulty, stopping, tables
+from analysis import agreement, charts, controls, difficulty, stopping, tables
+from analysis.answers import read_answers
 from analysis.bootstrap import resample
+from analysis.cells import AXES, done, on_plain_truth
+from analysis.methods import method_table
 from analysis.pgr import pgr_table
 from analysis.scaling import fit_scaling
 
@@ -39,26 +42,37 @@ def write_report(out: Path, *, facts: dict[str, Any] | None = None, study_text: 
     `facts`: what the page says about the run, such as its store. `study_text`: the study file, shown as it is.
     """
     results, predictions = tables.read_study(out)
-    curves, runs, items = (tables.read_optional(out / f"{name}.parquet") for name in ("curves", "runs", "items"))
+    curves, runs, items, parts = (
+        tables.read_optional(out / f"{name}.parquet") for name in ("curves", "runs", "items", "parts")
+    )
     samples = resample(results, predictions)
-    fits, fit_curves = fit_scaling(samples)
-    frames = {
-        "results": results,
-        "pgr": pgr_table(samples),
+    pgr = pgr_table(samples)
+    fits, fit_curves = fit_scaling(samples, axis=axis)
+    answers = read_answers(predictions)
+    bare = {
         "fits": fits,
         "fit_curves": fit_curves,
+        "methods": method_table(samples),
+        "scores": agreement.scores_table(results, predictions),
         "agreement": agreement.agreement_table(results),
-        "inverse_scaling": agreement.inverse_scaling(results),
-        "misfit": agreement.misfit_table(results),
+        "inverse_scaling": agreement.inverse_scaling(results, answers, axis=axis),
+        "imitation": agreement.imitation_table(results, answers),
+        "misfit": agreement.misfit_table(results, answers),
         "learning": agreement.learning_table(results, curves),
         "calibration": agreement.calibration_table(results, predictions),
-        "stopping": stopping.stopping_table(results, curves),
+        "stopping": stopping.stopping_table(results, curves, pgr),
         "copying": stopping.copying_table(results, curves),
         "difficulty": difficulty.difficulty_table(results, predictions, items),
-        "runs": runs,
     }
-    for name in ("pgr", "fits", "fit_curves"):
-        tables.write(frames[name], out / f"{name}.parquet")
+    frames = {
+        "results": controls.marked(results, pgr),
+        "pgr": controls.with_fails(pgr),
+        **{name: controls.marked(table, pgr) for name, table in bare.items()},
+        "runs": runs,
+        "parts": parts,
+    }
+    for name, table in (("pgr", pgr), ("fits", fits), ("fit_curves", fit_curves)):
+        tables.write(table, out / f"{name}.parquet")
     (out / "tables").mkdir(exist_ok=True)
     for name, table in frames.items():
         table.write_csv(out / "tables" / f"{name}.csv")
@@ -73,7 +87,8 @@ def write_report(out: Path, *, facts: dict[str, Any] | None = None, study_text: 
         num_cells=results.height,
         facts=facts or {},
         study_text=study_text,
-        notice=_notice(frames, specs),
+        verdicts=controls.verdicts(pgr),
+        notices=[text for text in (_notice(frames, specs), _mixed_versions(runs)) if text],
         figures=_by_setting(specs),
         sections=_sections(frames),
         downloads=downloads(frames),
@@ -196,6 +211,22 @@ def _notice(frames: dict[str, pl.DataFrame], specs: dict[str, dict[str, Any]]) -
     return ""
 
 
+VERSIONS = ("w2s_ray", "torch", "transformers", "deepspeed", "ray")
+"""Columns of runs.parquet that name what a Fit ran under."""
+
+
+def _mixed_versions(runs: pl.DataFrame) -> str:
+    """Which versions the Fits of this study mix, or an empty string if they don't."""
+    mixed = []
+    for name in VERSIONS:
+        if name not in runs.columns:
+            continue
+        counts = runs.group_by(pl.col(name).fill_null("not recorded")).len().sort(name)
+        if counts.height > 1:
+            mixed.append(f"{name} {', '.join(f'{version} ({count} Fits)' for version, count in counts.iter_rows())}")
+    return f"The Fits of this study mix versions: {'; '.join(mixed)}." if mixed else ""
+
+
 # --- sections of the page -------------------------------------------------------------------------------------------
 
 
@@ -203,39 +234,51 @@ def _sections(frames: dict[str, pl.DataFrame]) -> list[Section]:
     """The tables of the page, in order, without empty ones."""
     results = frames["results"]
     sections = (
-        _ladder(results.filter(pl.col("status") == "done")),
+        _ladder(results),
         _pgr(frames["pgr"]),
+        _methods(frames["methods"]),
+        _scores(frames["scores"]),
         _fits(frames["fits"]),
         _inverse(frames["inverse_scaling"]),
+        _imitation(frames["imitation"]),
+        _misfit(frames["misfit"]),
         _stopping(frames["stopping"]),
         _copying(frames["copying"]),
+        _parts(frames["parts"]),
         _runs(frames["runs"]),
         _without_result(results),
     )
     return [section for section in sections if section is not None]
 
 
-def _ladder(done: pl.DataFrame) -> Section | None:
+def _ladder(results: pl.DataFrame) -> Section | None:
     """Scores of models trained on ground truth: what each size reaches as a supervisor and as a ceiling."""
-    if done.is_empty():
+    cells = done(results)
+    if cells.is_empty():
         return None
-    weak = done.group_by("task", "family", pl.col("weak").alias("size"), pl.col("weak_params").alias("params")).agg(
-        pl.col("weak_score").mean().alias("as supervisor")
-    )
-    strong = done.group_by(
-        "task", "family", pl.col("strong").alias("size"), pl.col("strong_params").alias("params")
-    ).agg(pl.col("ceiling_score").mean().alias("as ceiling"))
+    sides = []
+    for side, size, column in (("weak", "weak", "as supervisor"), ("ceiling", "strong", "as ceiling")):
+        place = ["task", "family", pl.col(size).alias("size"), pl.col(f"{size}_params").alias("params")]
+        sides.append(on_plain_truth(cells, side).group_by(place).agg(pl.col(f"{side}_score").mean().alias(column)))
+    weak, strong = sides
     ladder = weak.join(strong, on=["task", "family", "size", "params"], how="full", coalesce=True).sort(
         "task", "family", "params"
     )
-    return section("Models trained on ground truth", ladder, is_open=True)
+    note = ""
+    if any(on_plain_truth(cells, side).height < cells.height for side in ("weak", "ceiling")):
+        note = "Without the supervisors and ceilings of `generative`, which learned to write the task's texts first."
+    return section("Models trained on ground truth", ladder, note=note, is_open=True)
 
 
 def _pgr(pgr: pl.DataFrame) -> Section:
     def interval(name: str) -> pl.Expr:
-        texts = [pl.col(f"{name}{end}").round(2).cast(pl.String) for end in ("_low", "_high")]
-        return pl.format("{} to {}", *texts).alias(f"{name} 95 %")
+        ends = [pl.col(f"{name}{end}").round(2).cast(pl.String) for end in ("_low", "_high")]
+        has_any = pl.any_horizontal(end.is_not_null() for end in ends)
+        text = pl.format("{} to {}", *(end.fill_null("–") for end in ends))
+        return pl.when(has_any).then(text).alias(f"{name} 95 %".replace("_", " "))
 
+    flags = [pl.col(name) for name in ("no_headroom", "label_sensitive")]
+    untested = pl.when(pl.all_horizontal(flag.is_null() for flag in flags)).then(pl.lit("not tested"))
     shown = pgr.select(
         pl.col("task").fill_null("all tasks"),
         "family",
@@ -245,17 +288,28 @@ def _pgr(pgr: pl.DataFrame) -> Section:
         pl.col("weak_score").alias("supervisor"),
         pl.col("student_score").alias("student"),
         pl.col("ceiling_score").alias("ceiling"),
+        "floor",
         "pgr",
         interval("pgr"),
-        pl.col("pgr_median").alias("median of cells"),
+        pl.col("pgr_above_floor").alias("PGR above floor"),
+        interval("pgr_above_floor"),
+        "gain",
+        interval("gain"),
+        pl.col("pgr_median").alias("median"),
+        interval("pgr_median"),
+        pl.col("num_left_out").alias("left out of the median"),
         pl.col("num_seeds").alias("seeds"),
         pl.col("num_dropped").alias("dropped"),
-        pl.col("reason").fill_null(""),
+        pl.coalesce("fails", untested).fill_null("").alias("fails a control"),
+        pl.concat_str("reason", "controls_reason", separator="; ", ignore_nulls=True).alias("reason"),
     )
     note = (
         "PGR = (student - supervisor) / (ceiling - supervisor): the share of the gap between supervisor and ceiling that the "
-        "student recovers. It is the ratio of sums over seeds and tasks. Intervals come from a paired bootstrap over test "
-        "items and seeds."
+        "student recovers, a ratio of means over seeds and tasks. The floor is the best of the supervisor, the untrained model and "
+        "a student of shuffled labels, as far as the study has them; PGR above floor puts the floor in the supervisor's place, "
+        "and gain is student - supervisor. The median is over cells in the row of a task and over tasks in the row of all. "
+        "Intervals are 95 %, over replicates and groups of test items. A dash is an end that no data can give, or a value whose "
+        "reason is at the end of the row."
     )
     if pgr.filter(pl.col("num_cells") > 0)["num_seeds"].max() == 1:
         note += (
@@ -269,9 +323,11 @@ def _fits(fits: pl.DataFrame) -> Section | None:
         return None
     shown = fits.drop("num_points").with_columns(pl.col("reason").fill_null(""))
     note = (
-        "Student score and PGR as functions of the parameters of both models, fitted in four forms. Intervals are 95 %, from "
+        "Student score and PGR as functions of the size of both models (axis), fitted in four forms. Intervals are 95 %, from "
         "refits to the bootstrap's resamples. The chosen form is the one that predicts the largest student best when it is "
-        "fitted without it (held_out_rmse), or a simpler one that does nearly as well."
+        "fitted without it (held_out_rmse), or a simpler one that does nearly as well. The curves mix all forms by their "
+        "weights, which fall with the squared held-out error, so their bands don't depend on one form. num_failing counts "
+        "the pairs that fail a control."
     )
     return section("Scaling fits", shown, note=note)
 
@@ -281,9 +337,80 @@ def _inverse(steps: pl.DataFrame) -> Section | None:
         return None
     note = (
         "How often agreement with the supervisor falls and rises from one student to the next larger, where the supervisor "
-        "is right and where it is wrong. The p-value is that of a two-sided sign test."
+        "is right and where it is wrong. Each step is the mean over replicates. The p-value is that of a two-sided sign test. "
+        "The slope is the change of agreement when the student's size grows tenfold, with its 95 % interval over replicates "
+        "and test items; with one replicate it holds the noise of the test items only. num_failing counts the pairs that fail "
+        "a control."
     )
     return section("Inverse scaling of agreement", steps, note=note)
+
+
+def _scores(scores: pl.DataFrame) -> Section | None:
+    if scores.is_empty():
+        return None
+    note = (
+        "Mean test scores over seeds. AUROC is how often an item of label 1 gets a higher probability than one of label 0; it "
+        "asks nothing of the threshold. Supervisors and ceilings learned from the truth alone, or are generative's own. Controls "
+        "are the untrained strong model (zero_shot) and the strong model trained on shuffled labels (shuffled)."
+    )
+    return section("Scores of all models", scores, note=note)
+
+
+def _methods(rows: pl.DataFrame) -> Section | None:
+    if rows.is_empty():
+        return None
+    note = (
+        "Scores of each method's students minus those of naive students, over the replicates that both have, with paired 95 % "
+        "intervals. Whoever tries many methods finds one that seems better by chance: p_holm is adjusted for the num_methods "
+        "methods that were tried on the same pair and task (Holm 1979). Controls are left out."
+    )
+    shown = rows.with_columns(pl.col("task").fill_null("all tasks"), pl.col("reason").fill_null(""))
+    return section("Methods against naive", shown, note=note)
+
+
+def _imitation(rows: pl.DataFrame) -> Section | None:
+    if rows.is_empty():
+        return None
+    note = (
+        "How often students repeat their supervisor's mistakes on the test set, beside models of the same size that could not "
+        "learn them from it: shuffled learned from shuffled labels, noise from the truth with as many random errors. A student "
+        "that agrees no more than they do does not imitate its supervisor's errors. Intervals are 95 %, over replicates and "
+        "test items."
+    )
+    return section("Imitated mistakes", rows, note=note)
+
+
+def _misfit(rows: pl.DataFrame) -> Section | None:
+    if rows.is_empty():
+        return None
+    note = (
+        "Misfit is the mean squared difference of the student's and the supervisor's probabilities, and gain is by how much the "
+        "student's squared error is below its supervisor's. For students trained by squared loss, from a convex class that holds "
+        "the truth, the gain is at least the misfit (Charikar et al. 2024). Students here are networks trained by other losses, "
+        "so a gain below the misfit contradicts nothing but the hope that the theorem carries over."
+    )
+    return section("Misfit and gain", rows.drop("weak_params", "strong_params"), note=note)
+
+
+def _parts(parts: pl.DataFrame) -> Section | None:
+    """How many rows and groups the halves and the test set of each task have: the fewest over replicates."""
+    if parts.is_empty():
+        return None
+    counts = ("num_rows", "num_groups", "effective_groups")
+    shown = (
+        parts.group_by("task", "part")
+        .agg(
+            *(pl.col(name).min() for name in counts if name in parts.columns),
+            *(pl.col(name).max() for name in ("largest_group",) if name in parts.columns),
+        )
+        .sort("task", "part")
+    )
+    note = (
+        "Half A teaches supervisors, half B students and ceilings. Where replicates have halves of their own, the counts are the "
+        "fewest of all, and the largest group is the largest of all. Rows of one group are not independent: effective_groups "
+        "says how many groups of equal size would be as good."
+    )
+    return section("Rows and groups of each part", shown, note=note)
 
 
 def _stopping(rows: pl.DataFrame) -> Section | None:
@@ -291,7 +418,9 @@ def _stopping(rows: pl.DataFrame) -> Section | None:
         return None
     note = (
         "Students' scores at their last step (final), where their own labels on held-out rows would have stopped them "
-        "(stopped), and at their best by ground truth (oracle), which nobody has in practice. Without intervals."
+        "(stopped), and at their best by ground truth (oracle), which nobody has in practice. The oracle picks the best step of "
+        "the ceiling too, so both are flattered alike: the steps are picked on the test set itself. For final and stopped the "
+        "ceiling is that of the last step. No PGR where the gap is too small for one. Without intervals."
     )
     return section("When to stop training", rows.drop("weak_params", "strong_params"), note=note)
 
@@ -338,7 +467,7 @@ def _without_result(results: pl.DataFrame) -> Section | None:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Tables, figures and report.html from a study's results.")
     parser.add_argument("out", type=Path, metavar="OUT", help="folder with results.parquet and predictions.parquet")
-    parser.add_argument("--axis", choices=charts.AXES, default="params", help="what the size axis of the figures shows")
+    parser.add_argument("--axis", choices=AXES, default="params", help="what counts as a model's size")
     options = parser.parse_args()
     try:
         print(write_report(options.out, axis=options.axis))

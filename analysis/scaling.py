@@ -1,6 +1,7 @@
-"""How scores and PGR change with the size of both models: fits of four forms, and which of them predicts best.
+"""How scores and PGR change with the size of both models: fits of four forms, and a forecast that weighs them.
 
-With s and w the log10 of the student's and the supervisor's parameters:
+With s and w the log10 of the student's and the supervisor's size, on the chosen axis (parameters, pretraining compute, or the
+fraction of the largest):
 
     log-linear       y = a + b s + c w
     power law        y = 1 - floor - 10^(a - b s - c w)       (Kaplan et al. 2020, section 1.2, with an irreducible floor)
@@ -9,14 +10,20 @@ With s and w the log10 of the student's and the supervisor's parameters:
 
 Each form is fitted to the values of all pairs by robust least squares from many starts: soft L1 loss on residuals in units
 of their standard errors. The 95 % intervals come from refits to the bootstrap's resamples. The chosen form is the one that,
-fitted without the largest student, predicts that student best. A simpler form is preferred if it does nearly as well. What
-lies beyond the largest student is marked `extrapolated`.
+fitted without the largest student, predicts that student best. A simpler form is preferred if it does nearly as well.
+
+Which form is right is as uncertain as its parameters. The curves therefore mix all forms, with weights that fall with the
+squared held-out error (Bates and Granger 1969), and their bands hold the refits of all forms in these proportions. What lies
+beyond the largest student is marked `extrapolated`.
 """
 
 from __future__ import annotations
 
+import argparse
+import math
+import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +32,8 @@ import polars as pl
 from scipy.optimize import least_squares
 
 from analysis import tables
-from analysis.bootstrap import SEED, Sample, interval, run_script
+from analysis.bootstrap import NUM_RESAMPLES, SEED, Sample, interval, resample
+from analysis.cells import AXES, SIZE_NOUNS, sized
 
 NUM_STARTS = 12
 NUM_REFITS = 100
@@ -46,6 +54,7 @@ FITS = {
     "family": pl.String,
     "method": pl.String,
     "target": pl.String,
+    "axis": pl.String,
     "form": pl.String,
     "parameter": pl.String,
     "value": pl.Float64,
@@ -55,20 +64,22 @@ FITS = {
     "num_points": pl.Int64,
     "rmse": pl.Float64,
     "held_out_rmse": pl.Float64,
+    "weight": pl.Float64,
     "chosen": pl.Boolean,
     "reason": pl.String,
 }
 """`target`: `pgr`, or `score` (of the student). `held_out_rmse`: error on the largest student when fitted without it.
-`at_bound`: the parameter ended at the limit of its search range, so its value says little."""
+`weight`: the form's share of the curves. `at_bound`: the parameter ended at the limit of its search range, so its value says
+little."""
 CURVES = {
     "setting": pl.String,
     "family": pl.String,
     "method": pl.String,
     "target": pl.String,
-    "form": pl.String,
+    "axis": pl.String,
     "weak": pl.String,
-    "weak_params": pl.Float64,
-    "strong_params": pl.Float64,
+    "weak_size": pl.Float64,
+    "strong_size": pl.Float64,
     "value": pl.Float64,
     "low": pl.Float64,
     "high": pl.Float64,
@@ -137,8 +148,8 @@ FORMS = (
         ("a", "b", "c", "d", "knee"),
         _broken_line,
         _broken_line_slope,
-        (-20, -5, -5, -5, 2),
-        (20, 5, 5, 5, 13),
+        (-20, -5, -5, -5, -math.inf),  # a knee is searched between the smallest and the largest student
+        (20, 5, 5, 5, math.inf),
     ),
 )
 
@@ -157,39 +168,59 @@ class Points:
     def where(self, kept: Array) -> Points:
         return Points(self.s[kept], self.w[kept], self.y[kept], self.error[kept], self.resampled[:, kept])
 
+    def within_range(self, form: Form) -> Form:
+        """The form, with its knee searched among the students' sizes."""
+        ends = [float(self.s.min()), float(self.s.max())]
+        lower, upper = (
+            tuple(end if math.isinf(value) else value for value in values)
+            for values, end in zip((form.lower, form.upper), ends, strict=True)
+        )
+        return replace(form, lower=lower, upper=upper)
 
-def fit_scaling(samples: list[Sample]) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Tables (fits, curves) for each setting, family, method and target, pooled over tasks."""
+
+@dataclass(frozen=True)
+class Outcome:
+    """One form, fitted."""
+
+    form: Form
+    values: list[dict[str, Any]]
+    """A row for each parameter."""
+    refits: Array | None
+    """[1 + refit, parameter], the best fit first. None if the form could not be fitted."""
+    summary: dict[str, Any]
+    """What all parameters share."""
+
+
+def fit_scaling(samples: list[Sample], *, axis: str = "params") -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Tables (fits, curves) for each setting, family, method and target, pooled over tasks, on one of AXES."""
     fits: list[dict[str, Any]] = []
     curves: list[dict[str, Any]] = []
-    groups: dict[tuple[str, ...], list[Sample]] = {}
-    for sample in samples:
-        if sample.task is None:
-            first = sample.cells.row(0, named=True)
-            groups.setdefault((first["setting"], first["family"], first["method"]), []).append(sample)
+    groups: dict[tuple[str, ...], list[tuple[Sample, dict[str, Any]]]] = {}
+    pooled = [sample for sample in samples if sample.task is None]
+    pairs = sized(pl.concat([sample.cells.head(1) for sample in pooled]), axis).to_dicts() if pooled else []
+    for sample, pair in zip(pooled, pairs, strict=True):
+        groups.setdefault((pair["setting"], pair["family"], pair["method"]), []).append((sample, pair))
     for key, group in groups.items():
         for target in ("pgr", "score"):
-            head = dict(zip(("setting", "family", "method"), key, strict=True)) | {"target": target}
+            head = dict(zip(("setting", "family", "method"), key, strict=True)) | {"target": target, "axis": axis}
             points, ladder = _points(group, target)
-            outcomes = [(form, *_fit_form(form, points)) for form in FORMS]
-            chosen = _choice([(form, summary) for form, _, _, summary in outcomes])
-            for form, rows, refits, summary in outcomes:
-                is_chosen = form is chosen
-                fits += [head | {"form": form.name, "chosen": is_chosen} | summary | row for row in rows]
-                if is_chosen and refits is not None:
-                    curves += [head | {"form": form.name} | row for row in _curves(form, refits, points, ladder)]
+            outcomes = [_fit_form(form, points, axis) for form in FORMS]
+            chosen, weights = _choice(outcomes), _weights(outcomes, points)
+            for outcome, weight in zip(outcomes, weights, strict=True):
+                shared = {"form": outcome.form.name, "chosen": outcome is chosen, "weight": weight} | outcome.summary
+                fits += [head | shared | row for row in outcome.values]
+            if chosen is not None:
+                curves += [head | row for row in _curves(outcomes, weights, points, ladder)]
     return pl.DataFrame(fits, schema=FITS), pl.DataFrame(curves, schema=CURVES)
 
 
-def _points(group: list[Sample], target: str) -> tuple[Points, dict[str, float]]:
-    """The usable pairs, and the parameter count of each supervisor by name. PGR needs a clear gap."""
+def _points(group: list[tuple[Sample, dict[str, Any]]], target: str) -> tuple[Points, dict[str, float]]:
+    """The usable pairs, and the size of each supervisor by name. PGR needs a clear gap. `group`: samples, each with its pair."""
     rows, resampled, ladder = [], [], {}
-    for sample in group:
-        if sample.scores is None:
+    for sample, pair in group:
+        if sample.scores is None or not pair["weak_size"] or not pair["strong_size"]:
             continue
-        first = sample.cells.row(0, named=True)
-        is_self = first["weak"] == first["strong"]
-        if target == "pgr" and (is_self or sample.gap_too_small):
+        if target == "pgr" and (pair["weak"] == pair["strong"] or sample.gap_too_small):
             continue
         values = sample.pgr if target == "pgr" else sample.scores[1]
         if not np.isfinite(values).all():
@@ -197,20 +228,24 @@ def _points(group: list[Sample], target: str) -> tuple[Points, dict[str, float]]
         _, low, high = interval(values)
         # from the interval, because a few resamples with almost no gap would inflate a standard deviation
         error = max((high - low) / (2 * 1.96), MIN_ERROR)
-        rows.append((np.log10(first["strong_params"]), np.log10(first["weak_params"]), values[0], error))
+        rows.append((np.log10(pair["strong_size"]), np.log10(pair["weak_size"]), values[0], error))
         resampled.append(values[1:])
-        ladder[first["weak"]] = float(first["weak_params"])
+        ladder[pair["weak"]] = pair["weak_size"]
     s, w, y, errors = np.array(rows, dtype=float).reshape(-1, 4).T
     return Points(s, w, y, errors, np.array(resampled, dtype=float).T if rows else np.empty((0, 0))), ladder
 
 
-def _fit_form(form: Form, points: Points) -> tuple[list[dict[str, Any]], Array | None, dict[str, Any]]:
-    """(a row for each parameter, [1 + refit, parameter] or None, what all rows share)."""
+def _fit_form(form: Form, points: Points, axis: str) -> Outcome:
     num_points, num_needed = len(points.y), len(form.parameters) + MIN_SPARE_POINTS
     summary: dict[str, Any] = {"num_points": num_points, "rmse": None, "held_out_rmse": None, "reason": None}
-    if num_points < num_needed or len(np.unique(points.s)) < 2 or len(np.unique(points.w)) < 2:
-        summary["reason"] = f"{num_points} pairs with a value; at least {num_needed} of different sizes are needed"
-        return [{"parameter": name} for name in form.parameters], None, summary
+    no_values = [{"parameter": name} for name in form.parameters]
+    if num_points < num_needed:
+        reason = f"{num_points} pairs with a value and a size on the axis; at least {num_needed} are needed"
+        return Outcome(form, no_values, None, summary | {"reason": reason})
+    if len(np.unique(points.s)) < 2 or len(np.unique(points.w)) < 2:
+        reason = f"all students or all supervisors have the same {SIZE_NOUNS[axis]}; choose another --axis"
+        return Outcome(form, no_values, None, summary | {"reason": reason})
+    form = points.within_range(form)
     values = _best(form, points)
     num_refits = min(NUM_REFITS, len(points.resampled))
     refits = [_solve(form, points, y, values) for y in points.resampled[:num_refits]]
@@ -223,7 +258,7 @@ def _fit_form(form: Form, points: Points) -> tuple[list[dict[str, Any]], Array |
         {"parameter": name, "value": float(v), "low": float(lo), "high": float(hi), "at_bound": bool(bound)}
         for name, v, lo, hi, bound in zip(form.parameters, values, low, high, at_bound, strict=True)
     ]
-    return rows, np.stack([values, *refits]), summary
+    return Outcome(form, rows, np.stack([values, *refits]), summary)
 
 
 def _best(form: Form, points: Points) -> Array:
@@ -288,43 +323,92 @@ def _held_out(form: Form, points: Points) -> tuple[float | None, str | None]:
     return _rmse(form, _best(form, rest), points.where(largest)), None
 
 
-def _choice(summaries: list[tuple[Form, dict[str, Any]]]) -> Form | None:
+def _choice(outcomes: list[Outcome]) -> Outcome | None:
     """The form that predicts the held-out largest student best, or a simpler one that does nearly as well. Without a held-out
     error anywhere, the simplest form that could be fitted."""
-    usable = [(form, summary) for form, summary in summaries if summary["rmse"] is not None]
-    tested = [(form, summary) for form, summary in usable if summary["held_out_rmse"] is not None]
+    usable = [outcome for outcome in outcomes if outcome.refits is not None]
+    tested = [outcome for outcome in usable if outcome.summary["held_out_rmse"] is not None]
     if tested:
-        limit = TOLERANCE * min(summary["held_out_rmse"] for _, summary in tested)
-        near = [(form, summary) for form, summary in tested if summary["held_out_rmse"] <= limit]
-        return min(near, key=lambda pair: (len(pair[0].parameters), pair[1]["held_out_rmse"]))[0]
-    return usable[0][0] if usable else None
+        limit = TOLERANCE * min(outcome.summary["held_out_rmse"] for outcome in tested)
+        near = [outcome for outcome in tested if outcome.summary["held_out_rmse"] <= limit]
+        return min(near, key=lambda outcome: (len(outcome.form.parameters), outcome.summary["held_out_rmse"]))
+    return usable[0] if usable else None
 
 
-def _curves(form: Form, refits: Array, points: Points, ladder: dict[str, float]) -> list[dict[str, Any]]:
+def _weights(outcomes: list[Outcome], points: Points) -> list[float]:
+    """Each form's share of the curves. Forms with a held-out error have shares that fall with its square, to which the noise
+    of the held-out values is added: a form cannot be proved better than they are known. Without any held-out error, all forms
+    that could be fitted have the same share."""
+    weights = np.array([float(outcome.refits is not None) for outcome in outcomes])
+    errors = [outcome.summary["held_out_rmse"] for outcome in outcomes]
+    if any(error is not None for error in errors):
+        noise = float(np.mean(points.error[points.s == points.s.max()] ** 2))
+        weights = np.array([0.0 if error is None else 1 / (error**2 + noise) for error in errors])
+    return [float(weight) for weight in weights / max(weights.sum(), 1e-300)]
+
+
+def _curves(
+    outcomes: list[Outcome], weights: list[float], points: Points, ladder: dict[str, float]
+) -> list[dict[str, Any]]:
+    """The weighted mean of the forms for each supervisor, and the 2.5 and 97.5 % quantiles of all forms' refits."""
     largest = points.s.max()
+    mixed = [
+        (outcome.form, outcome.refits, weight)
+        for outcome, weight in zip(outcomes, weights, strict=True)
+        if outcome.refits is not None and weight > 0
+    ]
     rows = []
-    for weak, params in ladder.items():
-        w = np.log10(params)
+    for weak, size in ladder.items():
+        w = np.log10(size)
         grid = np.unique(
             np.append(np.linspace(max(w, points.s.min()), largest + np.log10(EXTRAPOLATION), CURVE_POINTS), largest)
         )
-        predicted = np.stack([form.predict(values, grid, np.full_like(grid, w)) for values in refits])
-        low, high = np.percentile(predicted[1:], [2.5, 97.5], axis=0)
+        predicted = [
+            np.stack([form.predict(values, grid, np.full_like(grid, w)) for values in refits])
+            for form, refits, _ in mixed
+        ]
+        value = sum(weight * curve[0] for curve, (*_, weight) in zip(predicted, mixed, strict=True))
+        shares = np.concatenate([np.full(len(refits) - 1, weight / (len(refits) - 1)) for _, refits, weight in mixed])
+        refitted = np.concatenate([curve[1:] for curve in predicted])
+        low, high = (_weighted_quantile(refitted, shares, at) for at in (0.025, 0.975))
         rows += [
-            {"weak": weak, "weak_params": params, "strong_params": float(10**s), "value": float(v), "low": float(lo),
+            {"weak": weak, "weak_size": size, "strong_size": float(10**s), "value": float(v), "low": float(lo),
              "high": float(hi), "extrapolated": bool(s > largest + 1e-9)}
-            for s, v, lo, hi in zip(grid, predicted[0], low, high, strict=True)
+            for s, v, lo, hi in zip(grid, value, low, high, strict=True)
         ]  # fmt: skip
     return rows
 
 
-def _write(samples: list[Sample], folder: Path) -> None:
-    fits, curves = fit_scaling(samples)
-    tables.write(fits, folder / "fits.parquet")
-    tables.write(curves, folder / "fit_curves.parquet")
+def _weighted_quantile(values: Array, weights: Array, at: float) -> Array:
+    """[column]: the smallest value of a [row, column] array below which lies a share `at` of the rows' weights."""
+    order = np.argsort(values, axis=0)
+    reached = np.cumsum(weights[order], axis=0) >= at * weights.sum()
+    return np.take_along_axis(values, np.take_along_axis(order, reached.argmax(axis=0)[None], axis=0), axis=0)[0]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description="Scaling fits from a study's tables; writes fits.parquet and fit_curves.parquet."
+    )
+    parser.add_argument("results", type=Path, metavar="OUT", help="folder of results.parquet, or that file itself")
+    parser.add_argument("--out", type=Path, help="folder to write the tables to; by default that of the results")
+    parser.add_argument("--axis", choices=AXES, default="params", help="what counts as a model's size")
+    parser.add_argument(
+        "--resamples", type=int, default=NUM_RESAMPLES, help=f"number of resamples, by default {NUM_RESAMPLES}"
+    )
+    options = parser.parse_args()
+    folder = options.results.parent if options.results.suffix == ".parquet" else options.results
+    try:
+        samples = resample(*tables.read_study(options.results), num_resamples=options.resamples)
+        fits, curves = fit_scaling(samples, axis=options.axis)
+        tables.write(fits, (options.out or folder) / "fits.parquet")
+        tables.write(curves, (options.out or folder) / "fit_curves.parquet")
+    except (tables.TableError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
     with pl.Config(tbl_rows=-1, tbl_cols=-1, tbl_width_chars=160):
         print(fits.drop("num_points", "rmse"))
 
 
 if __name__ == "__main__":
-    run_script("Scaling fits from a study's tables; writes fits.parquet and fit_curves.parquet.", _write)
+    main()

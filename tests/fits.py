@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -68,9 +69,13 @@ def fit(size: str = "s", half: Any = "B", labels: Fit | None = None, seed: int =
     return Fit(**whole | changes)
 
 
-def commit(store: Store, each: Fit, probabilities: list[float], folder: Path) -> None:
+def commit(
+    store: Store, each: Fit, probabilities: list[float], folder: Path, provenance: dict[str, Any] | None = None
+) -> None:
     folder = folder / each.key[:8]
     folder.mkdir()
+    if provenance is not None:
+        (folder / "fit.json").write_text(json.dumps({"provenance": provenance}))
     ids = [f"i{i}" for i in range(len(probabilities))]
     pq.write_table(pa.table({"id": ids, "probability": pa.array(probabilities, pa.float32())}), folder / "test.parquet")
     pq.write_table(pa.table({"step": [1], "test_accuracy": [0.5]}), folder / "curve.parquet")
@@ -79,9 +84,8 @@ def commit(store: Store, each: Fit, probabilities: list[float], folder: Path) ->
 
 def write_truth(store: Store, labels: list[int]) -> None:
     ids = [f"i{i}" for i in range(len(labels))]
-    table = pa.table(
-        {"id": [*ids, "x"], "half": ["test"] * len(labels) + ["A"], "label": pa.array([*labels, 1], pa.int8())}
-    )
+    halves, groups = ["test"] * len(labels) + ["A"], [*ids, "x"]
+    table = pa.table({"id": [*ids, "x"], "half": halves, "group": groups, "label": pa.array([*labels, 1], pa.int8())})
     store.write_truth(fit(), table)
 
 

@@ -127,7 +127,7 @@ ROWS: dict[str, tuple[str, dict[str, str], Callable[[int], dict[str, Any]]]] = {
     "paws": (
         "google-research-datasets/paws",
         {"train": "labeled_final/train/0000.parquet", "test": "labeled_final/test/0000.parquet"},
-        lambda i: {"id": i, "sentence1": f"a b {i // 2}", "sentence2": f"b a {i}", "label": i % 2},
+        lambda i: {"id": i, "sentence1": f"a b {i // 2}", "sentence2": f"b a {i // 2} x{i % 2}", "label": i % 2},
     ),
     "quail": (
         "textmachinelab/quail",

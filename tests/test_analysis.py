@@ -15,7 +15,7 @@ import polars as pl
 import pytest
 from scipy.stats import binom, chi2, norm
 
-from analysis import agreement, charts, compare, methods, scaling, stopping, tables
+from analysis import charts, compare, methods, scaling, stopping, tables
 from analysis.bootstrap import Sample, resample
 from analysis.intervals import Moments, Noise, critical_value
 from analysis.methods import method_table
@@ -377,9 +377,7 @@ def test_a_planted_law_is_chosen_and_its_parameters_found(name: str) -> None:
             assert row["low"] - slack <= expected[row["parameter"]] <= row["high"] + slack, row
     drawn = curves.filter(pl.col("target") == "score")
     beyond = drawn.filter(pl.col("extrapolated"))
-    assert (
-        beyond["strong_params"].min() > 1e9 and drawn.filter(~pl.col("extrapolated"))["strong_params"].max() <= 1.001e9
-    )
+    assert beyond["strong_size"].min() > 1e9 and drawn.filter(~pl.col("extrapolated"))["strong_size"].max() <= 1.001e9
     assert (beyond["high"] - beyond["low"]).max() > (drawn["high"] - drawn["low"]).min()
 
 
@@ -428,21 +426,6 @@ def table_of(rows: list[dict[str, Any]]) -> pl.DataFrame:
     )
 
 
-def test_where_to_stop_by_hand() -> None:
-    cell = {"weak_score": 0.6, "ceiling_score": 0.8, "student_key": "s0", "status": "done"}
-    results = table_of([cell | {"seed": 0}, cell | {"seed": 1, "student_key": "s1", "ceiling_score": 0.9}])
-    curve = {"step": [1, 2, 3], "validation_accuracy": [0.7, 0.9, 0.9], "test_accuracy": [0.75, 0.7, 0.65]}
-    curves = pl.concat(pl.DataFrame(curve).with_columns(pl.lit(key).alias("key")) for key in ("s0", "s1"))
-    rows_by_rule = {row["rule"]: row for row in stopping.stopping_table(results, curves).to_dicts()}
-    assert rows_by_rule["final"]["score"] == pytest.approx(0.65) and rows_by_rule["stopped"]["score"] == pytest.approx(
-        0.7
-    )
-    assert rows_by_rule["oracle"]["score"] == pytest.approx(0.75) and rows_by_rule["oracle"]["needs_ground_truth"]
-    assert rows_by_rule["stopped"]["pgr"] == pytest.approx(0.1 / 0.25) and rows_by_rule["stopped"]["num_seeds"] == 2
-    without = stopping.stopping_table(results, curves.drop("validation_accuracy"))
-    assert set(without["rule"]) == {"final", "oracle"}, "nothing was held out, so nothing says where to stop"
-
-
 def test_copied_mistakes_by_hand() -> None:
     wrong = {"naive": 0.8, "combined": 0.5}
     rows = [{"method": m, "agreement_when_weak_wrong": w, "student_key": m, "status": "done"} for m, w in wrong.items()]
@@ -458,40 +441,6 @@ def test_copied_mistakes_by_hand() -> None:
         "truth_loss"
     ] == pytest.approx(0.6)
     assert by_method["naive"]["truth_loss"] is None
-
-
-def test_the_sign_test_of_inverse_scaling_by_hand() -> None:
-    """Nine steps down and one up: the two-sided p is 2 (1 + 10) / 2^10."""
-    rows = []
-    for seed in range(10):
-        for params, wrong in ((100, 0.6), (1000, 0.5 if seed else 0.7)):
-            rows.append(
-                {"seed": seed, "strong": str(params), "strong_params": params, "agreement_when_weak_wrong": wrong}
-            )
-    steps = agreement.inverse_scaling(table_of(rows)).filter(pl.col("when") == "wrong").row(0, named=True)
-    assert (steps["steps_down"], steps["steps_up"]) == (9, 1)
-    assert steps["p_value"] == pytest.approx(2 * 11 / 2**10)
-    level = agreement.inverse_scaling(table_of(rows)).filter(pl.col("when") == "right").row(0, named=True)
-    assert (level["steps_down"], level["steps_up"], level["p_value"]) == (0, 0, None)
-
-
-def test_calibration_by_hand() -> None:
-    keys = {"weak_key": "a", "student_key": "b", "ceiling_key": "c"}
-    results = table_of([keys | {"seed": 0, "strong": "m", "strong_params": 100}])
-    predictions = pl.DataFrame(
-        {
-            "key": ["a"] * 4,
-            "probability": [0.92, 0.98, 0.1, 1.0],
-            "label": [1, 0, 0, 1],
-            "correct": [True, False, True, True],
-        },
-        schema_overrides={"probability": pl.Float32, "label": pl.Int8},
-    )
-    table = agreement.calibration_table(results, predictions)
-    assert table["bin"].to_list() == [1, 9] and table["num_items"].to_list() == [1, 3]
-    assert table["said"].to_list() == pytest.approx([0.1, (0.92 + 0.98 + 1) / 3]) and table["was"][1] == pytest.approx(
-        2 / 3
-    )
 
 
 # --- two studies --------------------------------------------------------------------------------------------------

@@ -61,6 +61,10 @@ def test_the_process_exits_with_2_and_no_traceback(folder: Path) -> None:
     assert "nosuch.yaml: no such file" in done.stderr
 
 
+def test_stopping_by_rows_held_out_needs_such_rows(folder: Path) -> None:
+    assert "no rows are held out; set validation" in with_grid(folder, training={"stop": "validation"})
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
@@ -203,7 +207,7 @@ def test_more_rows_than_there_are_is_a_reason(folder: Path) -> None:
 
     rows = tasks.read_rows(tasks.load_task("toy.yaml", base=folder))
     with pytest.raises(InputError, match="1000 rows with balanced labels are wanted"):
-        tasks.deal(rows, split_seed=0, num_train=1000, num_test=20)
+        tasks.deal(rows, tasks.Deal(seed=0, num_train=1000, num_test=20))
 
 
 def test_the_schema_accepts_the_shipped_studies_and_refuses_others() -> None:

@@ -26,7 +26,7 @@ from w2s_ray.training.model import ModelSpec, WarmStart
 from w2s_ray.training.pack import run_pack
 from w2s_ray.training.prompts import apply_prompt_method
 from w2s_ray.training.settings import comparison
-from w2s_ray.training.training_set import TrainingSet, build_training_set
+from w2s_ray.training.training_set import TrainingSet, build_training_set, read_labels
 
 from tiny import save_model, save_rewriting, save_task
 
@@ -48,6 +48,7 @@ def planned(folder: Path, *methods: Any, task: str = "toy.yaml", **grid: Any) ->
         "pairs": [["s", "l"]],
         "tasks": [task],
         "methods": list(methods),
+        "controls": False,
         "split": {"num_train": 96, "num_test": 64},
         "training": {"epochs": 1, "batch_size": 16, "learning_rate": 0.01},
     }
@@ -112,8 +113,14 @@ def test_iteration_hands_labels_to_a_fresh_copy_of_the_student(folder: Path) -> 
 
 def test_the_members_of_an_ensemble(folder: Path) -> None:
     seeds, sizes = planned(folder, "ensemble", {"name": "ensemble", "members": "sizes"}, pairs=[["m", "l"]]).cells
-    assert [(each.model.size, each.seed) for each in seeds.student.labels] == [("m", 0), ("m", 1), ("m", 2)]
+    assert [(each.model.size, each.seed) for each in seeds.student.labels] == [("m", 0), ("m", 1000), ("m", 2000)]
+    assert seeds.student.labels[0].key == seeds.supervisor.key
     assert [each.model.size for each in sizes.student.labels] == ["s", "m"]
+
+
+def test_ensembles_of_different_seeds_share_no_member(folder: Path) -> None:
+    members = [{fit.key for fit in cell.student.labels} for cell in planned(folder, "ensemble", seeds=3).cells]
+    assert [len(keys) for keys in members] == [3, 3, 3] and len(set.union(*members)) == 9
 
 
 def test_a_generative_start_is_the_ceilings_and_the_supervisors_too(folder: Path) -> None:
@@ -121,6 +128,13 @@ def test_a_generative_start_is_the_ceilings_and_the_supervisors_too(folder: Path
     starts = [each.warm_start for each in (cell.supervisor, cell.student, cell.ceiling)]
     assert all(starts) and [each.model.size for each in starts if each] == ["s", "l", "l"]
     assert starts[1] == starts[2] and starts[1] is not None and starts[1].role == "start"
+
+
+def test_the_papers_generative_start_has_a_plain_supervisor(folder: Path) -> None:
+    [cell] = planned(folder, {"name": "generative", "supervisor": "plain"}).cells
+    [naive] = planned(folder, "naive").cells
+    assert cell.supervisor.key == naive.supervisor.key and cell.student.labels == (cell.supervisor,)
+    assert cell.student.warm_start == cell.ceiling.warm_start is not None
 
 
 def test_parents_come_before_their_children_however_they_are_tangled(folder: Path) -> None:
@@ -217,6 +231,46 @@ def test_labels_and_weights_are_those_of_the_method(folder: Path, tmp_path: Path
     assert sum(a != truth[id_] for id_, a in zip(noise.rows.ids, answers, strict=True)) == num_weak_errors
 
 
+def test_a_naive_student_on_the_budget_of_another_method(folder: Path, tmp_path: Path) -> None:
+    methods = ["iterate", {"name": "naive", "rows": 0.5}, {"name": "naive", "steps": 0.5}, "naive"]
+    training = {"epochs": 2, "batch_size": 16, "learning_rate": 0.01}
+    plan = planned(folder, *methods, training=training)
+    store = trained(plan, tmp_path)
+    iterate, rows, steps, naive = (cell.student for cell in plan.cells)
+    assert [cell.method for cell in plan.cells[1:3]] == ["naive(rows=0.5)", "naive(steps=0.5)"]
+    assert learned(rows, store).rows.ids == learned(iterate, store).rows.ids, "the rows of a chain's last step"
+    assert learned(steps, store).rows.ids == learned(naive, store).rows.ids
+
+    def num_steps(fit: Fit) -> int:
+        return int(store.read_table(fit, "curve.parquet")["step"][-1].as_py())
+
+    assert num_steps(naive) == 12 and {num_steps(fit) for fit in (iterate, rows, steps)} == {6}
+    flops = [json.loads(store.read_file(fit.folder, "fit.json"))["provenance"]["flops"] for fit in (naive, steps)]
+    assert flops[1] == pytest.approx(flops[0] / 2, rel=0.01)
+
+
+def test_hard_labels_make_the_errors_of_the_soft_ones(folder: Path, tmp_path: Path) -> None:
+    plan = planned(folder, "naive", "harden")
+    store = trained(plan, tmp_path)
+    soft, hard = (learned(cell.student, store).rows.labels for cell in plan.cells)
+    assert set(hard.tolist()) == {0.0, 1.0} and ((soft > 0.5) == hard).all() and not (soft == hard).any()
+
+
+def test_the_score_of_labels_and_of_an_ensemble_are_kept(folder: Path, tmp_path: Path) -> None:
+    plan = planned(folder, "naive", "ensemble")
+    store = trained(plan, tmp_path)
+    scores(plan.cells, store, tmp_path)
+    runs = {run["key"]: run for run in pl.read_parquet(tmp_path / "out" / "runs.parquet").to_dicts()}
+    naive, ensemble = (cell.student for cell in plan.cells)
+    half_b, test = (prepare(naive).parts[part] for part in ("B", "test"))
+    weak = read_labels(naive.labels[0], half_b, store)
+    assert runs[naive.key]["label_score"] == pytest.approx(weak.are_right(half_b.labels).mean())
+    members = [read_labels(fit, test, store, file="test.parquet").values for fit in ensemble.labels]
+    is_right = (np.mean(members, axis=0) > 0.5) == (test.labels > 0.5)
+    assert runs[ensemble.key]["ensemble_score"] == pytest.approx(is_right.mean())
+    assert runs[naive.key]["ensemble_score"] is None and runs[plan.cells[0].ceiling.key]["label_score"] is None
+
+
 def test_both_losses_are_logged_apart(folder: Path, tmp_path: Path) -> None:
     plan = planned(folder, "naive", "combined")
     store = trained(plan, tmp_path)
@@ -293,8 +347,9 @@ def test_few_shots_stand_in_the_prompt(folder: Path, tmp_path: Path) -> None:
     assert "the model reads 64; lower 'shots'" in failure["reason"]
     fit = plan.cells[0].student
     before, after = prepare(fit).parts["test"], apply_prompt_method(fit, prepare(fit), store).parts["test"]
-    shots = after.texts[0].removesuffix(before.texts[0]).splitlines()
+    *shots, question = after.texts[0].split("\n\n")
     assert sorted(shot.split()[-1] for shot in shots) == ["0", "1"], "one of each class"
+    assert question == f"{before.texts[0]}\nAnswer (0 or 1):"
     assert all(len(a[0]) > len(b[0]) for a, b in zip(after.sequences, before.sequences, strict=True))
 
 

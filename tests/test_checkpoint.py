@@ -6,14 +6,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import polars as pl
 import pytest
 
-from w2s_ray.fit import Execution
+from w2s_ray.fit import Execution, Fit
 from w2s_ray.store import open_store
 from w2s_ray.training import loop
 from w2s_ray.training.pack import run_pack
 
-from trained import Killed, files_of, fits_of, quiet, train
+from trained import Killed, files_of, fits_of, predictions_of, probabilities, quiet, train
 
 
 @pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
@@ -43,6 +45,44 @@ def test_an_interrupted_fit_ends_in_the_same_bytes(
     assert files_of(whole, fit) == files_of(broken, fit)
     assert '"resumed_from_step": 4' in broken.read_file(fit.folder, "fit.json").decode()
     assert not Path(broken.storage.root, "partial", fit.folder).exists()
+
+
+@pytest.mark.parametrize("zero_stage", [0, 1, 3])
+def test_the_best_point_on_the_rows_held_out_predicts(
+    zero_stage: Any, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As if training had ended there, however often it was interrupted on the way."""
+    monkeypatch.setattr(loop, "REPORT_EVERY_S", 0.0)
+    training = {"epochs": 4, "batch_size": 16, "learning_rate": 0.02, "schedule": "constant", "validation": 0.25}
+    execution = Execution(zero_stage=zero_stage, checkpoint_every_s=1e9)
+
+    def supervisor(**more: Any) -> Fit:
+        return next(fit for fit in fits_of(folder, training=training | more) if fit.half == "A" and not fit.labels)
+
+    stopped = supervisor(stop="validation")
+    store = train([stopped], tmp_path / "stopped", execution)
+    curve = store.read_table(stopped, "curve.parquet").to_pydict()
+    best = int(np.argmax(curve["validation_accuracy"]))
+    assert best < len(curve["step"]) - 1, "the last point is not the best"
+    accuracy = curve["test_accuracy"][best]
+    truth = pl.DataFrame(store.read_truth(stopped)).filter(half="test")
+    joined = predictions_of(store, stopped).join(truth, on="id")
+    assert ((joined["probability"] > 0.5) == (joined["label"] == 1)).mean() == pytest.approx(accuracy)
+    assert f'"best_step": {curve["step"][best]}' in store.read_file(stopped.folder, "fit.json").decode()
+    last = train([supervisor()], tmp_path / "last", execution)
+    assert last.read_table(supervisor(), "curve.parquet").to_pydict() == curve, "training itself is the same"
+    assert not np.allclose(probabilities(last, supervisor()), probabilities(store, stopped))
+
+    broken = open_store(tmp_path / "broken")
+
+    def report(event: dict[str, Any]) -> None:
+        if event.get("step") == curve["step"][-1] - 1:
+            raise Killed
+
+    with pytest.raises(Killed):
+        run_pack([stopped], store_uri=broken.uri, execution=replace(execution, checkpoint_every_s=0.0), report=report)
+    run_pack([stopped], store_uri=broken.uri, execution=execution, report=quiet)
+    assert files_of(store, stopped) == files_of(broken, stopped)
 
 
 def test_a_truncated_checkpoint_is_passed_over(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

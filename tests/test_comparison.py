@@ -46,7 +46,7 @@ def test_comparisons_are_shown_in_an_order_of_their_own(folder: Path) -> None:
     labels = [row["label"] for row in rows]
     assert 0.4 < np.mean(labels) < 0.6, "the better one stands first as often as second"
     parts = tasks.deal(
-        tasks.read_rows(tasks.load_task("choosing.yaml", base=folder)), split_seed=0, num_train=60, num_test=40
+        tasks.read_rows(tasks.load_task("choosing.yaml", base=folder)), tasks.Deal(seed=0, num_train=60, num_test=40)
     )
     assert [sum(part["label"].to_pylist()) for part in parts.values()] == [30, 30, 20]
     prompts = [set(part["text"].to_pylist()) for part in parts.values()]

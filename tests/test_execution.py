@@ -14,6 +14,7 @@ from w2s_ray.store import open_store
 from trained import ODD_BATCHES, fits_of, predictions_of, probabilities, study_of, torchrun, train, train_study
 
 SHORT = {"epochs": 1, "batch_size": 20, "learning_rate": 0.01}
+STOPPING = SHORT | {"epochs": 2, "validation": 0.25, "stop": "validation", "evals_per_epoch": 4}
 
 
 @pytest.mark.parametrize("method", ["naive", "confidence"])
@@ -64,7 +65,8 @@ dist.destroy_process_group()
 
 
 def test_two_workers_give_the_numbers_of_one(folder: Path, tmp_path: Path) -> None:
-    """Several methods under ZeRO-1 and 3; written completions, comparisons and probes under ZeRO-3."""
+    """Several methods and the best point's weights under ZeRO-1 and 3; the other settings, probes and untrained models under
+    ZeRO-3."""
     methods = ["confidence", "combined", "reliability", "sieve"]
     cases = {
         "methods-1": ("toy.yaml", 1, {"methods": methods, "training": ODD_BATCHES}),
@@ -72,6 +74,9 @@ def test_two_workers_give_the_numbers_of_one(folder: Path, tmp_path: Path) -> No
         "writing": ("writing.yaml", 3, {"training": SHORT}),
         "choosing": ("choosing.yaml", 3, {"training": SHORT}),
         "probe": ("choosing.yaml", 3, {"training": SHORT | {"tune": "head"}}),
+        "stopping-1": ("toy.yaml", 1, {"training": STOPPING}),
+        "stopping-3": ("toy.yaml", 3, {"training": STOPPING}),
+        "untrained": ("toy.yaml", 3, {"methods": [{"name": "zero_shot", "calibrate": True}], "training": SHORT}),
     }
     expected, runs = {}, []
     for name, (task, zero_stage, grid) in cases.items():

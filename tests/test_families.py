@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,34 @@ def test_a_fingerprint_follows_the_weights(tmp_path: Path) -> None:
     assert fingerprint_weights(one) == fingerprint_weights(same)
     assert fingerprint_weights(one) != fingerprint_weights(other)
     assert fingerprint_tokenizer(one) == fingerprint_tokenizer(other)
+
+
+def test_code_beside_the_weights_counts_where_it_runs(tmp_path: Path) -> None:
+    folder = save_model(tmp_path / "own", "llama")
+    (tmp_path / "own.yaml").write_text(
+        "name: own\nsizes: [{size: s, source: ./own, params: 1, learning_rate: 1.0e-3}]\n"
+    )
+    family = families.load_family("own.yaml", base=tmp_path)
+    plain = [families.model(family, "s", trust_remote_code=trusted) for trusted in (False, True)]
+    assert plain[0].fingerprint == plain[1].fingerprint
+    fingerprints = []
+    for code in ("x = 1", "x = 2"):
+        (folder / "modeling_own.py").write_text(code)
+        fingerprint_weights.cache_clear()
+        trusted, not_run = (families.model(family, "s", trust_remote_code=runs) for runs in (True, False))
+        assert not_run.fingerprint == plain[0].fingerprint and trusted.tokenizer == plain[0].tokenizer
+        fingerprints.append(trusted.fingerprint)
+    assert len({*fingerprints, plain[0].fingerprint}) == 3
+
+
+def test_a_tokenizer_is_what_makes_tokens(tmp_path: Path) -> None:
+    folders = [save_model(tmp_path / name, "llama") for name in "abc"]
+    changes = ({}, {"name_or_path": "x", "chat_template": "y"}, {"add_bos_token": True})
+    for folder, change in zip(folders, changes, strict=True):
+        path = folder / "tokenizer_config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | change, indent=2))
+    one, same, other = map(fingerprint_tokenizer, folders)
+    assert one == same != other
 
 
 def test_parameters_are_counted_without_embeddings_and_head(tmp_path: Path) -> None:

@@ -22,8 +22,10 @@ def test_features_are_read_once_and_again_where_they_are_damaged(
     study = study_of(folder, "toy.yaml", training=LEARNING | {"tune": "head"}, seeds=2)
     store, fits = train_study(study, tmp_path / "store")
     kept = {path: path.read_bytes() for path in Path(store.storage.root, "features").iterdir()}
-    assert len(kept) == 2, "one for each model, whatever the number of Fits"
-    first = next(iter(kept))
+    names = [path.name.split("-")[3] for path in kept]
+    assert names.count("test") == 2, "the test set once for each model, whatever the number of Fits and seeds"
+    assert names.count("halves") == 4, "the halves once for each model and seed"
+    first = next(path for path in kept if "-halves-" in path.name)
     first.write_bytes(first.read_bytes()[:-10])
     features._cache.clear()
     extracted = []
@@ -33,7 +35,7 @@ def test_features_are_read_once_and_again_where_they_are_damaged(
         Path(store.storage.path("fits", fit.folder, "done.json")).unlink()
     before = {fit.key: Path(store.storage.path("fits", fit.folder, "test.parquet")).read_bytes() for fit in fits}
     train_study(study, tmp_path / "store")
-    assert len(extracted) == 3, "three parts of one model"
+    assert len(extracted) == 2, "two halves of one model"
     assert {path: path.read_bytes() for path in kept} == kept
     for fit in fits:
         assert Path(store.storage.path("fits", fit.folder, "test.parquet")).read_bytes() == before[fit.key]

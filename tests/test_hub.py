@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from w2s_ray.tasks.shapes import Choices, Shape, unfold
 from w2s_ray.training.pack import run_pack
 
 from hub_rows import NUM, ROWS, SAME_FILES, URLS, _lichess, write
-from tiny import save_model
+from tiny import save_model, save_task
 
 EMBEDDED = {"chess-mate", "chess-moves", "sentiment", "sentiment-pairs"}
 WRITTEN = {*ROWS, *SAME_FILES, *URLS}
@@ -61,7 +63,7 @@ def test_rows_become_items_of_both_labels_in_groups(name: str, copies: Path) -> 
         assert all(row["completions"][0] for row in rows)
     else:
         assert {row["label"] for row in rows} == {0, 1}
-    dealt = tasks.deal(tasks.read_rows(task), split_seed=0, num_train=4, num_test=4)
+    dealt = tasks.deal(tasks.read_rows(task), tasks.Deal(seed=0, num_train=4, num_test=4))
     groups = [set(part["group"].to_pylist()) for part in dealt.values()]
     assert not (groups[0] & groups[1] or groups[0] & groups[2] or groups[1] & groups[2])
 
@@ -250,19 +252,64 @@ def test_offline_the_cache_knows_what_a_branch_was(monkeypatch: pytest.MonkeyPat
     assert tasks.fingerprint(pinned) == first
 
 
-def test_models_are_pinned_to_the_commit_of_their_branch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    commit = "e" * 40
-    refs = tmp_path / "models--EleutherAI--pythia-14m" / "refs"
-    refs.mkdir(parents=True)
-    (refs / "main").write_text(commit)
+@pytest.fixture
+def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """An empty cache of the hub, without a network."""
     monkeypatch.delenv(hub.FOLDER, raising=False)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
     hub.commit_of.cache_clear()
+    return tmp_path / "cache"
+
+
+def save_in_cache(cache: Path, repo: str, commit: str, *, name_or_path: str = "", word: str = "w0") -> None:
+    """A model's branch and its tokenizer, as a download of them leaves them."""
+    folder = cache / f"models--{repo.replace('/', '--')}"
+    (folder / "refs").mkdir(parents=True)
+    (folder / "refs" / "main").write_text(commit)
+    snapshot = folder / "snapshots" / commit
+    snapshot.mkdir(parents=True)
+    (snapshot / "tokenizer.json").write_text(json.dumps({"model": {"vocab": {word: 0}}}))
+    config = {"name_or_path": name_or_path, "add_bos_token": False, "model_max_length": len(name_or_path)}
+    (snapshot / "tokenizer_config.json").write_text(json.dumps(config))
+
+
+def test_models_are_pinned_to_the_commit_of_their_branch(cache: Path) -> None:
+    commit = "e" * 40
+    save_in_cache(cache, "EleutherAI/pythia-14m", commit)
     model = families.model(families.load_family("pythia"), "14m")
     assert model.revision == commit and model.fingerprint == f"hub:EleutherAI/pythia-14m@{commit}"
     with pytest.raises(InputError, match=r"the cache has no revision 'main'.*hf download EleutherAI/pythia-31m"):
         families.model(families.load_family("pythia"), "31m")
+
+
+def test_a_ladder_of_the_hub_keeps_its_fits_when_it_grows(cache: Path, tmp_path: Path) -> None:
+    """Each size has its own id and commit, but all share one tokenizer."""
+    for digit, size in enumerate(("14m", "31m", "70m")):
+        save_in_cache(cache, f"EleutherAI/pythia-{size}", f"{digit}" * 40, name_or_path="x" * digit)
+    save_in_cache(cache, "EleutherAI/pythia-160m", "3" * 40, word="another")
+    save_task(tmp_path)
+
+    def keys(*sizes: str) -> set[str]:
+        grid = {"family": "pythia", "sizes": list(sizes), "tasks": ["toy.yaml"]}
+        (tmp_path / "study.yaml").write_text(yaml.safe_dump({"name": "hub", "grids": [grid]}))
+        return {fit.key for fit in load_plan(tmp_path / "study.yaml").fits}
+
+    assert keys("14m", "31m") < keys("14m", "31m", "70m")
+    assert not keys("14m", "31m") & keys("14m", "31m", "160m"), "another tokenizer drops other rows"
+
+
+def test_a_model_of_the_hub_and_its_copy_have_one_tokenizer(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    family, commit = families.load_family("pythia"), "e" * 40
+    save_in_cache(cache, "EleutherAI/pythia-14m", commit)
+    of_hub = families.model(family, "14m").tokenizer
+    copy = save_model(tmp_path / "models/EleutherAI/pythia-14m", "gpt_neox")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(cache / "models--EleutherAI--pythia-14m/snapshots" / commit / name, copy)
+    monkeypatch.setenv(hub.FOLDER, str(tmp_path))
+    assert families.model(family, "14m").tokenizer == of_hub
 
 
 @pytest.mark.parametrize("task", ["boolq", "hh-rlhf"])

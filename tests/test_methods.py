@@ -253,6 +253,13 @@ def test_noise_makes_as_many_errors_as_the_supervisor_and_where_it_is_told() -> 
     assert (noisy != moves).sum() == 30 and set(noisy) <= set(moves)
 
 
+def test_hard_labels() -> None:
+    hard = transformed("harden", from_probabilities(np.array([0.9, 0.5, 0.2])))
+    assert hard.values.tolist() == [1, 0, 0] and hard.weight.tolist() == [1, 1, 1]
+    written = from_completions(["e4", "d4"], np.array([0.3, 0.9]))
+    assert transformed("harden", written) == written, "what was written is hard already"
+
+
 def test_shuffling_keeps_the_labels_and_loses_their_rows() -> None:
     said = from_probabilities(np.linspace(0, 1, 50))
     found = transformed("shuffled", said).values

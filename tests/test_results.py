@@ -127,6 +127,41 @@ def test_a_report_reads_a_fit_once(store: Store, tmp_path: Path, monkeypatch: py
     assert [row["status"] for row in rows] == ["missing", "done"]
 
 
+def test_a_fit_that_was_run_again_is_read_again(store: Store, tmp_path: Path) -> None:
+    study_cell = cell()
+    for trained in (study_cell.supervisor, study_cell.ceiling, study_cell.student):
+        commit(store, trained, [0.9] * 4 + [0.1] * 4, tmp_path)
+    [row] = write_results([study_cell], study="x", store=store, out=tmp_path / "out").to_dicts()
+    assert row["student_score"] == 1.0
+    store.storage.delete_folder(f"fits/{study_cell.student.folder}")
+    (tmp_path / "again").mkdir()
+    commit(store, study_cell.student, [0.9] * 8, tmp_path / "again")
+    [row] = write_results([study_cell], study="x", store=store, out=tmp_path / "out").to_dicts()
+    assert row["student_score"] == 0.5
+
+
+def test_labels_flipped_on_disk_are_damage(store: Store, tmp_path: Path) -> None:
+    study_cell = cell()
+    for trained in (study_cell.supervisor, study_cell.ceiling, study_cell.student):
+        commit(store, trained, [0.9] * 4 + [0.1] * 4, tmp_path)
+    [path] = Path(store.storage.path("tasks")).glob("*/*.parquet")
+    truth = pq.read_table(path)
+    flipped = pa.array([1 - label for label in truth["label"].to_pylist()], pa.int8())
+    pq.write_table(truth.set_column(truth.schema.get_field_index("label"), "label", flipped), path)
+    [row] = write_results([study_cell], study="x", store=store, out=tmp_path / "out").to_dicts()
+    assert row["status"] == "damaged" and "is not what was written" in row["reason"] and row["ceiling_score"] is None
+
+
+def test_runs_name_the_versions(store: Store, tmp_path: Path) -> None:
+    study_cell = cell()
+    versions = {"w2s_ray": "0.2", "torch": "2.9", "transformers": "5.1", "deepspeed": "0.18", "ray": "2.50"}
+    commit(store, study_cell.supervisor, [0.9] * 8, tmp_path, {"versions": versions})
+    commit(store, study_cell.ceiling, [0.9] * 8, tmp_path)
+    write_results([study_cell], study="x", store=store, out=tmp_path / "out")
+    runs = pl.read_parquet(tmp_path / "out" / "runs.parquet").sort("role", descending=True).to_dicts()
+    assert [{name: run[name] for name in versions} for run in runs] == [versions, dict.fromkeys(versions)]
+
+
 def test_a_truncated_file_is_damage(store: Store, tmp_path: Path) -> None:
     study_cell = cell()
     for trained in (study_cell.supervisor, study_cell.ceiling, study_cell.student):

@@ -54,6 +54,7 @@ def small_study(folder: Path) -> list[Fit]:
     common = {
         "models": [{"name": name, "path": name} for name in "sml"],
         "pairs": [["s", "l"]],
+        "controls": False,
         "split": {"num_train": 96, "num_test": 64},
         "training": training,
     }

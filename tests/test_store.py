@@ -16,11 +16,12 @@ from pathlib import Path
 import pytest
 
 from w2s_ray import cli, storage
+from w2s_ray.cli.status import find_damage
 from w2s_ray.errors import InputError
 from w2s_ray.storage import StoreDown
 from w2s_ray.store import Store, StoreError, open_store
 
-from fits import fit
+from fits import fit, write_truth
 from proxy import Proxy
 from tiny import save_study
 
@@ -84,6 +85,34 @@ def test_a_damaged_marker_is_damage(store: Store, files: Path, content: bytes) -
     store.commit(fit(), files)
     store.storage.write(f"fits/{fit().folder}/done.json", content)
     assert "done.json is damaged" in store.damage(fit().folder)[0]
+
+
+def test_a_damaged_truth_is_found_and_written_again(store: Store, files: Path) -> None:
+    write_truth(store, [1, 0])
+    for seed in (0, 1):
+        store.commit(fit(seed=seed), files)
+    folders = sorted([fit().folder, fit(seed=1).folder])
+    assert store.damage_of_truths(folders) == {} and store.read_truth(fit())["label"].to_pylist() == [1, 0, 1]
+    [name] = store.storage.names(store.read_done(fit().folder)["truth"])
+    path = f"{store.read_done(fit().folder)['truth']}/{name}"
+    whole = store.storage.read(path)
+    store.storage.write(path, whole[:-8] + b"\0" * 4 + b"PAR1")
+    with pytest.raises(StoreError, match="is not what was written; run `w2s verify --repair`"):
+        store.read_truth(fit())
+    assert list(store.damage_of_truths(folders)) == folders[:1], "one Fit writes the truth for all"
+    assert list(find_damage(folders, store=store)) == folders[:1]
+    write_truth(store, [1, 0])
+    assert store.storage.read(path) == whole and find_damage(folders, store=store) == {}
+    store.storage.fs.delete_file(store.storage.path(path))
+    assert "has no ground truth" in find_damage(folders, store=store)[folders[0]][0]
+
+
+def test_a_truth_is_of_one_version_of_the_code_and_stays(store: Store) -> None:
+    write_truth(store, [1, 0])
+    with pytest.raises(RuntimeError, match="raise SEMANTICS"):
+        write_truth(store, [0, 1])
+    with pytest.raises(StoreError, match="has no ground truth"):
+        store.read_truth(fit(semantics=0))
 
 
 def test_a_file_in_the_making_is_not_seen(store: Store) -> None:

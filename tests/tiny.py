@@ -107,6 +107,7 @@ def save_study(folder: Path, *, grid: dict[str, Any] | None = None, **changes: A
             {
                 "models": [{"name": "small", "path": "small"}, {"name": "big", "path": "big"}],
                 "tasks": ["toy.yaml"],
+                "controls": False,
                 "split": {"num_train": 96, "num_test": 64},
                 "training": {"epochs": 1, "batch_size": 16, "learning_rate": 0.01},
             }

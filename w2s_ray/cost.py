@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from w2s_ray import tasks
-from w2s_ray.fit import Data, Execution, Fit, Method, Model
+from w2s_ray import methods, tasks
+from w2s_ray.fit import Data, Execution, Fit, Model
 from w2s_ray.plan import Plan
 
 if TYPE_CHECKING:
@@ -44,15 +44,14 @@ class Cost:
 
 def costs(plan: Plan) -> dict[str, Cost]:
     """Key -> cost of every Fit. Probes share their features, so the first probe on a model and task pays for them."""
-    sizes: dict[str, tasks.Size] = {}
-    by_kind: dict[tuple[int, int, int, str, Method], Cost] = {}
+    sizes = _task_sizes(plan)
+    by_kind: dict[tuple[Any, ...], Cost] = {}
     with_features: set[tuple[Model, Data]] = set()
     by_key = {}
     for fit in plan.fits:
-        if fit.data.source not in sizes:
-            sizes[fit.data.source] = _task_size(fit.data)
-        execution, size = plan.executions[fit.model], sizes[fit.data.source]
-        kind = (id(fit.model), id(fit.data), id(fit.training), fit.half, fit.method)  # seeds cost the same
+        execution, size, data = plan.executions[fit.model], sizes[fit.data.source], fit.data
+        rows = (data.source, data.num_train, data.num_test, data.max_tokens)
+        kind = (id(fit.model), rows, id(fit.training), fit.half, fit.method)  # seeds cost the same
         if kind not in by_kind:
             by_kind[kind] = cost(fit, execution=execution, size=size)
         by_key[fit.key] = by_kind[kind]
@@ -67,6 +66,7 @@ def cost(fit: Fit, *, execution: Execution, size: tasks.Size) -> Cost:
     """One Fit's cost without features. Its tokens follow from the number of rows and their mean length in characters."""
     num_test = _num_test(fit.data, size)
     per_half = (size.num_rows - (0 if size.num_test else num_test)) // 2
+    share = methods.budget(fit.method)
     num_train = min(fit.data.num_train or per_half, per_half)
     row_tokens = _row_tokens(fit, size)
     epochs = dict(fit.method.params)["epochs"] if fit.role == "start" else fit.training.epochs
@@ -78,12 +78,13 @@ def cost(fit: Fit, *, execution: Execution, size: tasks.Size) -> Cost:
         epochs, num_predicted = 0, num_test
     if fit.labels_others:
         num_predicted += num_train
-    num_steps = epochs * math.ceil(num_train / num_parts / fit.training.batch_size)
+    epochs, num_learned = epochs * share.steps, num_train * share.rows / num_parts
+    num_steps = epochs * math.ceil(num_learned / fit.training.batch_size)
     overhead_s = STEP_OVERHEAD_S * (num_steps + num_predicted / 64)
     if fit.training.tune == "head":  # `costs` adds the features, which all probes share
         return Cost(flops=0.0, seconds=overhead_s)
     flops_per_weight = 4.0 if fit.training.tune == "lora" else 6.0  # frozen weights need no gradient of their own
-    training_flops = flops_per_weight * fit.model.num_params * row_tokens * num_train / num_parts * epochs
+    training_flops = flops_per_weight * fit.model.num_params * row_tokens * num_learned * epochs
     flops = training_flops + 2.0 * fit.model.num_params * row_tokens * num_predicted
     return Cost(flops=flops, seconds=overhead_s + flops / _flops_per_s(execution))
 
@@ -94,8 +95,10 @@ def _feature_cost(fit: Fit, *, execution: Execution, size: tasks.Size) -> Cost:
     return Cost(flops=flops, seconds=flops / _flops_per_s(execution))
 
 
-def _task_size(data: Data) -> tasks.Size:
-    return tasks.size(tasks.load_pinned(data.source, commits=data.commits))
+def _task_sizes(plan: Plan) -> dict[str, tasks.Size]:
+    """Source of a task -> its size."""
+    commits = {fit.data.source: fit.data.commits for fit in plan.fits}
+    return {source: tasks.size(tasks.load_pinned(source, commits=pinned)) for source, pinned in commits.items()}
 
 
 def _num_test(data: Data, size: tasks.Size) -> int:
@@ -135,7 +138,8 @@ def state_bytes(fit: Fit, execution: Execution) -> float:
 
 def num_tests(plan: Plan) -> dict[str, int]:
     """Task -> size of its test set, before rows are dropped for balance or length."""
-    return dict(sorted((data.task, _num_test(data, _task_size(data))) for data in {fit.data for fit in plan.fits}))
+    sizes = _task_sizes(plan)
+    return dict(sorted((fit.data.task, _num_test(fit.data, sizes[fit.data.source])) for fit in plan.fits))
 
 
 def pgr_half_width(

@@ -14,16 +14,18 @@ import hashlib
 import json
 import re
 from dataclasses import dataclass, field, fields
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any, Literal
 
-SEMANTICS = 1
+SEMANTICS = 2
 """Version of the training code's meaning. Raised whenever the same identity would train to other numbers."""
 
 Setting = Literal["classification", "generation", "comparison"]
 
 UNTRAINED = ("zero_shot", "few_shot")
 """Methods that evaluate the pretrained model without training it."""
+CONTROL = "shuffled"
+"""The method of a control that learns from permuted labels."""
 
 IDENTITY = {"kind": "identity"}
 LOCATION = {"kind": "location"}
@@ -47,7 +49,7 @@ class Model:
     fingerprint: str = field(metadata=IDENTITY)
     """Content hash of a local folder, or `hub:<id>@<revision>`."""
     tokenizer: str = field(metadata=IDENTITY)
-    """Content hash of the tokenizer's files, or `hub:<id>@<revision>`."""
+    """Content hash of the tokenizer's files."""
     pooling: Literal["last", "mean"] = field(metadata=IDENTITY)
     """How a text becomes one vector: its last token (decoders) or the mean over its tokens (encoders)."""
     depth: int | None = field(metadata=IDENTITY)
@@ -69,6 +71,10 @@ class Model:
     @cached_property
     def identity(self) -> dict[str, Any]:
         return _identity_of(self)
+
+    @cached_property
+    def identity_json(self) -> str:
+        return canonical_json(self.identity)
 
 
 @dataclass(frozen=True)
@@ -95,10 +101,20 @@ class Data:
     """Commits on the hub of the rows, and of the test rows if another task provides them. The fingerprint covers both."""
     difficulty: tuple[str, float, float] | None = field(default=None, metadata=IDENTITY_IF_SET)
     """(column, least, most): the halves take rows of this range only; the test set takes rows of any difficulty."""
+    halves_seed: int | None = field(default=None, metadata=IDENTITY_IF_SET)
+    """Seed of this replicate's own halves; None deals them under `split_seed`."""
+    is_swapped: bool = field(default=False, metadata=IDENTITY_IF_SET)
+    """Whether half A and half B are exchanged."""
+    rows_per_group: int | None = field(default=None, metadata=IDENTITY_IF_SET)
+    """No part takes more rows of one group."""
 
     @cached_property
     def identity(self) -> dict[str, Any]:
         return _identity_of(self)
+
+    @cached_property
+    def identity_json(self) -> str:
+        return canonical_json(self.identity)
 
 
 @dataclass(frozen=True)
@@ -111,6 +127,10 @@ class Method:
     @cached_property
     def identity(self) -> dict[str, Any]:
         return {"name": self.name, "params": dict(self.params)}
+
+    @cached_property
+    def identity_json(self) -> str:
+        return canonical_json(self.identity)
 
 
 @dataclass(frozen=True)
@@ -135,12 +155,18 @@ class Training:
     """All weights; a new head alone on the frozen model's features (a linear probe); or the head and low-rank adapters."""
     validation: float = field(default=0.0, metadata=IDENTITY_IF_SET)
     """Share of the half held out, to find from the Fit's own labels where training should have stopped."""
+    stop: Literal["last", "validation"] = field(default="last", metadata=IDENTITY_IF_SET)
+    """Which weights predict: the last ones, or those of the first point with the highest accuracy on the rows held out."""
     lora_rank: int = field(default=0, metadata=IDENTITY_IF_SET)
     """Rank of the LoRA adapters; 0 without adapters."""
 
     @cached_property
     def identity(self) -> dict[str, Any]:
         return _identity_of(self)
+
+    @cached_property
+    def identity_json(self) -> str:
+        return canonical_json(self.identity)
 
 
 @dataclass(frozen=True)
@@ -151,14 +177,15 @@ class Part:
     number: int = 1
     count: int = 1
 
-    @classmethod
-    def parse(cls, text: str) -> Part:
+    @staticmethod
+    @cache
+    def parse(text: str) -> Part:
         """`A`, `B`, or `B2/3` for the second third of B."""
         match = re.fullmatch(r"([AB])(?:([1-9]\d*)/([1-9]\d*))?", text)
         if match is None:
             raise ValueError(f"half: given {text!r}, allowed are A, B and parts such as B1/2")
         half, number, count = match.groups()
-        return cls(half, int(number or 1), int(count or 1))
+        return Part(half, int(number or 1), int(count or 1))
 
 
 @dataclass(frozen=True)
@@ -201,7 +228,18 @@ class Fit:
 
     @cached_property
     def key(self) -> str:
-        return hashlib.sha256(canonical_json(self.identity).encode()).hexdigest()
+        """SHA-256 of the identity as canonical JSON, put together from parts that many Fits share."""
+        parts: dict[str, Model | Data | Method | Training] = {
+            "data": self.data,
+            "method": self.method,
+            "model": self.model,
+            "training": self.training,
+        }
+        own = {name: value for name, value in self.identity.items() if name not in parts}
+        texts = {name: part.identity_json for name, part in parts.items()}
+        texts |= {name: canonical_json(value) for name, value in own.items()}
+        text = ",".join(f'"{name}":{texts[name]}' for name in sorted(texts))
+        return hashlib.sha256(f"{{{text}}}".encode()).hexdigest()
 
     @cached_property
     def folder(self) -> str:
@@ -223,6 +261,8 @@ class Fit:
             return "untrained"
         if self.method.name == "generative":
             return "start"
+        if self.method.name == CONTROL and not self.labels:
+            return "control"
         return "student" if self.labels else ("supervisor" if self.half == "A" else "ceiling")
 
     @property

@@ -60,14 +60,22 @@ def commit_of(repo: str, revision: str, *, kind: Kind) -> str:
 
 def fetch_files(repo: str, commit: str, *, pattern: str) -> list[Path]:
     """A data set's files that match a glob pattern, downloaded unless they are cached."""
+    return matching_files(_fetch(repo, commit, (pattern,), kind="dataset"), pattern)
+
+
+def fetch_model_files(repo: str, commit: str, *patterns: str) -> Path:
+    """A folder with a model's files that match the patterns, downloaded unless they are cached."""
+    return _fetch(repo, commit, patterns, kind="model")
+
+
+def _fetch(repo: str, commit: str, patterns: tuple[str, ...], *, kind: Kind) -> Path:
     import httpx2
     from huggingface_hub import snapshot_download
 
     try:
-        folder = Path(snapshot_download(repo, repo_type="dataset", revision=commit, allow_patterns=[pattern]))
+        return Path(snapshot_download(repo, repo_type=kind, revision=commit, allow_patterns=list(patterns)))
     except (httpx2.HTTPError, OSError) as error:
-        raise _as_input_error(error, repo, commit, kind="dataset") from error
-    return matching_files(folder, pattern)
+        raise _as_input_error(error, repo, commit, kind=kind) from error
 
 
 def matching_files(folder: Path, pattern: str) -> list[Path]:

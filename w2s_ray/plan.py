@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass, field, replace
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,24 @@ from w2s_ray.errors import InputError, nearest
 from w2s_ray.families import Family
 from w2s_ray.fit import Data, Execution, Fit, Method, Model, Setting, Training
 from w2s_ray.methods import PARAMS
+from w2s_ray.methods.chains import zero_shot
 from w2s_ray.methods.pair import Ladder, Pair
 from w2s_ray.methods.params import Circumstance
+from w2s_ray.methods.transforms import shuffled
 from w2s_ray.study import MAX_CELLS, Compute, Grid, Study, load_study, resolve_method
 
 LORA_RANK, LORA_RATE = 8, 10
 """Adapters take about ten times the learning rate of the whole model (Schulman et al. 2025, "LoRA without regret")."""
+
+
+@dataclass(frozen=True)
+class Controls:
+    """What the strong model does without a supervisor: the floor under a cell's PGR."""
+
+    zero_shot: Fit | None
+    """Untrained; None where the model cannot answer untrained."""
+    shuffled: Fit | None
+    """Trained on permuted truth."""
 
 
 @dataclass(frozen=True)
@@ -39,17 +51,30 @@ class Cell:
     ceiling: Fit
     label: str | None = None
     """The grid's label, if it has one."""
+    is_swapped: bool = False
+    """Whether this is the twin of the seed's replicate, with halves A and B exchanged."""
+    controls: Controls | None = None
+    """None if the grid leaves controls out."""
 
     @property
     def task(self) -> str:
         """The task's name in tables, with the grid's label if it has one: `chess-mate (easy)`."""
-        task = self.student.data.task
-        return f"{task} ({self.label})" if self.label else task
+        return task_label(self.student.data, self.label)
 
     @property
     def name(self) -> str:
         weak, strong = self.supervisor.model.size, self.student.model.size
-        return f"{self.task}/{self.family}/{weak}->{strong}/{self.method}/{self.seed}"
+        return f"{self.task}/{self.family}/{weak}->{strong}/{self.method}/{self.seed}{'-swapped' if self.is_swapped else ''}"
+
+    @property
+    def fits(self) -> tuple[Fit, ...]:
+        """The Fits that the cell needs, without their ancestors."""
+        controls = (self.controls.zero_shot, self.controls.shuffled) if self.controls else ()
+        return (self.supervisor, self.ceiling, self.student, *(fit for fit in controls if fit))
+
+
+def task_label(data: Data, label: str | None) -> str:
+    return f"{data.task} ({label})" if label else data.task
 
 
 @dataclass(frozen=True)
@@ -58,24 +83,26 @@ class Plan:
     path: Path
     cells: tuple[Cell, ...]
     executions: dict[Model, Execution] = field(repr=False)
+    parts: dict[str, dict[str, tasks.PartFacts] | str] = field(default_factory=dict, repr=False)
+    """Task -> rows and groups of its parts, or why it cannot be dealt. Empty unless asked for."""
 
     @cached_property
     def fits(self) -> tuple[Fit, ...]:
         """Every Fit once, parents before their children."""
         unique: dict[str, Fit] = {}
         for cell in self.cells:
-            for fit in (cell.supervisor, cell.ceiling, cell.student):
+            for fit in cell.fits:
                 for ancestor in (*reversed(fit.ancestors), fit):
                     unique.setdefault(ancestor.key, ancestor)
         return tuple(unique.values())
 
 
-def load_plan(path: str | Path, *, trust_remote_code: bool = False) -> Plan:
-    """Read a study file and expand it."""
-    return expand(load_study(path), path=Path(path), trust_remote_code=trust_remote_code)
+def load_plan(path: str | Path, *, trust_remote_code: bool = False, with_parts: bool = False) -> Plan:
+    """Read a study file and expand it. `with_parts` deals each task's rows, which takes a second for 20,000."""
+    return expand(load_study(path), path=Path(path), trust_remote_code=trust_remote_code, with_parts=with_parts)
 
 
-def expand(study: Study, *, path: Path, trust_remote_code: bool = False) -> Plan:
+def expand(study: Study, *, path: Path, trust_remote_code: bool = False, with_parts: bool = False) -> Plan:
     base = path.absolute().parent
     families_and_sizes = [_family(grid, where=f"{path}: grids[{i}]", base=base) for i, grid in enumerate(study.grids)]
     pairs = [
@@ -85,6 +112,7 @@ def expand(study: Study, *, path: Path, trust_remote_code: bool = False) -> Plan
     _check_num_cells(study, pairs, path=path)
     cells: dict[str, Cell] = {}
     executions: dict[Model, Execution] = {}
+    parts: dict[str, dict[str, tasks.PartFacts] | str] = {}
     for i, (grid, (family, sizes), grid_pairs) in enumerate(zip(study.grids, families_and_sizes, pairs, strict=True)):
         models = {size: families.model(family, size, trust_remote_code=trust_remote_code) for size in sizes}
         for size, model in models.items():
@@ -93,25 +121,27 @@ def expand(study: Study, *, path: Path, trust_remote_code: bool = False) -> Plan
         for task_index, name in enumerate(grid.tasks):
             where = f"{path}: grids[{i}].tasks[{task_index}]"
             data = _data(name, grid, models, base=base, where=where)
+            if with_parts:
+                parts.setdefault(task_label(data, grid.label), _parts(data, grid))
             circumstances = _circumstances(data.setting, family, grid)
             _check_setting(data, circumstances, family=family, where=where)
             words = [
                 _method(entry, circumstances, sizes=list(sizes), where=f"{path}: grids[{i}].methods[{j}]")
                 for j, entry in enumerate(grid.methods)
             ]
-            ladder = Ladder(sizes, data, models, trainings, grid.ceiling_split)
-            for cell in _cells(grid, grid_pairs, words, ladder=ladder, family=family.name):
+            ladder = Ladder(sizes, data, data, models, trainings, grid.ceiling_split)
+            for cell in _cells(grid, grid_pairs, words, circumstances, ladder=ladder, family=family.name):
                 if _keys(cells.setdefault(cell.name, cell)) != _keys(cell):
                     raise InputError(
                         f"{path}: grids[{i}]: an earlier grid has the cell {cell.name} too, with other settings. The "
                         "results could not tell the two apart; give one of the grids a 'label'"
                     )
-    return Plan(study=study, path=path, cells=tuple(cells.values()), executions=executions)
+    return Plan(study=study, path=path, cells=tuple(cells.values()), executions=executions, parts=parts)
 
 
 def _check_num_cells(study: Study, pairs: list[list[tuple[str, str]]], *, path: Path) -> None:
     num_cells = sum(
-        len(grid_pairs) * len(grid.tasks) * len(grid.methods) * len(grid.seed_list)
+        len(grid_pairs) * len(grid.tasks) * len(grid.methods) * len(grid.seed_list) * (2 if grid.split.swap else 1)
         for grid, grid_pairs in zip(study.grids, pairs, strict=True)
     )
     if num_cells > MAX_CELLS:
@@ -213,6 +243,7 @@ def _data(name: str, grid: Grid, models: dict[str, Model], *, base: Path, where:
         tokenizer_sources=tuple(tokenizers[key] for key in sorted(tokenizers)),
         commits=commits,
         difficulty=_difficulty_range(str(task.difficulty), least, most) if is_limited else None,
+        rows_per_group=grid.split.rows_per_group,
     )
 
 
@@ -257,23 +288,76 @@ def _method(entry: str | dict[str, Any], circumstances: list[Circumstance], *, s
 
 
 def _cells(
-    grid: Grid, pairs: list[tuple[str, str]], words: list[Method], *, ladder: Ladder, family: str
+    grid: Grid,
+    pairs: list[tuple[str, str]],
+    words: list[Method],
+    circumstances: list[Circumstance],
+    *,
+    ladder: Ladder,
+    family: str,
 ) -> Iterator[Cell]:
-    for seed in grid.seed_list:
+    for seed, replicate in _replicates(grid, ladder):
+        controls = {
+            strong: _controls(grid, words, circumstances, Pair(replicate, strong, strong, seed))
+            for strong in dict.fromkeys(strong for _, strong in pairs)
+        }
         for method in words:
             for weak, strong in pairs:
-                fits = methods.cell_fits(method, Pair(ladder, weak, strong, seed))
-                label = method_label(method)
-                yield Cell(family, label, seed, fits.supervisor, fits.student, fits.ceiling, label=grid.label)
+                fits = methods.cell_fits(method, Pair(replicate, weak, strong, seed))
+                yield Cell(
+                    family=family,
+                    method=method_label(method),
+                    seed=seed,
+                    supervisor=fits.supervisor,
+                    student=fits.student,
+                    ceiling=fits.ceiling,
+                    label=grid.label,
+                    is_swapped=replicate.data.is_swapped,
+                    controls=controls[strong],
+                )
+
+
+def _replicates(grid: Grid, ladder: Ladder) -> Iterator[tuple[int, Ladder]]:
+    """(seed, the ladder with that replicate's halves)."""
+    for seed in grid.seed_list:
+        own = _data_of_seed(ladder.data, grid, seed)
+        for is_swapped in (False, True) if grid.split.swap else (False,):
+            yield seed, replace(ladder, data=replace(own, is_swapped=is_swapped), made={})
+
+
+def _data_of_seed(data: Data, grid: Grid, seed: int) -> Data:
+    return replace(data, halves_seed=seed) if grid.split.per_seed else data
+
+
+def _controls(grid: Grid, words: list[Method], circumstances: list[Circumstance], pair: Pair) -> Controls | None:
+    """The controls that the grid's models can have. A method that is listed serves as a control, too."""
+    if not grid.controls and not any(word.name == "zero_shot" for word in words):
+        return None
+    can_answer = methods.refusal(Method("zero_shot"), circumstances) is None
+    return Controls(
+        zero_shot=zero_shot.fit_of(pair) if can_answer else None,
+        shuffled=shuffled.control_of(pair) if grid.controls else None,
+    )
 
 
 def _keys(cell: Cell) -> tuple[str, str, str]:
     return cell.supervisor.key, cell.student.key, cell.ceiling.key
 
 
+@cache
 def method_label(method: Method) -> str:
     """Readable and unique within a study, e.g. `confidence(max_weight=0.75)`."""
     defaults = PARAMS[method.name]().model_dump()
     shown = {name: "+".join(value) if isinstance(value, tuple) else value for name, value in method.params}
     inside = ", ".join(f"{name}={value}" for name, value in shown.items() if value != defaults[name])
     return f"{method.name}({inside})" if inside else method.name
+
+
+def _parts(data: Data, grid: Grid) -> dict[str, tasks.PartFacts] | str:
+    """Rows and groups of each part of the first replicate, before tokenisation; or why it cannot be dealt."""
+    rows = tasks.read_rows(tasks.load_pinned(data.source, commits=data.commits))
+    try:
+        dealt = tasks.deal(rows, tasks.Deal.of(_data_of_seed(data, grid, grid.seed_list[0])))
+    except InputError as error:
+        return str(error)
+    return {name: tasks.part_facts(part) for name, part in dealt.items()}

@@ -6,7 +6,8 @@
     predictions.parquet   a test prediction of a Fit, judged by the ground truth (PREDICTIONS)
     curves.parquet        a point of a Fit's learning curve
     items.parquet         the difficulty of a test item, if its task has one (ITEMS)
-    runs.parquet          what a Fit cost, and where it ran (RUNS)
+    parts.parquet         how many rows and groups a part of a replicate has (PARTS)
+    runs.parquet          what a Fit cost, where it ran, and with which versions (RUNS)
 
 Promises: a cell without a result has a status, a reason and nulls, never a zero. Predictions are joined to the ground truth by
 id. If the two do not match one to one, or a prediction is not a probability, the cell is `damaged`. It never counts with a
@@ -26,9 +27,9 @@ from typing import Any
 
 import polars as pl
 
-from w2s_ray.fit import Data, Fit, Model
+from w2s_ray.fit import Data, Fit
 from w2s_ray.plan import Cell
-from w2s_ray.store import Store, StoreError
+from w2s_ray.store import Commit, Store, StoreError
 
 SCHEMA = {
     "study": pl.String,
@@ -43,12 +44,16 @@ SCHEMA = {
     "strong_flops": pl.Float64,
     "method": pl.String,
     "seed": pl.Int64,
+    "swapped": pl.Boolean,
+    "controls": pl.Boolean,
     "n_test": pl.Int64,
     "metric": pl.String,
     "weak_score": pl.Float64,
     "student_score": pl.Float64,
     "ceiling_score": pl.Float64,
     "zero_shot_score": pl.Float64,
+    "shuffled_score": pl.Float64,
+    "floor_score": pl.Float64,
     "pgr": pl.Float64,
     "agreement": pl.Float64,
     "agreement_when_weak_right": pl.Float64,
@@ -56,13 +61,19 @@ SCHEMA = {
     "weak_key": pl.String,
     "student_key": pl.String,
     "ceiling_key": pl.String,
+    "zero_shot_key": pl.String,
+    "shuffled_key": pl.String,
     "status": pl.String,
     "reason": pl.String,
 }
-"""`status`: done, failed, blocked (a Fit that it depends on failed), damaged (in the store) or missing (not run yet)."""
+"""`swapped`: the twin of a seed, with halves A and B exchanged. `controls`: whether the grid has controls. `floor_score`: the
+highest of supervisor, zero-shot and shuffled; null before all controls of the cell are done. `status`: done, failed, blocked (a Fit that it depends on failed), damaged (in the store) or missing (not run yet)."""
 
 STATUS_ORDER = ("failed", "damaged", "blocked", "missing")
 """A cell with several problems has the status that comes first here."""
+
+PACKAGES = ("w2s_ray", "torch", "transformers", "deepspeed", "ray")
+"""The packages whose versions a Fit records (`training/provenance.py`)."""
 
 PHASES = ("load", "features", "train", "eval", "checkpoint", "commit")
 """The phases of a Fit whose seconds are recorded."""
@@ -79,10 +90,16 @@ RUNS = {
     "zero_stage": pl.Int32,
     "tokens": pl.Int64,
     "flops": pl.Int64,
+    "label_score": pl.Float64,
+    "ensemble_score": pl.Float64,
     **{f"{phase}_s": pl.Float64 for phase in PHASES},
+    **dict.fromkeys(PACKAGES, pl.String),
+    "stamp": pl.String,
 }
+"""`label_score`: share of right labels among the rows that a student learned from. `ensemble_score`: share of test rows that a
+student's supervisors, if it has several, label right together. `stamp`: of the commit that was read (`store.Commit`). Rows of another commit of the same Fit are not reused."""
 
-TABLES = "2"
+TABLES = "3"
 """Version of the meaning of these tables. Tables of another version are not reused but made again."""
 
 METRICS = {"classification": "accuracy", "generation": "exact_match", "comparison": "pairwise_accuracy"}
@@ -94,6 +111,7 @@ PREDICTIONS = {
     "model": pl.Categorical,
     "seed": pl.Int32,
     "id": pl.String,
+    "group": pl.String,
     "probability": pl.Float32,
     "label": pl.Int8,
     "completion": pl.String,
@@ -102,35 +120,52 @@ PREDICTIONS = {
 """`probability` is that of label 1 in classification, and that of the first completion being the better one in comparison. In
 generation it is the probability of the written `completion`, and `label` is null."""
 
-JUDGED = ("probability", "label", "completion", "correct")
+JUDGED = ("group", "probability", "label", "completion", "correct")
 """The columns of PREDICTIONS that come from a prediction and its ground truth, rather than from the Fit."""
 
 ITEMS = {"task": pl.String, "id": pl.String, "difficulty": pl.Float32}
 
 
+PARTS: dict[Any, Any] = {
+    "task": pl.String,
+    "replicate": pl.Int64,
+    "swapped": pl.Boolean,
+    "part": pl.String,
+    "num_rows": pl.Int64,
+    "num_groups": pl.Int64,
+    "largest_group": pl.Int64,
+    "effective_groups": pl.Float64,
+}
+"""`replicate`: the seed that dealt the halves; null where all seeds share them. `effective_groups`: (sum n)^2 / sum n^2."""
+
+
 def write_results(cells: Iterable[Cell], *, study: str, store: Store, out: Path) -> pl.DataFrame:
     """Write the tables of these cells, as far as the store has their Fits, and return the results.
 
-    A committed Fit never changes. What an earlier call wrote to `out` is therefore reused, and only new Fits are read.
+    A committed Fit changes only if it is removed and run again. What an earlier call wrote to `out` is reused where the store
+    still has the same commit, and only other Fits are read.
     """
     cells = tuple(cells)
-    fits = {fit.key: fit for cell in cells for fit in (cell.supervisor, cell.ceiling, cell.student)}
-    folders = store.committed(fits.values())
+    fits = {fit.key: fit for cell in cells for fit in cell.fits}
+    commits = store.commits(fits.values())
     failures = store.read_failures()
     collector = Collector(store)
-    fit_tables = {key: tables for key, tables in _read_earlier(out).items() if key in folders}
+    fit_tables = {
+        key: tables
+        for key, tables in _read_earlier(out).items()
+        if key in commits and tables.run["stamp"] == commits[key].stamp
+    }
     problems: dict[str, tuple[str, str]] = {}
     for key, fit in fits.items():
-        if key not in folders:
+        if key not in commits:
             problems[key] = _why_not_committed(fit, failures)
         elif key not in fit_tables:
             try:
-                fit_tables[key] = collector.collect(fit, folders[key])
+                fit_tables[key] = collector.collect(fit, commits[key])
             except StoreError as error:
                 problems[key] = ("damaged", str(error))
     tests = {key: tables.test for key, tables in fit_tables.items()}
-    untrained = {(fit.model, fit.data): key for key, fit in fits.items() if fit.method.name == "zero_shot"}
-    rows = [_row(cell, study=study, tests=tests, problems=problems, untrained=untrained) for cell in cells]
+    rows = [_row(cell, study=study, tests=tests, problems=problems) for cell in cells]
     results = pl.DataFrame(rows, schema=SCHEMA)
     out.mkdir(parents=True, exist_ok=True)
     keys = sorted(fit_tables)
@@ -143,6 +178,7 @@ def write_results(cells: Iterable[Cell], *, study: str, store: Store, out: Path)
     _write(curves, out / "curves.parquet")
     _write(pl.DataFrame([fit_tables[key].run for key in keys], schema=RUNS), out / "runs.parquet")
     _write(collector.items(fits[key] for key in keys), out / "items.parquet")
+    _write(collector.parts(fits[key] for key in keys), out / "parts.parquet")
     _write(results, out / "results.parquet")
     return results
 
@@ -176,12 +212,13 @@ class Collector:
     store: Store
     truths: dict[Data, pl.DataFrame] = field(default_factory=dict)
 
-    def collect(self, fit: Fit, folder: str) -> FitTables:
+    def collect(self, fit: Fit, commit: Commit) -> FitTables:
         columns = _fit_columns(fit)
         named = [pl.lit(value).cast(PREDICTIONS[name]).alias(name) for name, value in columns.items()]
-        test = self._judged_predictions(fit, folder).select(*named, pl.all())
-        curve = self._read_table(folder, "curve.parquet").select(pl.lit(fit.key).alias("key"), pl.all())
-        return FitTables(test, curve, columns | self._provenance(folder))
+        test = self._judged_predictions(fit, commit.folder).select(*named, pl.all())
+        curve = self._read_table(commit.folder, "curve.parquet").select(pl.lit(fit.key).alias("key"), pl.all())
+        run = columns | self._provenance(commit.folder) | {"stamp": commit.stamp}
+        return FitTables(test, curve, run)
 
     def items(self, fits: Iterable[Fit]) -> pl.DataFrame:
         """Difficulty of every test item of these Fits' tasks."""
@@ -195,6 +232,27 @@ class Collector:
                 rows = truth.filter((pl.col("half") == "test") & pl.col("difficulty").is_not_null())
                 parts.append(rows.select(pl.lit(data.task).alias("task"), "id", "difficulty"))
         return pl.concat(parts).unique(["task", "id"]).sort("task", "id")
+
+    def parts(self, fits: Iterable[Fit]) -> pl.DataFrame:
+        """How many rows and groups each part of each replicate has."""
+        rows = [pl.DataFrame(schema=PARTS)]
+        for data, fit in {fit.data: fit for fit in fits}.items():
+            try:
+                truth = pl.DataFrame(self.store.read_truth(fit))
+            except StoreError:
+                continue
+            sizes = truth.group_by("half", "group").len().with_columns(pl.col("len").cast(pl.Float64))
+            facts = sizes.group_by(pl.col("half").alias("part")).agg(
+                num_rows=pl.col("len").sum(),
+                num_groups=pl.len(),
+                largest_group=pl.col("len").max(),
+                effective_groups=pl.col("len").sum() ** 2 / (pl.col("len") ** 2).sum(),
+            )
+            names = {"task": data.task, "replicate": data.halves_seed, "swapped": data.is_swapped}
+            rows.append(
+                facts.select(*(pl.lit(value).alias(name) for name, value in names.items()), pl.all()).cast(PARTS)
+            )
+        return pl.concat(rows).unique().sort("task", "part", "replicate", "swapped")
 
     def _judged_predictions(self, fit: Fit, folder: str) -> pl.DataFrame:
         """A Fit's test predictions beside the ground truth: id and the columns JUDGED, in the order of the ids."""
@@ -228,7 +286,7 @@ class Collector:
             generates = fit.data.setting == "generation"
             answer = pl.col("completion").alias("right") if generates else pl.col("label").cast(pl.Int8)
             table = pl.DataFrame(self.store.read_truth(fit))
-            self.truths[fit.data] = table.filter(pl.col("half") == "test").select("id", answer)
+            self.truths[fit.data] = table.filter(pl.col("half") == "test").select("id", "group", answer)
         return self.truths[fit.data]
 
     def _read_table(self, folder: str, name: str) -> pl.DataFrame:
@@ -244,7 +302,7 @@ class Collector:
             provenance = json.loads(self.store.read_file(folder, "fit.json")).get("provenance", {})
         except (StoreError, ValueError):
             provenance = {}
-        seconds = provenance.get("seconds", {})
+        seconds, versions = provenance.get("seconds", {}), provenance.get("versions", {})
         return {
             "machine": provenance.get("machine"),
             "host": provenance.get("host"),
@@ -252,7 +310,10 @@ class Collector:
             "zero_stage": provenance.get("execution", {}).get("zero_stage"),
             "tokens": provenance.get("tokens"),
             "flops": provenance.get("flops"),
+            "label_score": provenance.get("label_score"),
+            "ensemble_score": provenance.get("ensemble_score"),
             **{f"{phase}_s": seconds.get(phase) for phase in PHASES},
+            **{package: versions.get(package) for package in PACKAGES},
         }
 
 
@@ -300,9 +361,8 @@ def _row(
     study: str,
     tests: dict[str, pl.DataFrame],
     problems: dict[str, tuple[str, str]],
-    untrained: dict[tuple[Model, Data], str],
 ) -> dict[str, Any]:
-    """A cell's row of the results. `untrained`: key of the Fit that scores a model without any training."""
+    """A cell's row of the results."""
     weak, student, ceiling = cell.supervisor, cell.student, cell.ceiling
     row: dict[str, Any] = dict.fromkeys(SCHEMA) | {
         "study": study,
@@ -317,6 +377,8 @@ def _row(
         "strong_flops": _pretraining_flops(student),
         "method": cell.method,
         "seed": cell.seed,
+        "swapped": cell.is_swapped,
+        "controls": cell.controls is not None and cell.controls.shuffled is not None,
         "metric": METRICS[student.data.setting],
         "weak_key": weak.key,
         "student_key": student.key,
@@ -326,9 +388,7 @@ def _row(
         if fit.key in tests:
             row[name] = _accuracy(tests[fit.key])
             row["n_test"] = tests[fit.key].height
-    zero_shot = untrained.get((student.model, student.data), "")
-    if zero_shot in tests:
-        row["zero_shot_score"] = _accuracy(tests[zero_shot])
+    row |= _control_scores(cell, tests, weak_score=row["weak_score"])
     cell_problems = [problems[fit.key] for fit in (weak, ceiling, student) if fit.key in problems]
     if cell_problems:
         row["status"], row["reason"] = min(cell_problems, key=lambda problem: STATUS_ORDER.index(problem[0]))
@@ -340,6 +400,23 @@ def _row(
     else:
         row["reason"] = "no PGR: the ceiling is not above the supervisor"
     return row | _agreement(tests[weak.key], tests[student.key])
+
+
+def _control_scores(cell: Cell, tests: dict[str, pl.DataFrame], *, weak_score: float | None) -> dict[str, Any]:
+    """Keys and scores of the cell's controls that are done, and the floor once all are."""
+    if cell.controls is None:
+        return {}
+    row: dict[str, Any] = {}
+    scores = [weak_score]
+    for name, fit in (("zero_shot", cell.controls.zero_shot), ("shuffled", cell.controls.shuffled)):
+        if fit is None:
+            continue
+        score = _accuracy(tests[fit.key]) if fit.key in tests else None
+        row |= {f"{name}_score": score, f"{name}_key": fit.key if score is not None else None}
+        scores.append(score)
+    known = [score for score in scores if score is not None]
+    is_whole = cell.controls.shuffled is not None and len(known) == len(scores)
+    return row | {"floor_score": max(known) if is_whole else None}
 
 
 def _pretraining_flops(fit: Fit) -> float | None:

@@ -84,6 +84,12 @@ class Storage:
         infos = self._with_retries(lambda: self.fs.get_file_info([self.path(path) for path in paths]))
         return [info.size if info.type == pafs.FileType.File else None for info in infos]
 
+    def stamps(self, paths: list[str]) -> list[str | None]:
+        """The size and the time of the last change of each file, which tell a file from one written later under its name.
+        None where there is no such file, or an empty one."""
+        infos = self._with_retries(lambda: self.fs.get_file_info([self.path(path) for path in paths]))
+        return [f"{info.size}@{info.mtime_ns}" if info.is_file and info.size else None for info in infos]
+
     def exists(self, path: str) -> bool:
         """Whether there is such a file."""
         return self.sizes([path])[0] is not None

@@ -6,12 +6,13 @@ Layout under the root:
     leases/<pack>.json              which driver works on which Fits, with a heartbeat (`leases.py`)
     partial/<name>-<hash12>/...     mid-fit checkpoints of long Fits, removed when the Fit is committed
     staging/<name>-<hash12>/...     a Fit's files on their way into `fits/`, in a local folder
-    tasks/<name>-<hash12>/          the ground truth of a task's rows, for scoring without the task's own files
+    tasks/<name>-<hash12>/          truth-<sha12>.parquet: the ground truth of a task's rows, for scoring without the
+                                    task's own files; <sha12> begins its SHA-256
     features/<name>-<hash12>...     features of frozen models, shared by all linear probes
     quarantine/                     what `w2s verify --repair` moved aside
 
-Promises: without `done.json` there is no Fit. Everything read from a Fit is checked against its hash. Nothing is ever
-unpickled. How bytes are written, and what happens in an outage, is the matter of `storage.py`.
+Promises: without `done.json` there is no Fit. Everything read from a Fit, and its ground truth, is checked against its hash.
+Nothing is ever unpickled. How bytes are written, and what happens in an outage, is the matter of `storage.py`.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import re
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -28,11 +30,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from w2s_ray.fit import Fit
+from w2s_ray.fit import Fit, canonical_json
 from w2s_ray.storage import Storage, open_storage
 
 DONE = "done.json"
 ADVICE = "micro_batch.json"
+TRUTH = re.compile(r"truth-[0-9a-f]{12}\.parquet")
 
 
 class StoreError(Exception):
@@ -42,6 +45,15 @@ class StoreError(Exception):
 def open_store(uri: str | Path) -> Store:
     """Open a folder or a bucket. Creates nothing."""
     return Store(open_storage(uri))
+
+
+@dataclass(frozen=True)
+class Commit:
+    """A committed Fit in the store."""
+
+    folder: str
+    stamp: str
+    """Another one after the Fit was removed and run again. See `Storage.stamps`."""
 
 
 @dataclass(frozen=True)
@@ -56,10 +68,14 @@ class Store:
 
     def committed(self, fits: Iterable[Fit]) -> dict[str, str]:
         """Key -> folder of those among `fits` that are in the store: one listing and one batch of stats."""
+        return {key: commit.folder for key, commit in self.commits(fits).items()}
+
+    def commits(self, fits: Iterable[Fit]) -> dict[str, Commit]:
+        """The same with the stamp of each commit."""
         by_hash = {name[-12:]: name for name in self.storage.names("fits")}
         candidates = [(fit.key, by_hash[fit.key[:12]]) for fit in fits if fit.key[:12] in by_hash]
-        sizes = self.storage.sizes([f"fits/{folder}/{DONE}" for _, folder in candidates])
-        return {key: folder for (key, folder), size in zip(candidates, sizes, strict=True) if size}
+        stamps = self.storage.stamps([f"fits/{folder}/{DONE}" for _, folder in candidates])
+        return {key: Commit(folder, stamp) for (key, folder), stamp in zip(candidates, stamps, strict=True) if stamp}
 
     def committed_folders(self) -> list[str]:
         """Every committed folder, whichever study it belongs to."""
@@ -88,7 +104,8 @@ class Store:
             return
         contents = {file.name: file.read_bytes() for file in sorted(files.iterdir())}
         listed = {name: {"size": len(content), "sha256": _sha256(content)} for name, content in contents.items()}
-        contents[DONE] = json.dumps({"key": fit.key, "files": listed}, indent=1).encode()
+        done = {"key": fit.key, "truth": _truth_folder(fit), "files": listed}
+        contents[DONE] = json.dumps(done, indent=1).encode()
         self.storage.write_folder(f"fits/{fit.folder}", contents, is_complete=lambda: self.is_committed(fit))
         self.clear_failure(fit)
         self.drop_checkpoints(fit)
@@ -133,6 +150,23 @@ class Store:
                 problems.append(str(error))
         return problems
 
+    def damage_of_truths(self, folders: Iterable[str]) -> dict[str, str]:
+        """Folder -> what is wrong with its ground truth. Of the Fits that share a truth only the first is named: it writes
+        the truth again when it runs, and the others are whole."""
+        first: dict[str, str] = {}
+        for folder in folders:
+            try:
+                first.setdefault(self.read_done(folder)["truth"], folder)
+            except (StoreError, KeyError):  # a damaged marker, or one of an earlier version: no study asks for that Fit
+                continue
+        problems = {}
+        for truth, folder in first.items():
+            try:
+                self._read_truth(truth)
+            except StoreError as error:
+                problems[folder] = str(error)
+        return problems
+
     def quarantine(self, folder: str) -> str:
         """Move a damaged Fit aside, its marker first, so that it runs again. Returns where it is now."""
         aside = f"quarantine/{folder}-{time.strftime('%Y%m%dT%H%M%S')}"
@@ -142,19 +176,41 @@ class Store:
     # --- ground truth of a task's rows ---
 
     def write_truth(self, fit: Fit, truth: pa.Table) -> None:
-        """Keep the truth (id, half, label) for a Fit's data, once for all Fits that share it."""
-        path = _truth_path(fit)
-        if not self.storage.exists(path):
+        """Keep the truth (id, half, label) for a Fit's data, once for all Fits that share it. A damaged one is replaced."""
+        folder = _truth_folder(fit)
+        try:
+            kept = self._read_truth(folder)
+        except StoreError:
             buffer = io.BytesIO()
             pq.write_table(truth, buffer)
+            path = f"{folder}/truth-{_sha256(buffer.getvalue())[:12]}.parquet"
             self.storage.write(path, buffer.getvalue())
+            for other in self._truth_files(folder):
+                if other != path:
+                    self.storage.delete_file(other)
+        else:
+            if not kept.equals(truth):
+                raise RuntimeError(f"{folder} holds another ground truth for the same data; raise SEMANTICS")
 
     def read_truth(self, fit: Fit) -> pa.Table:
-        path = _truth_path(fit)
+        """The truth of a Fit's data, checked against the hash in its name."""
+        return self._read_truth(_truth_folder(fit))
+
+    def _read_truth(self, folder: str) -> pa.Table:
+        paths = self._truth_files(folder)
+        if not paths:
+            raise StoreError(f"{folder} has no ground truth; run `w2s verify --repair`")
+        path = paths[0]
         try:
-            return pq.read_table(io.BytesIO(self.storage.read(path)))
-        except (OSError, pa.ArrowInvalid) as error:
-            raise StoreError(f"{path} can't be read ({error})") from error
+            content = self.storage.read(path)
+        except OSError as error:
+            raise StoreError(f"{path} can't be read ({error}); run `w2s verify --repair`") from error
+        if not path.endswith(f"truth-{_sha256(content)[:12]}.parquet"):
+            raise StoreError(f"{path} is not what was written; run `w2s verify --repair`")
+        return pq.read_table(io.BytesIO(content))
+
+    def _truth_files(self, folder: str) -> list[str]:
+        return sorted(f"{folder}/{name}" for name in self.storage.names(folder) if TRUTH.fullmatch(name))
 
     # --- failures ---
 
@@ -233,9 +289,10 @@ def _sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def _truth_path(fit: Fit) -> str:
-    data = hashlib.sha256(json.dumps(fit.data.identity, sort_keys=True).encode()).hexdigest()[:12]
-    return f"tasks/{fit.data.task}-{data}/truth.parquet"
+def _truth_folder(fit: Fit) -> str:
+    """The same for all Fits with the same rows. What a Data means may change with the version of the code's meaning."""
+    data = {"data": fit.data.identity, "semantics": fit.semantics}
+    return f"tasks/{fit.data.task}-{_sha256(canonical_json(data).encode())[:12]}"
 
 
 def _failure_path(fit: Fit) -> str:

@@ -56,6 +56,18 @@ class Training(Section):
         0.0, "share of each half held out, to tell from a Fit's own labels where to stop early", ge=0, le=0.5
     )
 
+    stop: Literal["last", "validation"] = _identity(
+        "last",
+        "which weights predict: the last, or those of the point of the learning curve that agrees best with the Fit's own "
+        "labels on the rows held out",
+    )
+
+    @model_validator(mode="after")
+    def _rows_to_stop_by(self) -> Training:
+        if self.stop == "validation" and not self.validation:
+            raise ValueError("stop: given 'validation', but no rows are held out; set validation, such as 0.1")
+        return self
+
     @model_validator(mode="after")
     def _rank_of_adapters(self) -> Training:
         if self.lora_rank is not None and self.tune != "lora":
@@ -75,7 +87,12 @@ class Split(Section):
 
     num_train: int | None = _identity(None, "rows in each half; default all there are", ge=2)
     num_test: int | None = _identity(None, "test rows; default the task's test file, or a fifth of the rows", ge=2)
-    seed: int = _identity(0, "seed of the dealing; the same for all models, methods and seeds", ge=0)
+    seed: int = _identity(
+        0, "seed of the dealing; decides the test set, which all models, methods and seeds share", ge=0
+    )
+    per_seed: bool = _identity(True, "deal the halves anew for each seed of the grid, so that seeds are replicates")
+    swap: bool = _identity(False, "give each seed a twin with A and B exchanged")
+    rows_per_group: int | None = _identity(None, "no part takes more rows of one group; default no limit", ge=1)
     difficulty: Difficulty = _identity(
         Difficulty(), "deal the halves from rows of this range, for easy-to-hard; the test set keeps all"
     )
@@ -112,6 +129,9 @@ class Grid(Section):
     )
     seeds: Annotated[int, Field(ge=1)] | Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (
         _identity(1, "how many seeds (0, 1, ...), or a list of them")
+    )
+    controls: bool = _identity(
+        True, "train and evaluate the controls that give each PGR its floor: zero-shot and shuffled labels"
     )
     ceiling_split: Literal["A", "B"] = _identity("B", "the half on which ceilings learn from the truth")
     split: Split = _identity(Split())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -60,12 +61,12 @@ def print_tasks(facts: list[dict[str, Any]]) -> None:
 
 
 def task_facts(name: str) -> dict[str, Any]:
-    from w2s_ray.tasks import deal, dropped, files, load_task, read_rows
+    from w2s_ray.tasks import Deal, deal, dropped, files, load_task, near_duplicates, part_facts, read_rows
 
     task = load_task(name, base=Path.cwd())
     rows = read_rows(task)
     labels = Counter(rows["label"].to_pylist())
-    dealt = deal(rows, split_seed=0, num_train=None, num_test=None)
+    dealt = deal(rows, Deal())
     return {
         "name": task.name,
         "setting": task.setting,
@@ -76,8 +77,8 @@ def task_facts(name: str) -> dict[str, Any]:
         "groups": len(set(rows["group"].to_pylist())),
         "share_of_label_1": None if None in labels else labels[1] / rows.num_rows,
         "left_out": dropped(task),
-        "most_per_half": dealt["A"].num_rows,
-        "most_in_test": dealt["test"].num_rows,
+        "parts": {name: asdict(part_facts(part)) for name, part in dealt.items()},
+        "near_duplicates": len(near_duplicates(dealt)),
         "examples": [
             {"label": row["label"], "texts": [text for text in (row["text"], *row["completions"]) if text]}
             for row in rows.slice(0, 5).to_pylist()
@@ -98,12 +99,24 @@ def print_task(facts: dict[str, Any]) -> None:
         table.add_row("label 1", f"{share} of items, before the halves and the test set are balanced")
     for reason, count in facts["left_out"].items():
         table.add_row("left out", f"{count:,} rows: {reason}")
-    table.add_row("at most", f"{facts['most_per_half']:,} in each half, {facts['most_in_test']:,} in test")
+    for name, part in facts["parts"].items():
+        table.add_row(f"{'test set' if name == 'test' else f'half {name}'}, at most", part_in_words(part))
+    table.add_row("near duplicates", f"{facts['near_duplicates']:,} rows of the test set have one in a half")
     out.print(table)
     for example in facts["examples"]:
         if example["label"] is not None:
             out.print(f"  [bold]{example['label']}[/bold]  ", end="")
         out.print(escape(" | ".join(text[:MAX_CHARACTERS] for text in example["texts"])))
+
+
+def part_in_words(part: dict[str, Any]) -> str:
+    """`1,000 rows of 140 groups (the largest has 31; as good as 92 groups of equal size)`."""
+    if part["num_groups"] == part["num_rows"]:
+        return f"{part['num_rows']:,} rows, each a group of its own"
+    return (
+        f"{part['num_rows']:,} rows of {part['num_groups']:,} groups (the largest has {part['largest_group']:,}; as good as "
+        f"{part['effective_groups']:,.0f} groups of equal size)"
+    )
 
 
 # --- families -----------------------------------------------------------------------------------------------------

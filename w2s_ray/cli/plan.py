@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
 from rich.table import Table
 
+from w2s_ray.cli.catalogue import part_in_words
 from w2s_ray.cli.console import out, print_json
 from w2s_ray.cli.options import DEFAULT_STORE, JsonOption, StoreOption, StudyFile
 from w2s_ray.errors import InputError
+from w2s_ray.tasks import MIN_EFFECTIVE_GROUPS
 
 if TYPE_CHECKING:
     from w2s_ray.plan import Plan
@@ -23,6 +26,7 @@ PLURALS = {
     "student": "students",
     "start": "starts",
     "untrained": "untrained",
+    "control": "controls",
 }
 
 
@@ -52,7 +56,7 @@ def plan(
 
     if not 0 < gap < 1:
         raise InputError(f"--gap: given {gap}; allowed is a difference of two scores, between 0 and 1")
-    facts = plan_facts(load_plan(study), store=open_store(store), gap=gap, usd_per_worker_hour=usd)
+    facts = plan_facts(load_plan(study, with_parts=True), store=open_store(store), gap=gap, usd_per_worker_hour=usd)
     if as_json:
         print_json(facts)
     else:
@@ -99,6 +103,10 @@ def plan_facts(plan: Plan, *, store: Store, gap: float, usd_per_worker_hour: flo
         "pgr_half_width_95": half_widths,
         "num_test_items": num_test_items,
         "num_seeds": num_seeds,
+        "parts": {
+            task: parts if isinstance(parts, str) else {name: asdict(part) for name, part in parts.items()}
+            for task, parts in plan.parts.items()
+        },
     }
     if usd_per_worker_hour is None:
         usd_per_worker_hour = plan.study.compute.usd_per_worker_hour
@@ -129,6 +137,9 @@ def print_plan(facts: dict[str, Any]) -> None:
         f"{facts['largest_model']}: {facts['largest_state_gib_per_worker']:.2g} GiB of weights, gradients and optimizer "
         f"states on each of {facts['largest_workers']} worker(s), ZeRO {facts['largest_zero_stage']}",
     )
+    for task, parts in facts["parts"].items():
+        for line in _part_lines(task, parts):
+            table.add_row("parts", line)
     for task, half_width in facts["pgr_half_width_95"].items():
         num_items = facts["num_test_items"][task]
         table.add_row(
@@ -138,3 +149,18 @@ def print_plan(facts: dict[str, Any]) -> None:
         )
     out.print(f"[bold]{facts['study']}[/bold]  {escape(facts['description'])}")
     out.print(table)
+
+
+def _part_lines(task: str, parts: dict[str, Any] | str) -> list[str]:
+    """What is worth saying about a task's parts: that they can't be dealt, or that they hold few groups."""
+    if isinstance(parts, str):
+        return [f"[yellow]{escape(task)}: {escape(parts)}[/yellow]"]
+    lines = []
+    for name, part in parts.items():
+        if part["num_groups"] == part["num_rows"]:
+            continue
+        line = f"{escape(task)}, {'test set' if name == 'test' else f'half {name}'}: {part_in_words(part)}"
+        if part["effective_groups"] < MIN_EFFECTIVE_GROUPS:
+            line = f"[yellow]{line}. Fewer than {MIN_EFFECTIVE_GROUPS}: no interval over groups can be trusted[/yellow]"
+        lines.append(line)
+    return lines

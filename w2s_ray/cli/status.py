@@ -169,7 +169,7 @@ def verify(
         bool, typer.Option("--repair", help="Move damaged Fits aside, so that the next run trains them again.")
     ] = False,
 ) -> None:
-    """Check sizes and hashes of committed Fits.
+    """Check sizes and hashes of committed Fits and of their ground truth.
 
     Example: w2s verify --store s3://bucket/w2s --repair
     """
@@ -192,8 +192,12 @@ def verify(
 
 
 def find_damage(folders: Iterable[str], *, store: Store) -> dict[str, list[str]]:
-    """Folder -> what is wrong with it, for those of the committed folders that are damaged."""
-    return {folder: problems for folder in folders if (problems := store.damage(folder))}
+    """Folder -> what is wrong with it or its ground truth, for those of the committed folders that are damaged."""
+    damage = {folder: store.damage(folder) for folder in folders}
+    whole = [folder for folder, problems in damage.items() if not problems]
+    for folder, problem in store.damage_of_truths(whole).items():
+        damage[folder].append(problem)
+    return {folder: problems for folder, problems in damage.items() if problems}
 
 
 def print_damage(damage: dict[str, list[str]], *, num_checked: int) -> None:

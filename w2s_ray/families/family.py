@@ -1,7 +1,7 @@
 """A family's YAML entry: a ladder of model sizes, weak to strong, each a hub id with revision or a local folder.
 
-Promises: no torch; a mistake in the YAML is an `InputError` that names the file and the field; a model is identified by
-the content of its weights and tokenizer where it is a folder, and by id and commit where it comes from the hub.
+Promises: no torch; a mistake in the YAML is an `InputError` that names the file and the field; a tokenizer is
+identified by its content, and a model by the content of its weights where it is a folder, by id and commit on the hub.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from w2s_ray import hub
 from w2s_ray.errors import InputError, nearest
 from w2s_ray.families.model_folder import (
+    TOKENIZER_CODE,
+    TOKENIZER_FILES,
     count_params,
     fingerprint_tokenizer,
     fingerprint_weights,
@@ -79,8 +81,6 @@ class Family(BaseModel):
     name: str = Field(pattern=f"^{NAME}$")
     description: str = ""
     licence: str = "unknown"
-    tokenizer: str | None = None
-    """Hub id of a tokenizer that all sizes share. Default: each model has its own."""
     pooling: Literal["last", "mean"] = "last"
     """Which hidden state the head reads: that of the last token, or the mean over tokens."""
     weights_sha256: str | None = None
@@ -177,8 +177,8 @@ def model(family: Family, size: str, *, trust_remote_code: bool = False) -> Mode
     entry = family.size(size)
     folder = local_folder(family, size)
     if folder is not None:
-        source, revision = str(folder), None
-        fingerprint, tokenizer = fingerprint_weights(folder), fingerprint_tokenizer(folder)
+        source, revision, tokenizer_folder = str(folder), None, folder
+        fingerprint = fingerprint_weights(folder, with_code=trust_remote_code)
         if family.weights_sha256 and sha256_of(folder / "model.safetensors") != family.weights_sha256:
             raise InputError(
                 f"family {family.name}: {folder}/model.safetensors is not the file that {family.path.name} names "
@@ -188,10 +188,10 @@ def model(family: Family, size: str, *, trust_remote_code: bool = False) -> Mode
         source = entry.source
         revision = hub.commit_of(entry.source, entry.revision or "main", kind="model")
         fingerprint = f"hub:{entry.source}@{revision}"
-        tokenizer = f"hub:{family.tokenizer}" if family.tokenizer else fingerprint
+        tokenizer_folder = hub.fetch_model_files(entry.source, revision, *TOKENIZER_FILES, TOKENIZER_CODE)
     return Model(
         fingerprint=fingerprint,
-        tokenizer=tokenizer,
+        tokenizer=fingerprint_tokenizer(tokenizer_folder, with_code=trust_remote_code),
         pooling=family.pooling,
         depth=entry.depth,
         family=family.name,

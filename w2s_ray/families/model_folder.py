@@ -1,7 +1,7 @@
 """What is read off a local model folder without torch: its configuration, fingerprints and number of parameters.
 
-Promises: a fingerprint depends on the content of the files, not on where they lie; a folder that lacks a file is refused
-with the file's name; weights are read from safetensors only, never unpickled.
+Promises: a fingerprint depends on the content of the files, not on where they lie; code counts only where it would run; a
+folder that lacks a file is refused with the file's name; weights are read from safetensors only, never unpickled.
 """
 
 from __future__ import annotations
@@ -17,12 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from w2s_ray.errors import InputError
+from w2s_ray.fit import canonical_json
 
-VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
+VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
 """A tokenizer has at least one of these."""
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer.model",
+    "spiece.model",
     "vocab.json",
     "merges.txt",
     "vocab.txt",
@@ -30,6 +32,17 @@ TOKENIZER_FILES = (
     "special_tokens_map.json",
     "added_tokens.json",
 )
+TOKENIZER_CODE = "tokenization*.py"
+NO_EFFECT_ON_TOKENS = (
+    "chat_template",
+    "model_max_length",
+    "name_or_path",
+    "processor_class",
+    "special_tokens_map_file",
+    "tokenizer_file",
+    "transformers_version",
+)
+"""Entries of tokenizer_config.json that often differ between the sizes of a family and change no token."""
 NOT_COUNTED = re.compile(r"embed|wte|wpe|lm_head|shared\.weight|cls\.|pooler")
 """Names of parameters that don't count as size: embeddings, positions and heads."""
 LAYER = re.compile(r"\.(\d+)\.")
@@ -59,8 +72,8 @@ def _weight_files(folder: Path) -> list[Path]:
 
 
 @lru_cache(maxsize=256)
-def fingerprint_weights(folder: Path) -> str:
-    """SHA-256 over config.json and the weights.
+def fingerprint_weights(folder: Path, *, with_code: bool = False) -> str:
+    """SHA-256 over config.json and the weights, and over the Python files beside them if they run (`with_code`).
 
     Of a file above 256 MiB only its size, both ends and 64 blocks between are hashed. Fine-tuning or quantising changes a
     file everywhere, so the sample tells such files apart.
@@ -78,19 +91,39 @@ def fingerprint_weights(folder: Path) -> str:
             for offset, length in [(0, 2**20), *((size * i // 64, 2**16) for i in range(64)), (size - 2**20, 2**20)]:
                 file.seek(offset)
                 digest.update(file.read(length))
+    if with_code:
+        _add_code(digest, folder, "*.py")
     return digest.hexdigest()
 
 
 @lru_cache(maxsize=256)
-def fingerprint_tokenizer(folder: Path) -> str:
-    """SHA-256 over the tokenizer's files."""
+def fingerprint_tokenizer(folder: Path, *, with_code: bool = False) -> str:
+    """SHA-256 over what makes text into tokens: the tokenizer's files, and its Python files if they run (`with_code`)."""
     if not any((folder / name).exists() for name in VOCABULARY_FILES):
         raise InputError(f"model folder {folder}: has no tokenizer (one of {', '.join(VOCABULARY_FILES)})")
     digest = hashlib.sha256()
     for name in TOKENIZER_FILES:
-        if (folder / name).exists():
-            digest.update(f"{name}:".encode() + (folder / name).read_bytes())
+        path = folder / name
+        if path.exists():
+            content = _tokenizer_config(path) if name == "tokenizer_config.json" else path.read_bytes()
+            digest.update(f"{name}:".encode() + content)
+    if with_code:
+        _add_code(digest, folder, TOKENIZER_CODE)
     return digest.hexdigest()
+
+
+def _tokenizer_config(path: Path) -> bytes:
+    try:
+        config = json.loads(path.read_bytes())
+        kept = {name: value for name, value in config.items() if name not in NO_EFFECT_ON_TOKENS}
+    except (ValueError, AttributeError) as error:
+        raise InputError(f"{path}: not valid JSON ({error})") from error
+    return canonical_json(kept).encode()
+
+
+def _add_code(digest: Any, folder: Path, pattern: str) -> None:
+    for path in sorted(folder.rglob(pattern)):
+        digest.update(f"{path.relative_to(folder).as_posix()}:".encode() + path.read_bytes())
 
 
 @lru_cache(maxsize=256)

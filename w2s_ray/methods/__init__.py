@@ -15,14 +15,15 @@ from functools import cache
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from w2s_ray.fit import Method
+from w2s_ray.fit import Fit, Method
 from w2s_ray.methods.chains import CHAINS
 from w2s_ray.methods.labels import Labels, LabelSources
-from w2s_ray.methods.losses import LOSSES
+from w2s_ray.methods.losses import LOSSES, naive
 from w2s_ray.methods.pair import CellFits, Pair
 from w2s_ray.methods.params import Circumstance, MethodParams
 from w2s_ray.methods.step_context import StepContext
-from w2s_ray.methods.transforms import TRANSFORMS, ensemble
+from w2s_ray.methods.transforms import TRANSFORMS, ensemble, shuffled
+from w2s_ray.methods.untrained import NOT_CALIBRATED, UntrainedParams
 
 if TYPE_CHECKING:
     import torch
@@ -38,6 +39,9 @@ def params_of(method: Method) -> MethodParams:
 
 def refusal(method: Method, circumstances: Iterable[Circumstance]) -> str | None:
     """Why a method makes no sense somewhere, or None. A transform or chain is refused where its loss is."""
+    circumstances = tuple(circumstances)
+    if dict(method.params).get("calibrate") and "classification" not in circumstances:
+        return NOT_CALIBRATED
     loss = dict(method.params).get("loss")
     for word in (method.name, loss) if loss else (method.name,):
         for circumstance in circumstances:
@@ -52,7 +56,11 @@ def cell_fits(method: Method, pair: Pair) -> CellFits:
     if method.name in CHAINS:
         fits: CellFits = CHAINS[method.name].cell_fits(pair, params)
         return fits
-    labellers = ensemble.supervisors(pair, params) if isinstance(params, ensemble.Params) else (pair.supervisor,)
+    labellers: tuple[Fit, ...] = (pair.supervisor,)
+    if isinstance(params, ensemble.Params):
+        labellers = ensemble.supervisors(pair, params)
+    elif isinstance(params, shuffled.Params):
+        labellers = shuffled.supervisors(pair, params)
     return CellFits(pair.supervisor, pair.student(*labellers, method=method), pair.ceiling)
 
 
@@ -65,6 +73,19 @@ def transform_labels(method: Method, sources: LabelSources) -> Labels:
         return sources.weak
     labels: Labels = TRANSFORMS[method.name].transform(sources, params_of(method))
     return labels
+
+
+def untrained_params(method: Method) -> UntrainedParams:
+    """How an untrained model is asked."""
+    params = params_of(method)
+    assert isinstance(params, UntrainedParams)
+    return params
+
+
+def budget(method: Method) -> naive.Params:
+    """The shares of rows and steps that a Fit takes. All methods but `naive` take the whole."""
+    params = params_of(method)
+    return params if isinstance(params, naive.Params) else naive.Params()
 
 
 def needs_features(method: Method) -> bool:

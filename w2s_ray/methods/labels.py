@@ -34,6 +34,10 @@ class Labels:
         """[rows]: whether each label leans to class 1. Completions all count as one class."""
         return np.zeros(len(self.values), bool) if self.are_texts else self.values > 0.5
 
+    def are_right(self, truth: np.ndarray) -> np.ndarray:
+        """[rows]: whether each label is the truth, or leans to its class."""
+        return self.values == truth if self.are_texts else (self.values > 0.5) == (truth > 0.5)
+
 
 @dataclass(frozen=True)
 class LabelSources:

@@ -1,4 +1,4 @@
-"""What a method makes its Fits from: a grid's models on one task, and one (weak, strong) pair of them."""
+"""What a method makes its Fits from: a grid's models on one task under one replicate, and one (weak, strong) pair of them."""
 
 from __future__ import annotations
 
@@ -14,15 +14,17 @@ NAIVE = Method("naive")
 
 @dataclass(frozen=True)
 class Ladder:
-    """A grid's models on one task."""
+    """A grid's models on one task, with the halves of one replicate."""
 
     sizes: tuple[str, ...]
     """Weak to strong."""
     data: Data
+    common_data: Data
+    """The same task without a replicate's own halves, for Fits that learn from neither half: their test set is common."""
     models: dict[str, Model]
     trainings: dict[str, Training]
     ceiling_split: str
-    _on_truth: dict[tuple[str, str, int], Fit] = field(default_factory=dict)
+    made: dict[tuple[str, str, int], Fit] = field(default_factory=dict)
     """Fits that were made already: many cells share them."""
 
     def fit(self, size: str, half: str, *labels: Fit, seed: int, method: Method = NAIVE, **more: Any) -> Fit:
@@ -31,9 +33,9 @@ class Ladder:
     def on_truth(self, size: str, half: str, *, seed: int) -> Fit:
         """A size fine-tuned on the ground truth of a half."""
         place = (size, half, seed)
-        if place not in self._on_truth:
-            self._on_truth[place] = self.fit(size, half, seed=seed)
-        return self._on_truth[place]
+        if place not in self.made:
+            self.made[place] = self.fit(size, half, seed=seed)
+        return self.made[place]
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,21 @@
 """Tasks: data sets as YAML entries, read into rows and dealt into halves and a test set.
 
 `task.py` is the YAML entry and its files, `shapes.py` turns a data set's own rows into items, `rows.py` fills the
-templates, `split.py` deals the rows, and `size_estimate.py` tells its size without reading all of it. `catalogue/` holds the tasks that ship.
+templates, `grouping.py` says which rows belong together, `split.py` deals the rows, `near_duplicates.py` finds what a deal
+left in two parts, and `size_estimate.py` tells a task's size without reading all of it. `catalogue/` holds the tasks that
+ship.
 """
 
+from w2s_ray.tasks.near_duplicates import near_duplicates
 from w2s_ray.tasks.rows import check, dropped, read_rows
 from w2s_ray.tasks.size_estimate import Size, num_rows, size
-from w2s_ray.tasks.split import deal
+from w2s_ray.tasks.split import MIN_EFFECTIVE_GROUPS, Deal, PartFacts, deal, part_facts
 from w2s_ray.tasks.task import Task, files, fingerprint, load_pinned, load_task, resolve_commits, task_names
 
 __all__ = [
+    "MIN_EFFECTIVE_GROUPS",
+    "Deal",
+    "PartFacts",
     "Size",
     "Task",
     "check",
@@ -19,7 +25,9 @@ __all__ = [
     "fingerprint",
     "load_pinned",
     "load_task",
+    "near_duplicates",
     "num_rows",
+    "part_facts",
     "read_rows",
     "resolve_commits",
     "size",

@@ -4,7 +4,8 @@
 task.
 
 Promises: a bad row is an `InputError` that names the file, the row and the column, and the first bad row is the one named;
-a row's text never depends on other rows or on its place in the file.
+a row's text never depends on other rows or on its place in the file; no row is left out without being counted, but those
+that the task itself leaves out (`where`, `max_rows`).
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from typing import Any
 import pyarrow as pa
 
 from w2s_ray.errors import InputError, nearest
+from w2s_ray.tasks.grouping import group_keys, join
 from w2s_ray.tasks.shapes import Item, as_lines, unfold, value
 from w2s_ray.tasks.task import Task, files, load_test_task
 
@@ -39,6 +41,8 @@ ROWS = pa.schema(
 """`text`: the prompt, where there are completions. `label`: 0 or 1; in a comparison, 1 means that the first completion is
 the better one; null in a generation, whose one completion is the right one. `difficulty`: null where a task has none.
 `part`: `train` or `test`."""
+UNGROUPED = ROWS.set(ROWS.get_field_index("group"), pa.field("group", pa.list_(pa.string())))
+"""The same before rows are grouped: `group` has the values of the task's group columns."""
 OPTIONAL_PUZZLE_COLUMNS = ("GameId", "GameUrl", "PuzzleId")
 """Lichess has published puzzles in two schemas, each with some of these columns."""
 
@@ -56,13 +60,14 @@ def read_rows(task: Task) -> pa.Table:
     """All rows of a task, with the columns of ROWS.
 
     Each id appears once: of rows with equal ids the first is kept, test rows before training rows. Ids whose rows disagree
-    about the right answer are dropped altogether, and so is a comparison of a text with itself.
+    about the right answer are dropped altogether, and so is a comparison of a text with itself. Training rows that share a
+    group or a text with a row of the test file are dropped.
     """
     return read_task(task).table
 
 
 def dropped(task: Task) -> dict[str, int]:
-    """Reason -> number of rows that the task's shape can't use."""
+    """Reason -> number of rows that can't be used."""
     return read_task(task).dropped
 
 
@@ -73,18 +78,22 @@ class TaskRows:
     table: pa.Table
     """As ROWS says."""
     dropped: Counter[str]
-    """Reason -> number of rows that the shape can't use."""
+    """Reason -> number of rows that can't be used."""
 
 
 @lru_cache(maxsize=1)  # rows can take hundreds of megabytes, and Fits that run one after another mostly share a task
 def read_task(task: Task) -> TaskRows:
     """Read all files of a task and fill its templates."""
     test_task = load_test_task(task)
-    other = [_fill_part(test_task, name, part="test") for name in test_task.sources] if test_task else []
     own = [_fill_part(task, name, part=name) for name in task.sources]
+    reasons: Counter[str] = sum((rows.dropped for rows in own), Counter())
+    tables = [_grouped([rows.table for rows in reversed(own)], task)]
+    if test_task:
+        other = [_fill_part(test_task, name, part="test") for name in test_task.sources]
+        tables.insert(0, _grouped([rows.table for rows in reversed(other)], test_task))
     # test rows come first, so that a row in both parts stays in the test set
-    table = pa.concat_tables([rows.table for rows in (*reversed(other), *reversed(own))])
-    return TaskRows(_without_duplicates(table), sum((rows.dropped for rows in own), Counter()))
+    table = _without_duplicates(pa.concat_tables(tables), reasons)
+    return TaskRows(_without_rows_near_the_test_file(table, reasons), reasons)
 
 
 def _fill_part(task: Task, name: str, *, part: str) -> TaskRows:
@@ -92,19 +101,55 @@ def _fill_part(task: Task, name: str, *, part: str) -> TaskRows:
     return TaskRows(items.rows(part), items.dropped)
 
 
-def _without_duplicates(table: pa.Table) -> pa.Table:
+def _grouped(tables: list[pa.Table], task: Task) -> pa.Table:
+    """The rows of all parts, with a group for each in place of the values of its group columns."""
+    table = pa.concat_tables(tables)
+    parts = table["part"].to_pylist()
+    columns = zip(*table["group"].to_pylist(), strict=True)
+    keys = [group_keys(values, parts, task.group_by) for values in columns]
+    groups = keys[0] if len(keys) == 1 else join(list(zip(*keys, strict=True)))
+    return table.set_column(ROWS.get_field_index("group"), ROWS.field("group"), [groups])
+
+
+def _without_duplicates(table: pa.Table, reasons: Counter[str]) -> pa.Table:
     answers: dict[str, Any] = {}
-    contradictory: set[str] = set()
+    reason_of: dict[str, str] = {}
     is_first: list[bool] = []
     ids = table["id"].to_pylist()
     for id_, completions, label in zip(ids, table["completions"].to_pylist(), table["label"].to_pylist(), strict=True):
         is_comparison = len(completions) == 2
         answer = completions[1 - label] if is_comparison else (label, *completions)
         is_first.append(id_ not in answers)
-        if answers.setdefault(id_, answer) != answer or (is_comparison and completions[0] == completions[1]):
-            contradictory.add(id_)
-    is_kept = [first and id_ not in contradictory for id_, first in zip(ids, is_first, strict=True)]
+        if is_comparison and completions[0] == completions[1]:
+            reason_of[id_] = "both completions are the same"
+        elif answers.setdefault(id_, answer) != answer:
+            reason_of[id_] = "the same row again, with another right answer (all of them are left out)"
+    for id_, first in zip(ids, is_first, strict=True):
+        if id_ in reason_of:
+            reasons[reason_of[id_]] += 1
+        elif not first:
+            reasons["the same row again"] += 1
+    is_kept = [first and id_ not in reason_of for id_, first in zip(ids, is_first, strict=True)]
     return table.filter(pa.array(is_kept))
+
+
+def _without_rows_near_the_test_file(table: pa.Table, reasons: Counter[str]) -> pa.Table:
+    """Without the training rows that share a group or a text with a row of the test file."""
+    parts = table["part"].to_pylist()
+    if len(set(parts)) == 1:
+        return table
+    columns = (table[name].to_pylist() for name in ("group", "text", "completions"))
+    groups = join([[f"group:{group}", *_texts_shown(text, shown)] for group, text, shown in zip(*columns, strict=True)])
+    of_test = {group for group, part in zip(groups, parts, strict=True) if part == "test"}
+    is_kept = [part == "test" or group not in of_test for group, part in zip(groups, parts, strict=True)]
+    if num_dropped := is_kept.count(False):
+        reasons["in a group with a row of the test file"] += num_dropped
+    return table.filter(pa.array(is_kept))
+
+
+def _texts_shown(text: str, completions: list[str]) -> list[str]:
+    """What no two parts may share: a text, or in a comparison the prompt with either completion."""
+    return [f"text:{text}\0{completion}" for completion in (completions if len(completions) == 2 else [""])]
 
 
 # --- one part -----------------------------------------------------------------------------------------------------
@@ -122,24 +167,25 @@ class PartItems:
     """The part's file in error messages, or the first of its files."""
 
     def rows(self, part: str) -> pa.Table:
-        """The rows of these items, as ROWS says."""
+        """The rows of these items, as UNGROUPED says."""
         if not self.items:
             raise InputError(f"{self.file}: no row can be used")
         labels, difficulties = self.labels(), self.difficulties()
         texts, completions = self.fill(self.task.template), self.completions()
         ids = self._ids(texts, completions)
+        columns = [self.column(name) for name in self.task.group_columns]
         groups = (
-            self.column(self.task.group)
-            if self.task.group
-            else [text or id_ for text, id_ in zip(texts, ids, strict=True)]
+            list(zip(*columns, strict=True))
+            if columns
+            else [(text or id_,) for text, id_ in zip(texts, ids, strict=True)]
         )
         if self.task.setting == "comparison" and self.task.label_column is None:
             # show the two in an order drawn from the row's id
             for i, id_ in enumerate(ids):
                 if int(text_hash(f"order:{id_}"), 16) % 2:
                     completions[i], labels[i] = completions[i][::-1], 1 - (labels[i] or 0)
-        columns = [ids, texts, completions, list(map(str, groups)), labels, difficulties, [part] * len(ids)]
-        return pa.table(dict(zip(ROWS.names, columns, strict=True)), schema=ROWS)
+        values = [ids, texts, completions, [list(map(str, group)) for group in groups], labels, difficulties]
+        return pa.table(dict(zip(ROWS.names, [*values, [part] * len(ids)], strict=True)), schema=UNGROUPED)
 
     def fill(self, template: str) -> list[str]:
         """A template's text for every item. Only the prompt of a comparison may be empty, and then for all items."""
@@ -229,8 +275,11 @@ def read_part(task: Task, part: str, *, limit: int | None = None) -> PartItems:
             file_items, file_reasons = unfold(task.shape, rows)
         except (ValueError, ModuleNotFoundError) as error:
             raise InputError(f"{path}: {error}") from error
-        items += [_join_lines(task, item) for item in file_items if _has_known_label(task, item)]
+        labelled = [item for item in file_items if _has_known_label(task, item)]
+        items += [_join_lines(task, item) for item in labelled]
         reasons += file_reasons
+        if num_unknown := len(file_items) - len(labelled):
+            reasons["the label is none of 'positive' and 'negative'"] += num_unknown
     paths = files(task)[part]
     more = f" (and {len(paths) - 1} more)" if len(paths) > 1 else ""
     return PartItems(task=task, items=items, dropped=reasons, file=f"{paths[0]}{more}")

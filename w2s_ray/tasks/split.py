@@ -1,62 +1,140 @@
 """Dealing a task's rows into half A, half B and the test set.
 
 Promises: the three parts share no group and no text; every label is equally frequent in each part; the result depends on
-the rows' ids and the seed alone, not on the order of the file nor on the process; the test set stays the same when the
-halves grow or are limited to a range of difficulty.
+the rows' ids and the seeds alone, not on the order of the file nor on the process; the test set stays the same when the
+halves grow, are dealt anew, or are limited to a range of difficulty; halves that grow keep the rows that they had.
+
+Where rows come in groups, every part gets its share of the groups and takes its rows from them in turns: the first row of
+each group, then the second, and so on. So a part holds rows of as many groups as it can, and no group dominates it.
 """
 
 from __future__ import annotations
 
 import math
+from collections import Counter
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 
 from w2s_ray.errors import InputError
+from w2s_ray.fit import Data
 from w2s_ray.tasks.rows import text_hash
 
 Row = dict[str, Any]
 Group = list[Row]
 """Rows that must stay in one part."""
 ANY_DIFFICULTY = (-math.inf, math.inf)
+SPARE_TEST_SHARE = 0.1
+"""Besides the rows that are asked for, the test set's groups hold this share of the other rows, so that it can take a few rows
+of each of many groups. The share must not depend on the size of the halves, or the test set would change when they grow."""
+MIN_EFFECTIVE_GROUPS = 30
+"""With fewer groups in a part, no interval over groups can be trusted."""
 
 
-def deal(
-    rows: pa.Table,
-    *,
-    split_seed: int,
-    num_train: int | None,
-    num_test: int | None,
-    difficulty: tuple[float, float] = ANY_DIFFICULTY,
-) -> dict[str, pa.Table]:
-    """Deal rows into `A`, `B` and `test`.
+@dataclass(frozen=True)
+class Deal:
+    """How rows are dealt. What the test set is depends on `seed`, `num_test` and `rows_per_group` alone."""
 
-    Groups are taken in the order of their hash under `split_seed`, the test set first. `num_train` is the number of rows in
-    each half (None: as many as there are). `num_test` defaults to all rows of the task's test file, or to a fifth of the
-    rows where it has none. `difficulty` limits the halves, never the test set.
-    """
-    groups = _groups_in_hash_order(rows.to_pylist(), split_seed=split_seed)
-    test, rest = _take_test_set(groups, num_test=num_test, num_rows=rows.num_rows)
-    half_a, half_b = _take_halves(_within(difficulty, rest), num_train=num_train)
-    parts = {"A": half_a, "B": half_b, "test": test}
+    seed: int = 0
+    num_train: int | None = None
+    """Rows in each half; None takes as many as there are."""
+    num_test: int | None = None
+    """None takes all rows of the task's test file, or a fifth of the rows where it has none."""
+    halves_seed: int | None = None
+    """Deals the halves anew for each replicate; None deals them under `seed`."""
+    is_swapped: bool = False
+    """Exchanges A and B."""
+    rows_per_group: int | None = None
+    """No part takes more rows of one group."""
+    difficulty: tuple[float, float] = ANY_DIFFICULTY
+    """Limits the halves, never the test set."""
+
+    @classmethod
+    def of(cls, data: Data) -> Deal:
+        """How a Fit's data are dealt."""
+        return cls(
+            seed=data.split_seed,
+            num_train=data.num_train,
+            num_test=data.num_test,
+            halves_seed=data.halves_seed,
+            is_swapped=data.is_swapped,
+            rows_per_group=data.rows_per_group,
+            difficulty=data.difficulty[1:] if data.difficulty else ANY_DIFFICULTY,
+        )
+
+
+@dataclass(frozen=True)
+class PartFacts:
+    """How many rows and groups a part has."""
+
+    num_rows: int
+    num_groups: int
+    largest_group: int
+    """Rows of the largest group."""
+    effective_groups: float
+    """(sum n)^2 / sum n^2: how many groups of equal size would carry as much information."""
+
+
+def part_facts(part: pa.Table) -> PartFacts:
+    sizes = Counter(part["group"].to_pylist()).values()
+    return PartFacts(
+        num_rows=part.num_rows,
+        num_groups=len(sizes),
+        largest_group=max(sizes, default=0),
+        effective_groups=sum(sizes) ** 2 / sum(size**2 for size in sizes) if sizes else 0.0,
+    )
+
+
+def deal(rows: pa.Table, how: Deal) -> dict[str, pa.Table]:
+    """Deal rows into `A`, `B` and `test`. In the result `group` is the group after merging those that share a text."""
+    groups = _groups_in_hash_order(rows.to_pylist(), split_seed=how.seed)
+    if how.rows_per_group is not None:
+        groups = [group[: how.rows_per_group] for group in groups]
+    if max(map(len, groups), default=0) > 1 and _has_named_groups(rows):
+        parts = _deal_groups(groups, how, num_rows=rows.num_rows)
+    else:
+        parts = _deal_rows(groups, how, num_rows=rows.num_rows)
     for name, part in parts.items():
-        num_wanted = (num_test if name == "test" else num_train) or 2
+        num_wanted = (how.num_test if name == "test" else how.num_train) or 2
         if len(part) < num_wanted // 2 * 2:
             raise InputError(
                 f"split: {num_wanted} rows with balanced labels are wanted in {name}, but only {len(part)} are "
-                f"left of {rows.num_rows}; lower split.num_train or split.num_test"
+                f"left of {rows.num_rows} in {len(groups)} groups; lower split.num_train or split.num_test"
             )
+    if how.is_swapped:
+        parts["A"], parts["B"] = parts["B"], parts["A"]
     return {name: pa.Table.from_pylist(part, schema=rows.schema) for name, part in parts.items()}
+
+
+def _has_named_groups(rows: pa.Table) -> bool:
+    """Whether the task names a group column. Without one, a row's group is its own text, or its id where that is empty."""
+    columns = (rows[name].to_pylist() for name in ("group", "text", "id"))
+    return any(group not in (text, id_) for group, text, id_ in zip(*columns, strict=True))
+
+
+# --- rows without groups: parts are cut one after another --------------------------------------------------------------
+
+
+def _deal_rows(groups: list[Group], how: Deal, *, num_rows: int) -> dict[str, list[Row]]:
+    test, rest = _take_test_set(groups, num_test=how.num_test, num_rows=num_rows)
+    half_a, half_b = _take_halves(_within(how.difficulty, _reordered(rest, how)), num_train=how.num_train)
+    return {"A": half_a, "B": half_b, "test": test}
 
 
 def _take_test_set(groups: list[Group], *, num_test: int | None, num_rows: int) -> tuple[list[Row], list[Group]]:
     """The test set and the groups left for the halves."""
+    of_test_file, rest = _test_file(groups)
+    if of_test_file:
+        return _take_balanced(of_test_file, num_test)[0], rest
+    return _take_balanced(groups, num_rows // 5 if num_test is None else num_test)
+
+
+def _test_file(groups: list[Group]) -> tuple[list[Group], list[Group]]:
+    """(rows of the task's test file in their groups, groups without such a row)."""
     of_test_file = [[row for row in group if row["part"] == "test"] for group in groups]
-    if not any(of_test_file):
-        return _take_balanced(groups, num_rows // 5 if num_test is None else num_test)
-    # a group with a row in the test file is kept from the halves with all its rows
-    test, _ = _take_balanced([group for group in of_test_file if group], num_test)
-    return test, [group for group, test_rows in zip(groups, of_test_file, strict=True) if not test_rows]
+    rest = [group for group, test_rows in zip(groups, of_test_file, strict=True) if not test_rows]
+    return [group for group in of_test_file if group], rest
 
 
 def _within(difficulty: tuple[float, float], groups: list[Group]) -> list[Group]:
@@ -65,6 +143,15 @@ def _within(difficulty: tuple[float, float], groups: list[Group]) -> list[Group]
     low, high = difficulty
     limited = [[row for row in group if low <= row["difficulty"] <= high] for group in groups]
     return [group for group in limited if group]
+
+
+def _reordered(groups: list[Group], how: Deal) -> list[Group]:
+    """Groups, and the rows in each, in the order of the replicate's own hash."""
+    if how.halves_seed is None:
+        return groups
+    seed = f"{how.seed}:{how.halves_seed}"
+    by_row = [sorted(group, key=lambda row: text_hash(f"{seed}:{row['id']}")) for group in groups]
+    return sorted(by_row, key=lambda group: text_hash(f"{seed}:group:{group[0]['group']}"))
 
 
 def _take_halves(groups: list[Group], *, num_train: int | None) -> tuple[list[Row], list[Row]]:
@@ -77,6 +164,92 @@ def _take_halves(groups: list[Group], *, num_train: int | None) -> tuple[list[Ro
     size = min(map(len, halves))
     half_a, half_b = (_take_balanced([[row] for row in half], size)[0] for half in halves)
     return half_a, half_b
+
+
+# --- rows in groups: groups are dealt to the parts, rows are drawn in turns ---------------------------------------------
+
+
+def _deal_groups(groups: list[Group], how: Deal, *, num_rows: int) -> dict[str, list[Row]]:
+    test_groups, rest = _test_groups(groups, num_test=how.num_test, num_rows=num_rows)
+    num_test = how.num_test
+    if num_test is None and not _test_file(groups)[0]:
+        num_test = num_rows // 5
+    halves = [_within(how.difficulty, half) for half in _halves_by_weight(_reordered(rest, how))]
+    num_train = how.num_train
+    if num_train is None:
+        num_train = min(_num_balanced(half) for half in halves)
+    half_a, half_b = (_draw_in_turns(half, num_train) for half in halves)
+    return {"A": half_a, "B": half_b, "test": _draw_in_turns(test_groups, num_test)}
+
+
+def _test_groups(groups: list[Group], *, num_test: int | None, num_rows: int) -> tuple[list[Group], list[Group]]:
+    """(the test set's groups, the others). The test set gets all groups of a test file, or groups from the front."""
+    of_test_file, rest = _test_file(groups)
+    if of_test_file:
+        return of_test_file, rest
+    wanted, weights, labels = num_rows // 5 if num_test is None else num_test, _weights(groups), _labels(groups)
+    num_held = wanted if num_test is None else wanted + SPARE_TEST_SHARE * max(0, num_rows - wanted)
+    target = sum(weights) * num_held / num_rows
+    weight, held = 0.0, Counter[int | None]()
+    for index, group in enumerate(groups):
+        if weight >= target and min(held[label] for label in labels) >= wanted // len(labels):
+            return groups[:index], groups[index:]
+        weight += weights[index]
+        held.update(row["label"] for row in group)
+    return groups, []
+
+
+def _weights(groups: list[Group]) -> list[float]:
+    """Rows of each group, but no more than the mean: a large group is no more groups than a small one."""
+    mean = sum(map(len, groups)) / max(1, len(groups))
+    return [min(float(len(group)), mean) for group in groups]
+
+
+def _halves_by_weight(groups: list[Group]) -> tuple[list[Group], list[Group]]:
+    """Each group in turn goes to the half that weighs less so far."""
+    halves: tuple[list[Group], list[Group]] = ([], [])
+    totals = [0.0, 0.0]
+    for group, weight in zip(groups, _weights(groups), strict=True):
+        lighter = int(totals[1] < totals[0])
+        halves[lighter].append(group)
+        totals[lighter] += weight
+    return halves
+
+
+def _draw_in_turns(groups: list[Group], num_rows: int | None) -> list[Row]:
+    """The first row of each group, then the second row of each, and so on, equally many of each label.
+
+    `num_rows` None takes as many as the rarest label allows. Of fewer rows, a larger number only adds.
+    """
+    labels = _labels(groups)
+    num_per_label = (_num_balanced(groups) if num_rows is None else num_rows) // len(labels)
+    drawn = []
+    for label in labels:
+        turns = [
+            (turn, place, row)
+            for place, group in enumerate(groups)
+            for turn, row in enumerate(row for row in group if row["label"] == label)
+        ]
+        turns.sort(key=lambda entry: entry[:2])
+        drawn.append([row for _, _, row in turns[:num_per_label]])
+    size = min(map(len, drawn))
+    return [row for rows in drawn for row in rows[:size]]
+
+
+def _num_balanced(groups: list[Group]) -> int:
+    """How many rows can be taken with equally many of each label."""
+    labels = _labels(groups)
+    counts = Counter(row["label"] for group in groups for row in group)
+    return min(counts[label] for label in labels) * len(labels)
+
+
+def _labels(groups: list[Group]) -> list[int | None]:
+    """0 and 1; one label, None, where rows have none (a generation)."""
+    labels = {row["label"] for group in groups for row in group} or {None}
+    return [None] if labels == {None} else [0, 1]
+
+
+# --- both ----------------------------------------------------------------------------------------------------------
 
 
 def _groups_in_hash_order(rows: list[Row], *, split_seed: int) -> list[Group]:
@@ -97,9 +270,10 @@ def _groups_in_hash_order(rows: list[Row], *, split_seed: int) -> list[Group]:
     groups: dict[str, Group] = {}
     for row in sorted(rows, key=lambda row: text_hash(f"{split_seed}:{row['id']}")):
         groups.setdefault(root(f"group:{row['group']}"), []).append(row)
-    return sorted(
+    ordered = sorted(
         groups.values(), key=lambda group: min(text_hash(f"{split_seed}:group:{row['group']}") for row in group)
     )
+    return [[row | {"group": min(row["group"] for row in group)} for row in group] for group in ordered]
 
 
 def _take_balanced(groups: list[Group], num_rows: int | None) -> tuple[list[Row], list[Group]]:
@@ -108,9 +282,7 @@ def _take_balanced(groups: list[Group], num_rows: int | None) -> tuple[list[Row]
     `num_rows` None takes as many rows as the rarest label allows. In a generation, whose rows have no label, all rows count
     as one label.
     """
-    labels = {row["label"] for group in groups for row in group} or {None}
-    if labels != {None}:
-        labels |= {0, 1}
+    labels = _labels(groups)
     if num_rows is None:
         num_per_label = min(sum(row["label"] == label for group in groups for row in group) for label in labels)
     else:

@@ -26,6 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from w2s_ray import hub
 from w2s_ray.errors import InputError, nearest
 from w2s_ray.fit import Setting, canonical_json
+from w2s_ray.tasks.grouping import GroupBy
 from w2s_ray.tasks.shapes import Shape
 
 CATALOGUE = Path(__file__).parent / "catalogue"
@@ -41,7 +42,7 @@ NOT_IN_FINGERPRINT = {
     # difficulty changes no row; where it selects rows, `Data.difficulty` is part of the Fit's identity
     "difficulty",
 }
-IN_FINGERPRINT_IF_SET = ("header", "max_rows", "shape", "lines", "remove", "where", "positive", "negative")
+IN_FINGERPRINT_IF_SET = ("header", "max_rows", "shape", "lines", "remove", "where", "positive", "negative", "group_by")
 """Fields that were added later. Left out when unset, so that older tasks keep their fingerprint."""
 
 
@@ -115,8 +116,11 @@ class Task(BaseModel):
     """Values of the label column that mean 1, where they are not 0 and 1."""
     negative: tuple[Any, ...] = ()
     """Values of the label column that mean 0. Rows with any value outside `positive` and `negative` are left out."""
-    group: str | None = None
-    """Rows with equal values in this column (a question, a premise) stay in one half. Default: each text is a group."""
+    group: str | tuple[str, ...] | None = None
+    """Column with what rows share (a question, a premise), or several such columns. Rows that share a value stay in one part.
+    Default: each text is a group."""
+    group_by: GroupBy = "value"
+    """How to compare the values of `group` (`tasks/grouping.py`). Default: equal values."""
     id: str | None = None
     """Column with unique ids. Default: a hash of the text (and of the completions in a comparison)."""
     difficulty: str | None = None
@@ -132,6 +136,8 @@ class Task(BaseModel):
             raise ValueError(f"{self.setting} takes {num_completions} completions, given {len(self.completions)}")
         if self.test is not None and self.test_of is not None:
             raise ValueError("given both test and test_of; give one of them")
+        if self.group_by != "value" and not self.group:
+            raise ValueError("given group_by without group")
         if self.setting == "generation" and self.label:
             raise ValueError("generation takes no label: its completion is the right one")
         return self
@@ -144,6 +150,10 @@ class Task(BaseModel):
         return self.label or ("label" if self.setting == "classification" else None)
 
     @property
+    def group_columns(self) -> tuple[str, ...]:
+        return (self.group,) if isinstance(self.group, str) else self.group or ()
+
+    @property
     def sources(self) -> dict[str, str]:
         """Part (`train`, `test`) -> file or split."""
         return {part: name for part, name in (("train", self.train), ("test", self.test)) if name is not None}
@@ -153,7 +163,7 @@ class Task(BaseModel):
         """The columns to read from the files. Of a nested name such as `choices.text` this is the column `choices`."""
         templates = "".join((self.template, *self.completions))
         fields = [field for _, field, _, _ in string.Formatter().parse(templates) if field]
-        fields += [field for field in (self.label_column, self.group, self.id, self.difficulty) if field]
+        fields += [field for field in (self.label_column, *self.group_columns, self.id, self.difficulty) if field]
         columns = [column for column in map(_top_level, fields) if column not in self.shape.added_fields]
         columns += map(_top_level, (*self.shape.columns, *((self.where.column,) if self.where else ())))
         return list(dict.fromkeys(columns))

@@ -19,7 +19,7 @@ from w2s_ray.training.distributed import broadcast, gather, rank, world_size
 from w2s_ray.training.engine import Engine
 from w2s_ray.training.worker import Worker
 
-WEIGHTS, PROGRESS = "model.safetensors", "progress.json"
+WEIGHTS, BEST_WEIGHTS, PROGRESS = "model.safetensors", "best.safetensors", "progress.json"
 
 
 @dataclass
@@ -36,6 +36,9 @@ class Progress:
     verified_loss_sum: float = 0.0
     num_verified: int = 0
     """The same for rows whose truth is known."""
+    best_step: int | None = None
+    """With `stop: validation`: the first step with the highest accuracy on the rows held out, so far."""
+    best_accuracy: float = -1.0
 
 
 @dataclass(frozen=True)
@@ -46,8 +49,11 @@ class Checkpoints:
     worker: Worker
     folder: Path
 
-    def save(self, engine: Engine, progress: Progress) -> None:
-        """Put a checkpoint into the store: each worker its share, then the marker."""
+    def save(self, engine: Engine, progress: Progress, *, best_weights: dict[str, torch.Tensor]) -> None:
+        """Put a checkpoint into the store: each worker its share, then the marker.
+
+        `best_weights`: those of `progress.best_step`, on rank 0; empty where there is no such step.
+        """
         files = []
         weights = engine.full_weights()
         if rank() == 0:
@@ -55,6 +61,9 @@ class Checkpoints:
             content = asdict(progress) | _shape(self.worker.execution)
             (self.folder / PROGRESS).write_text(json.dumps(content))
             files += [self.folder / WEIGHTS, self.folder / PROGRESS]
+            if best_weights:
+                save_file(best_weights, self.folder / BEST_WEIGHTS)
+                files.append(self.folder / BEST_WEIGHTS)
         states = engine.adam_states
         tensors = {
             f"{i}.{name}": value.detach().cpu().contiguous()
@@ -91,6 +100,10 @@ class Checkpoints:
             weights = load_file(self.folder / WEIGHTS)
             for name, parameter in model.named_parameters():
                 parameter.copy_(weights[name])
+
+    def best_weights(self) -> dict[str, torch.Tensor]:
+        """The weights of `Progress.best_step`, on rank 0; empty on the other ranks."""
+        return load_file(self.folder / BEST_WEIGHTS) if rank() == 0 else {}
 
     def load_optimizer(self, engine: Engine) -> None:
         tensors = load_file(self.folder / _optimizer_file())

@@ -5,6 +5,8 @@ Rows that are too long for any model of the grid are dropped for all models, bef
 
 from __future__ import annotations
 
+import hashlib
+
 import numpy as np
 import pyarrow as pa
 
@@ -34,13 +36,7 @@ def _prepare(fit: Fit) -> PreparedTask:
     data, setting, tokenizer = fit.data, setting_of(fit), load_tokenizer_of(fit.model)
     table = tasks.read_rows(tasks.load_pinned(data.source, commits=data.commits))
     short_enough = table.filter(pa.array(_fits_all_models(fit, table)))
-    dealt = tasks.deal(
-        short_enough,
-        split_seed=data.split_seed,
-        num_train=data.num_train,
-        num_test=data.num_test,
-        **({"difficulty": data.difficulty[1:]} if data.difficulty else {}),
-    )
+    dealt = tasks.deal(short_enough, tasks.Deal.of(data))
     parts, truth, num_answer_tokens = {}, [], 0
     for name, part in sorted(dealt.items()):
         texts, completions = _texts(part)
@@ -49,8 +45,14 @@ def _prepare(fit: Fit) -> PreparedTask:
         if answers is not None:
             num_answer_tokens = max(num_answer_tokens, *map(len, answers))
         right_name, right = setting.truth_column(part)
-        half = pa.array([name] * part.num_rows, pa.string())
-        truth.append(pa.table({"id": part["id"], "half": half, "difficulty": part["difficulty"], right_name: right}))
+        columns = {
+            "id": part["id"],
+            "half": pa.array([name] * part.num_rows, pa.string()),
+            "group": pa.array([_short_name(group) for group in part["group"].to_pylist()], pa.string()),
+            "difficulty": part["difficulty"],
+            right_name: right,
+        }
+        truth.append(pa.table(columns))
         parts[name] = Rows(
             ids=part["id"].to_pylist(),
             texts=texts,
@@ -66,6 +68,11 @@ def _prepare(fit: Fit) -> PreparedTask:
         tokenizer=tokenizer,
         num_answer_tokens=num_answer_tokens,
     )
+
+
+def _short_name(group: str) -> str:
+    """A group may be named by its text, of which a hash will do."""
+    return hashlib.sha256(group.encode()).hexdigest()[:16]
 
 
 def _fits_all_models(fit: Fit, table: pa.Table) -> np.ndarray:

@@ -117,6 +117,12 @@ def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
     return values
 
 
+def broadcast_tensor(values: torch.Tensor) -> None:
+    """Give every rank the values of rank 0, in place."""
+    if world_size() > 1:
+        dist.broadcast(values, src=0)
+
+
 def gather_rows(own: torch.Tensor, *, max_rows: int) -> torch.Tensor:
     """The rows of all ranks in order. A rank with fewer than `max_rows` rows must be the last one that has any."""
     if world_size() == 1:

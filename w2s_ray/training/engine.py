@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from w2s_ray.fit import Execution, Training
-from w2s_ray.training.distributed import device, rank, world_size
+from w2s_ray.training.distributed import broadcast_tensor, device, rank, world_size
 
 for _name in ("DeepSpeed", "deepspeed"):
     logging.getLogger(_name).setLevel(logging.ERROR)
@@ -101,6 +101,22 @@ class Engine:
             elif rank() == 0:
                 weights[name] = parameter.detach().cpu().clone()
         return weights
+
+    def set_full_weights(self, weights: dict[str, torch.Tensor]) -> None:
+        """Set every weight, on every rank, to what rank 0 was given. All ranks must call it.
+
+        For predictions only: the optimizer keeps copies of its own, and training on would start from those.
+        """
+        with torch.no_grad():
+            for name, parameter in self.module.named_parameters():
+                if hasattr(parameter, "ds_id"):
+                    with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
+                        if rank() == 0:
+                            parameter.copy_(weights[name])
+                else:
+                    if rank() == 0:
+                        parameter.copy_(weights[name])
+                    broadcast_tensor(parameter.data)
 
     def close(self) -> None:
         """Take the engine apart, so that hundreds can follow one another in a process.

@@ -1,4 +1,4 @@
-"""Features of a frozen model: read off once for each (model, task), and kept in the store for every Fit that needs them.
+"""Features of a frozen model: read off once for each (model, part of a task), and kept in the store for all Fits.
 
 Linear probes learn from them, and some transforms of labels look at them. Promises: the features are the same however many
 workers extract them; a file that cannot be read back whole is extracted again.
@@ -24,8 +24,8 @@ from w2s_ray.training.rows import PreparedTask, Rows
 from w2s_ray.training.settings import setting_of
 from w2s_ray.training.worker import Worker
 
-NUM_CACHED = 2
-"""Feature sets that a worker keeps in memory."""
+NUM_CACHED = 4
+"""Feature sets that a worker keeps in memory: of two models, halves and test set each."""
 
 Features = dict[str, np.ndarray]
 """Part of the task -> [row, sequence, width]."""
@@ -46,47 +46,60 @@ def with_features(fit: Fit, task: PreparedTask, worker: Worker) -> PreparedTask:
 
 
 def _features(fit: Fit, task: PreparedTask, worker: Worker) -> Features:
-    name = _name(fit)
+    """All parts of the task. The test set is common to all replicates, so its features are kept apart from the halves'."""
+    halves = {name: rows for name, rows in task.parts.items() if name != "test"}
+    test = {"test": task.parts["test"]}
+    test_data = {name: value for name, value in fit.data.identity.items() if name not in OF_THE_HALVES}
+    features = _cached(fit, halves, f"halves-{_digest(fit, fit.data.identity)}", task, worker)
+    return features | _cached(fit, test, f"test-{_digest(fit, test_data)}", task, worker)
+
+
+OF_THE_HALVES = ("halves_seed", "is_swapped", "num_train", "difficulty")
+"""What of a Fit's data does not change its test set."""
+
+
+def _digest(fit: Fit, data: dict[str, Any]) -> str:
+    identity = {
+        "model": fit.model.identity,
+        "data": data,
+        "precision": fit.training.precision,
+        "semantics": SEMANTICS,
+    } | ({"told": fit.labels[0].key} if fit.method.name == "told" else {})  # its texts hold labels
+    return hashlib.sha256(canonical_json(identity).encode()).hexdigest()[:12]
+
+
+def _cached(fit: Fit, parts: dict[str, Rows], name: str, task: PreparedTask, worker: Worker) -> Features:
+    """Features of some parts: from this worker's memory, from the store, or extracted now."""
+    name = f"{fit.data.task}-{fit.model.name}-{name}"
     if name not in _cache:
         while len(_cache) >= NUM_CACHED:
             _cache.pop(next(iter(_cache)))
-        features = _read(worker.store, name, task)
+        features = _read(worker.store, name, parts)
         if not all_agree(features is not None) or features is None:  # all ranks extract together, or none does
-            features = _extract(fit, task, worker)
+            features = _extract(fit, parts, task, worker)
             if rank() == 0:
                 worker.store.storage.write(_path(name), save(features))
         _cache[name] = features
     return _cache[name]
 
 
-def _name(fit: Fit) -> str:
-    identity = {
-        "model": fit.model.identity,
-        "data": fit.data.identity,
-        "precision": fit.training.precision,
-        "semantics": SEMANTICS,
-    } | ({"told": fit.labels[0].key} if fit.method.name == "told" else {})  # its texts hold labels
-    digest = hashlib.sha256(canonical_json(identity).encode()).hexdigest()[:12]
-    return f"{fit.data.task}-{fit.model.name}-{digest}"
-
-
 def _path(name: str) -> str:
     return f"features/{name}.safetensors"
 
 
-def _read(store: Store, name: str, task: PreparedTask) -> Features | None:
+def _read(store: Store, name: str, parts: dict[str, Rows]) -> Features | None:
     try:
         features = load(store.storage.read(_path(name))) if store.storage.exists(_path(name)) else {}
     except (OSError, safetensors.SafetensorError):
         return None
-    num_rows = {part: len(rows) for part, rows in task.parts.items()}
+    num_rows = {part: len(rows) for part, rows in parts.items()}
     return features if {part: len(rows) for part, rows in features.items()} == num_rows else None
 
 
 @torch.no_grad()
-def _extract(fit: Fit, task: PreparedTask, worker: Worker) -> Features:
+def _extract(fit: Fit, parts: dict[str, Rows], task: PreparedTask, worker: Worker) -> Features:
     model = frozen_model(ModelSpec.of(fit, execution=worker.execution)).to(device())
-    return {name: _extract_part(fit, model, rows, task) for name, rows in sorted(task.parts.items())}
+    return {name: _extract_part(fit, model, rows, task) for name, rows in sorted(parts.items())}
 
 
 def _extract_part(fit: Fit, model: Scorer, rows: Rows, task: PreparedTask) -> np.ndarray:

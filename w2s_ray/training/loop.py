@@ -12,7 +12,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 import pyarrow as pa
+import torch
 
+from w2s_ray import methods
 from w2s_ray.fit import Fit, Training
 from w2s_ray.training.batches import epoch_order
 from w2s_ray.training.checkpoint import Checkpoints, Progress
@@ -65,12 +67,16 @@ class TrainingLoop:
     saved_s: float = 0.0
     """Seconds after the beginning at which the last checkpoint was saved."""
     has_saved_to_leave: bool = False
+    best_weights: dict[str, torch.Tensor] = field(default_factory=dict)
+    """With `stop: validation`: the weights of `progress.best_step`, on rank 0."""
 
     def run(self) -> None:
         if self.num_steps == 0:
             return  # an untrained Fit
         self.loss = BatchLoss.of(self.fit, pad_id=self.task.pad_id)
         self.began_s = time.perf_counter()
+        if self.progress.best_step is not None:
+            self.best_weights = self.checkpoints.best_weights()
         self.engine.train()
         while self.progress.step < self.num_steps:
             with self.clock.phase("train"):
@@ -81,6 +87,8 @@ class TrainingLoop:
                 with self.clock.phase("eval"):
                     self.evaluate()
             self.report(sums, num_rows=len(batch))
+        if self.progress.best_step not in (None, self.progress.step):
+            self.engine.set_full_weights(self.best_weights)
 
     # --- the schedule -------------------------------------------------------------------------------------------------
 
@@ -90,14 +98,15 @@ class TrainingLoop:
 
     @cached_property
     def num_steps(self) -> int:
-        return self.steps_per_epoch * num_epochs(self.fit)
+        return math.ceil(self.steps_per_epoch * num_passes(self.fit))
 
     @cached_property
     def evaluation_steps(self) -> set[int]:
         """Steps after which the learning curve gets a point."""
         per_epoch = self.fit.training.evals_per_epoch
         num_points = num_epochs(self.fit) * per_epoch
-        return {round(self.steps_per_epoch * point / per_epoch) for point in range(1, num_points + 1)}
+        steps = {round(self.steps_per_epoch * point / per_epoch) for point in range(1, num_points + 1)}
+        return {step for step in steps if step < self.num_steps} | {self.num_steps}
 
     # --- one step -----------------------------------------------------------------------------------------------------
 
@@ -145,9 +154,18 @@ class TrainingLoop:
                 loss, accuracy = setting_of(self.fit).score(self.engine, rows, self.task)
                 point |= {f"{name}_loss": loss, f"{name}_accuracy": accuracy}
         progress.curve.append(point)
+        self.keep_if_best(point.get("validation_accuracy"))
         progress.loss_sum, progress.hits, progress.num_rows = 0.0, 0.0, 0
         progress.verified_loss_sum, progress.num_verified = 0.0, 0
         self.worker.log(progress.step, point)
+
+    def keep_if_best(self, validation_accuracy: float | None) -> None:
+        """Remember the weights, if predictions are to be made with those of the best point and this is it so far."""
+        if self.fit.training.stop != "validation" or validation_accuracy is None:
+            return
+        if validation_accuracy > self.progress.best_accuracy:
+            self.progress.best_step, self.progress.best_accuracy = self.progress.step, validation_accuracy
+            self.best_weights = self.engine.full_weights()
 
     def report(self, sums: StepSums, *, num_rows: int) -> None:
         """Tell the driver, about every REPORT_EVERY_S, and save a checkpoint if one is due."""
@@ -170,7 +188,7 @@ class TrainingLoop:
 
     def checkpoint(self) -> None:
         with self.clock.phase("checkpoint"):
-            self.checkpoints.save(self.engine, self.progress)
+            self.checkpoints.save(self.engine, self.progress, best_weights=self.best_weights)
         self.saved_s = time.perf_counter() - self.began_s
 
 
@@ -178,6 +196,11 @@ def num_epochs(fit: Fit) -> int:
     if fit.role == "start":
         return int(dict(fit.method.params)["epochs"])
     return 0 if fit.role == "untrained" else fit.training.epochs
+
+
+def num_passes(fit: Fit) -> float:
+    """Passes over the rows: the epochs, or a share of them."""
+    return num_epochs(fit) * methods.budget(fit.method).steps
 
 
 def learning_rate(step: int, num_steps: int, *, training: Training) -> float:

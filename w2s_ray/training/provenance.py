@@ -16,7 +16,7 @@ import torch
 from w2s_ray.fit import Execution, Fit
 from w2s_ray.training.clock import Clock
 from w2s_ray.training.distributed import world_size
-from w2s_ray.training.loop import num_epochs
+from w2s_ray.training.loop import num_passes
 from w2s_ray.training.rows import PreparedTask
 from w2s_ray.training.settings import model_setting_of
 from w2s_ray.training.training_set import TrainingSet
@@ -32,6 +32,8 @@ class Circumstances:
     clock: Clock
     head_start: str
     resumed_from_step: int
+    best_step: int | None
+    """The step whose weights predict, if that need not be the last."""
 
 
 def provenance(fit: Fit, task: PreparedTask, training_set: TrainingSet, circumstances: Circumstances) -> dict[str, Any]:
@@ -51,21 +53,24 @@ def provenance(fit: Fit, task: PreparedTask, training_set: TrainingSet, circumst
         "tokens": num_tokens,
         "flops": _flops(fit, num_tokens),
         "head_start": circumstances.head_start,
+        "label_score": training_set.label_score,
+        "ensemble_score": training_set.ensemble_score,
         "num_rows": num_rows,
         "num_too_long": task.num_too_long,
         "resumed_from_step": circumstances.resumed_from_step,
+        "best_step": circumstances.best_step,
     }
 
 
 def _num_training_tokens(fit: Fit, task: PreparedTask, training_set: TrainingSet) -> int:
-    """Tokens that the model reads, and learns to write, over all epochs."""
-    if num_epochs(fit) == 0:
+    """Tokens that the model reads, and learns to write, over all passes."""
+    if num_passes(fit) == 0:
         return 0
     rows = training_set.rows
     read = task.parts[fit.part.half].in_order_of(rows.ids) if fit.training.tune == "head" else rows
     num_read = sum(len(tokens) for sequences in read.sequences for tokens in sequences)
     num_written = sum(map(len, rows.labels)) if model_setting_of(fit).TARGETS_ARE_TOKENS else 0
-    return (num_read + num_written) * num_epochs(fit)
+    return round((num_read + num_written) * num_passes(fit))
 
 
 def _flops(fit: Fit, num_tokens: int) -> int:
@@ -74,7 +79,7 @@ def _flops(fit: Fit, num_tokens: int) -> int:
     A probe's backbone reads each row once, whatever the epochs, and only forwards: 2ND.
     """
     if fit.training.tune == "head":
-        return 2 * fit.model.num_params * num_tokens // num_epochs(fit)
+        return round(2 * fit.model.num_params * num_tokens / num_passes(fit))
     return (4 if fit.training.tune == "lora" else 6) * fit.model.num_params * num_tokens
 
 

@@ -59,6 +59,10 @@ class Rows:
             return self
         return self.take([i for i, place in enumerate(self._places()) if int(place * part.count) == part.number - 1])
 
+    def last_share(self, share: float) -> Rows:
+        """The last rows in the order of parts, in whole groups: a share of 1/n is part n of n."""
+        return self.take([i for i, place in enumerate(self._places()) if place >= 1 - share])
+
     def is_held_out(self, share: float) -> np.ndarray:
         """[rows]: whether a row belongs to the share that validation takes, in whole groups."""
         return np.array([place >= 1 - share for place in self._places()])
@@ -86,6 +90,8 @@ class PreparedTask:
     tokenizer: PreTrainedTokenizerBase
     num_answer_tokens: int
     """Length of the longest right completion. Models write no more than this; 0 where nothing is written."""
+    answer_ids: tuple[int, int] | None = None
+    """The tokens that say 0 and 1 after the prompts of an untrained classification."""
 
     @property
     def pad_id(self) -> int:

@@ -52,7 +52,7 @@ def train_fit(fit: Fit, worker: Worker, *, scratch: Path) -> dict[str, float]:
         with raise_on_all_ranks():
             training_set = build_training_set(fit, model_task, features, worker.store)
             model, head_start = build_model(fit, worker)
-            check_can_answer(fit, model, model_task, head_start=head_start)
+            check_prompts_fit(fit, model, model_task)
             checkpoints.folder.mkdir()
         resumed = checkpoints.find()
         if resumed:
@@ -74,7 +74,7 @@ def train_fit(fit: Fit, worker: Worker, *, scratch: Path) -> dict[str, float]:
             files.mkdir()
             products.write(files)
             pq.write_table(pa.Table.from_pylist(progress.curve, schema=CURVE), files / "curve.parquet")
-            circumstances = Circumstances(worker.execution, clock, head_start, resumed_from_step)
+            circumstances = Circumstances(worker.execution, clock, head_start, resumed_from_step, progress.best_step)
             facts = describe(fit) | {"provenance": provenance(fit, task, training_set, circumstances)}
             (files / "fit.json").write_text(json.dumps(facts, indent=1))
             worker.check_lease()
@@ -97,21 +97,17 @@ def _warm_start(fit: Fit, store: Store) -> WarmStart | None:
     return WarmStart(fit.warm_start.key, load(store.read_file(folder, "model.safetensors")))
 
 
-def check_can_answer(fit: Fit, model: Any, task: PreparedTask, *, head_start: str) -> None:
-    """Refuse untrained models whose answers would mean nothing: a head of zeros, a prompt that is cut off."""
+def check_prompts_fit(fit: Fit, model: Any, task: PreparedTask) -> None:
+    """Refuse prompts of an untrained model that are longer than what it reads."""
     if fit.role != "untrained":
         return
-    if fit.data.setting == "classification" and head_start == "zero":
-        raise TrainingFailed(
-            "words", "zero-shot classification needs '0' and '1' to be single tokens; this tokenizer has none"
-        )
-    config: Any = (model.causal if hasattr(model, "causal") else model.backbone).config
-    limit = getattr(config, "max_position_embeddings", None)
+    limit = getattr(model.causal.config, "max_position_embeddings", None)
     prompts = (tokens for sequences in task.parts["test"].sequences for tokens in sequences)
-    longest = max(map(len, prompts)) + task.num_answer_tokens
+    longest = max(map(len, prompts)) + max(1, task.num_answer_tokens)
     if limit is not None and longest > limit:
+        lower = "shots" if fit.method.name == "few_shot" else "training.max_tokens"
         raise TrainingFailed(
-            "length", f"prompts have up to {longest} tokens, but the model reads {limit}; lower 'shots'"
+            "length", f"prompts have up to {longest} tokens, but the model reads {limit}; lower '{lower}'"
         )
 
 

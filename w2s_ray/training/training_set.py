@@ -13,7 +13,7 @@ import numpy as np
 
 from w2s_ray import methods
 from w2s_ray.fit import Fit
-from w2s_ray.methods.labels import Labels, LabelSources
+from w2s_ray.methods.labels import Labels, LabelSources, from_completions, from_probabilities
 from w2s_ray.store import Store, StoreError
 from w2s_ray.training.rows import PreparedTask, Rows, object_array, with_completion
 from w2s_ray.training.settings import setting_of
@@ -32,6 +32,10 @@ class TrainingSet:
     """[rows]: whether the target is known to be the truth, in a method that knows it for some rows."""
     held_out: Rows | None = None
     """Rows for validation, with the Fit's own labels as their labels."""
+    label_score: float | None = None
+    """Share of right labels among the rows that are learned, if the labels come from other Fits."""
+    ensemble_score: float | None = None
+    """Share of the test rows that several supervisors together label right, if there are several."""
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -45,10 +49,11 @@ def build_training_set(fit: Fit, task: PreparedTask, features: PreparedTask | No
     """What this Fit learns from. `features`: the same task with features in place of tokens, if the method needs them."""
     if fit.role == "start":
         return _texts_to_write(task, task.parts[fit.part.half])
-    rows = task.parts[fit.part.half].part(fit.part)
-    weights, verified = np.ones(len(rows)), np.zeros(len(rows), bool)
-    if fit.labels:
+    rows = task.parts[fit.part.half].part(fit.part).last_share(methods.budget(fit.method).rows)
+    weights, verified, are_right = np.ones(len(rows)), np.zeros(len(rows), bool), None
+    if fit.labels or fit.role == "control":
         labels = methods.transform_labels(fit.method, _label_sources(fit, rows, features, store))
+        are_right = labels.are_right(setting_of(fit).truth(rows))
         rows = replace(rows, labels=setting_of(fit).as_targets(labels, rows, task.tokenizer))
         weights, verified = labels.weight, labels.verified
     is_held_out = rows.is_held_out(fit.training.validation)
@@ -60,10 +65,21 @@ def build_training_set(fit: Fit, task: PreparedTask, features: PreparedTask | No
         weights=weights[learned],
         verified=verified[learned],
         held_out=rows.take(held_out) if len(held_out) else None,
+        label_score=None if are_right is None else float(are_right[learned].mean()),
+        ensemble_score=_ensemble_score(fit, task, store) if len(fit.labels) > 1 else None,
     )
 
 
-def _label_sources(fit: Fit, rows: Rows, features: PreparedTask | None, store: Store) -> LabelSources:
+def _ensemble_score(fit: Fit, task: PreparedTask, store: Store) -> float:
+    """Share of the test rows that the supervisors together label right."""
+    rows = task.parts["test"]
+    sources = _label_sources(fit, rows, None, store, file="test.parquet")
+    return float(methods.transform_labels(fit.method, sources).are_right(sources.truth).mean())
+
+
+def _label_sources(
+    fit: Fit, rows: Rows, features: PreparedTask | None, store: Store, *, file: str = "labels.parquet"
+) -> LabelSources:
     def feature_matrix() -> np.ndarray:
         assert features is not None, f"method {fit.method.name} needs features"
         matrix: np.ndarray = setting_of(fit).feature_matrix(features.parts[fit.part.half].in_order_of(rows.ids))
@@ -71,12 +87,20 @@ def _label_sources(fit: Fit, rows: Rows, features: PreparedTask | None, store: S
 
     pairs = zip(rows.texts, rows.completions, strict=True)
     return LabelSources(
-        supervisors=tuple(read_labels(labeller, rows, store) for labeller in fit.labels),
+        supervisors=tuple(read_labels(labeller, rows, store, file=file) for labeller in fit.labels)
+        or (_truth_as_labels(fit, rows),),
         truth=setting_of(fit).truth(rows),
         num_characters=np.array([len(text) + sum(map(len, completions)) for text, completions in pairs]),
         generator=np.random.default_rng([fit.seed, TRANSFORM_SEED]),
         features=feature_matrix,
     )
+
+
+def _truth_as_labels(fit: Fit, rows: Rows) -> Labels:
+    truth = setting_of(fit).truth(rows)
+    if setting_of(fit).TARGETS_ARE_TOKENS:
+        return from_completions(list(truth), np.ones(len(rows)))
+    return from_probabilities(truth)
 
 
 def read_labels(labeller: Fit, rows: Rows, store: Store, *, file: str = "labels.parquet") -> Labels:

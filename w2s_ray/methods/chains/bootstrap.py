@@ -1,6 +1,8 @@
 """Labels handed up a chain of sizes (Burns et al. 2023, section 4.3.1): weak -> middle -> ... -> strong.
 
-Each size learns from the one before it, on a part of half B that no other step sees.
+Each size learns from the one before it, on a part of half B that no other step sees. A chain of n steps therefore learns from 1/n
+of the rows at each step, where the paper has a fresh set of full size. Compare it with {name: naive, rows: 1/n}, not with naive on
+the whole half.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ REFUSES: Refusals = {}
 
 
 class Params(WithLoss):
-    """Labels handed up a chain of sizes, each step on a fresh part of half B."""
+    """Labels handed up a chain of sizes, each of n steps on a fresh 1/n of half B. Its control is {name: naive, rows: 1/n}."""
 
     through: Literal["auto"] | tuple[str, ...] = "auto"
     """Sizes between the weak and the strong one. `auto` takes all that the grid has."""

@@ -1,4 +1,7 @@
-"""No training: some labelled rows of half B stand in the prompt (Burns et al. 2023, on prompting)."""
+"""No training: some labelled rows of half B stand in the prompt (Burns et al. 2023, on prompting).
+
+How the model is asked is in `methods/untrained.py`. The seed draws the rows and their order.
+"""
 
 from __future__ import annotations
 
@@ -8,19 +11,15 @@ from pydantic import Field
 
 from w2s_ray.fit import Method
 from w2s_ray.methods.pair import CellFits, Pair
-from w2s_ray.methods.params import MethodParams, Refusals
-
-REFUSES: Refusals = {
-    "encoder": "an encoder cannot answer untrained; use a family of decoders",
-    "probe": "a probe reads features and writes nothing; use training.tune: all",
-}
+from w2s_ray.methods.untrained import REFUSES as REFUSES
+from w2s_ray.methods.untrained import UntrainedParams
 
 
-class Params(MethodParams):
+class Params(UntrainedParams):
     """No training: some labelled rows of half B stand in the prompt."""
 
     shots: int = Field(default=4, ge=1, le=256)
-    """Rows in the prompt."""
+    """Rows in the prompt. In a classification half of them are of each class."""
     labels: Literal["weak", "truth"] = "weak"
     """Whose labels they carry."""
 

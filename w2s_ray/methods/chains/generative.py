@@ -1,9 +1,12 @@
 """Generative fine-tuning first (Burns et al. 2023, on reward models): learn to write the task's texts, without labels.
 
-Student, supervisor and ceiling all start from such a warm start, so none has an advantage.
+Student and ceiling start from such a warm start. In the paper the supervisor is a plain one (`supervisor: plain`); by default it
+has a warm start too, so that none has an advantage.
 """
 
 from __future__ import annotations
+
+from typing import Literal
 
 from pydantic import Field
 
@@ -20,15 +23,18 @@ REFUSES: Refusals = {
 
 
 class Params(WithLoss):
-    """Learn to write the task's texts first, without labels: student, supervisor and ceiling alike."""
+    """Learn to write the task's texts first, without labels: student, ceiling and, unless it is plain, supervisor."""
 
     epochs: int = Field(default=1, ge=1, le=100)
     """Passes over the texts of half B."""
+    supervisor: Literal["generative", "plain"] = "generative"
+    """Whether the supervisor starts from a warm start, too. The paper's is plain."""
 
 
 def cell_fits(pair: Pair, params: Params) -> CellFits:
     writing = Method("generative", (("epochs", params.epochs),))
-    weak_start, strong_start = (pair.fit(size, "B", method=writing) for size in (pair.weak, pair.strong))
-    supervisor = pair.fit(pair.weak, "A", warm_start=weak_start)
+    supervisor, strong_start = pair.supervisor, pair.fit(pair.strong, "B", method=writing)
+    if params.supervisor == "generative":
+        supervisor = pair.fit(pair.weak, "A", warm_start=pair.fit(pair.weak, "B", method=writing))
     student = pair.student(supervisor, method=default_loss(params.loss), warm_start=strong_start)
     return CellFits(supervisor, student, pair.fit(pair.strong, pair.ladder.ceiling_split, warm_start=strong_start))

@@ -1,4 +1,7 @@
-"""The student labels the next part of half B for a fresh copy of itself, several times over."""
+"""The student labels the next part of half B for a fresh copy of itself, several times over.
+
+Each of n rounds learns from 1/n of half B. Compare with {name: naive, rows: 1/n}, not with naive on the whole half.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ REFUSES: Refusals = {}
 
 
 class Params(WithLoss):
-    """The student labels the next part of half B for a fresh copy of itself."""
+    """The student labels the next part of half B for a fresh copy of itself. Its control is {name: naive, rows: 1/rounds}."""
 
     rounds: int = Field(default=2, ge=2, le=10)
     """Parts of half B, and so copies of the student."""

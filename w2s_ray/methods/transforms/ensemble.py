@@ -21,13 +21,15 @@ from w2s_ray.methods.params import Refusals
 
 REFUSES: Refusals = {}
 NEEDS_FEATURES = False
+MEMBER_SEEDS = 1000
+"""Distance of the members' training seeds, so that the cells of different seeds share no member but the supervisor."""
 
 
 class Params(WithLoss):
     """Labels of several supervisors together."""
 
     members: Literal["seeds", "sizes"] = "seeds"
-    """`seeds`: the weak model under this many seeds, from the cell's seed on. `sizes`: every size up to the weak one."""
+    """`seeds`: the weak model under this many training seeds on the cell's half A. `sizes`: every size up to the weak one."""
     num_seeds: int = Field(default=3, ge=2, le=64)
     """Number of `seeds`."""
     how: Literal["mean", "confident", "agreeing"] = "mean"
@@ -37,7 +39,7 @@ class Params(WithLoss):
 def supervisors(pair: Pair, params: Params) -> tuple[Fit, ...]:
     """The Fits that label for the student."""
     if params.members == "seeds":
-        seeds = range(pair.seed, pair.seed + params.num_seeds)
+        seeds = (pair.seed + MEMBER_SEEDS * number for number in range(params.num_seeds))
         return tuple(pair.ladder.on_truth(pair.weak, "A", seed=seed) for seed in seeds)
     sizes = pair.ladder.sizes[: pair.ladder.sizes.index(pair.weak) + 1]
     return tuple(pair.ladder.on_truth(size, "A", seed=pair.seed) for size in sizes)

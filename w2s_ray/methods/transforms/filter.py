@@ -2,7 +2,8 @@
 
     keep the share `keep` of the rows with the largest |2 f_w(x) - 1|, separately for each predicted class
 
-Filtering each class by itself keeps the balance between them.
+Filtering each class by itself keeps the balance between them. Fewer rows are fewer steps: compare with {name: naive, rows: ...} of
+the same share.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Control: the truth with as many errors as the supervisor makes.
 
 If the student does as well as with the supervisor's labels, what matters is how many labels are wrong, not which. Half of the
-errors fall on each class. A wrong completion is the right one of another row.
+errors fall on each class. A wrong completion is the right one of another row. These labels are hard, so compare with `harden`.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@
     encode(tokenizer, texts, completions)   rows as token ids
     check_answers(...), truth_column(...)   what is checked about the truth, and how it is kept for scoring
     collate(rows, chosen)                   a batch: model inputs and targets
+    question(text)                          a text as an untrained model is asked about it
     feature_matrix(rows)                    one vector a row, of rows that are features
     truth(rows), as_labels(...), as_targets(...), choose_shots(...)
                                             truth and predictions as labels, labels as targets or as shots in a prompt
@@ -36,8 +37,8 @@ def setting_of(fit: Fit) -> ModuleType:
 def model_setting_of(fit: Fit) -> ModuleType:
     """The setting whose head and loss this Fit uses.
 
-    Generative warm starts and untrained comparisons run as language models.
+    Generative warm starts and untrained models run as language models.
     """
-    if fit.role == "start" or (fit.role == "untrained" and fit.data.setting == "comparison"):
+    if fit.role in ("start", "untrained"):
         return generation
     return setting_of(fit)

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
+from scipy.special import expit, logit
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from w2s_ray.fit import Fit
+from w2s_ray.methods import untrained
 from w2s_ray.methods.cross_entropy import cross_entropy
 from w2s_ray.methods.labels import Labels, from_probabilities
 from w2s_ray.training.batches import evaluate_in_batches, stack_or_pad
 from w2s_ray.training.distributed import device
 from w2s_ray.training.engine import Engine
 from w2s_ray.training.model import ModelSpec, Probe, Scorer, load_base, trainable_copy, zero
-from w2s_ray.training.rows import PreparedTask, Rows
+from w2s_ray.training.rows import PreparedTask, Rows, object_array, with_completion
+from w2s_ray.training.settings import generation
+from w2s_ray.training.worker import TrainingFailed
 
 TARGETS_ARE_TOKENS = False
 plain_loss = cross_entropy
@@ -54,6 +59,38 @@ def encode(
 ) -> tuple[list[tuple[list[int], ...]], np.ndarray | None]:
     """(sequences of each row, None: labels are not tokens)."""
     return [(tokens,) for tokens in (tokenizer(texts)["input_ids"] if texts else [])], None
+
+
+def question(text: str) -> str:
+    """A text as an untrained model is asked about it."""
+    return f"{text}{untrained.QUESTION}"
+
+
+def encode_questions(
+    tokenizer: PreTrainedTokenizerBase, questions: list[str]
+) -> tuple[list[tuple[list[int], ...]], tuple[int, int]]:
+    """(what an untrained model reads of each question, the tokens that say 0 and 1 after it).
+
+    Which token says 0 depends on what stands before it. After a colon and a blank GPT-2 has one token for both, ` 0`, and Llama 3
+    has one for each. So every question is tokenised with either answer behind it: the model reads what the two have in
+    common, and the first tokens that differ are the answers.
+    """
+    with_zero, with_one = (
+        tokenizer([with_completion(text, answer) for text in questions])["input_ids"] for answer in "01"
+    )
+    sequences: list[tuple[list[int], ...]] = []
+    answer_ids: set[tuple[int, int]] = set()
+    for tokens_0, tokens_1 in zip(with_zero, with_one, strict=True):
+        length = next((i for i, (a, b) in enumerate(zip(tokens_0, tokens_1, strict=False)) if a != b), None)
+        if length is None or tokenizer.unk_token_id in (tokens_0[length], tokens_1[length]):
+            raise TrainingFailed(
+                "words", "an untrained classification needs tokens for 0 and 1; this tokenizer has none"
+            )
+        sequences.append((tokens_0[:length],))
+        answer_ids.add((tokens_0[length], tokens_1[length]))
+    if len(answer_ids) != 1:
+        raise TrainingFailed("words", "the tokenizer writes the answers 0 and 1 in more than one way after these texts")
+    return sequences, answer_ids.pop()
 
 
 def check_answers(
@@ -98,10 +135,16 @@ def as_targets(labels: Labels, rows: Rows, tokenizer: PreTrainedTokenizerBase) -
 
 
 def choose_shots(rows: Rows, values: np.ndarray, order: np.ndarray, *, num_shots: int) -> list[tuple[str, str]]:
-    """(text, answer) of labelled rows for a prompt: as many of one class as of the other, in turns."""
-    by_class = [[i for i in order if (values[i] > 0.5) == bool(class_)] for class_ in (0, 1)]
+    """(text, answer) of labelled rows for a prompt: as many of one class as of the other, as far as there are.
+
+    Of an odd number one more is of the class of the first row in `order`.
+    """
+    first = bool(values[order[0]] > 0.5)
+    by_class = [[i for i in order if (values[i] > 0.5) == class_] for class_ in (first, not first)]
     balanced = [i for pair in zip(*by_class, strict=False) for i in pair]
-    return [(rows.texts[i], str(int(values[i] > 0.5))) for i in balanced[:num_shots]]
+    taken = set(balanced)
+    others = [i for i in order if i not in taken]
+    return [(rows.texts[i], str(int(values[i] > 0.5))) for i in [*balanced, *others][:num_shots]]
 
 
 # --- predictions --------------------------------------------------------------------------------------------------
@@ -123,8 +166,36 @@ def probabilities(engine: Engine, rows: Rows, *, pad_id: int) -> np.ndarray:
 
 
 def predict(engine: Engine, rows: Rows, task: PreparedTask, fit: Fit) -> dict[str, pa.Array]:
-    """Columns of predictions."""
+    """Columns of predictions. An untrained model has no classifier's head, so it is asked as a language model."""
+    if fit.role == "untrained":
+        return {"probability": pa.array(_answer_probabilities(engine, rows, task), pa.float32())}
     return {"probability": pa.array(probabilities(engine, rows, pad_id=task.pad_id), pa.float32())}
+
+
+def _answer_probabilities(engine: Engine, rows: Rows, task: PreparedTask) -> np.ndarray:
+    """[rows]: probability of the answer 1 against the answer 0, after calibration if the task has content-free texts.
+
+    Calibration divides each answer's probability by its mean over the content-free texts (Zhao et al. 2021, section 5).
+    """
+    log_odds = _answer_log_odds(engine, rows, task)
+    if "content_free" in task.parts:
+        baseline = expit(_answer_log_odds(engine, task.parts["content_free"], task)).mean()
+        log_odds -= logit(np.clip(baseline, 1e-7, 1 - 1e-7))
+    return expit(log_odds).astype(np.float32)
+
+
+def _answer_log_odds(engine: Engine, rows: Rows, task: PreparedTask) -> np.ndarray:
+    """[rows]: logarithm of P(1) / P(0), as the token after each prompt."""
+    assert task.answer_ids is not None
+    zero, one = task.answer_ids
+    asked = replace(rows, labels=object_array([[zero]] * len(rows)))
+
+    def compute(chosen: list[int]) -> torch.Tensor:
+        inputs, _ = generation.collate(asked, chosen, pad_id=task.pad_id)
+        logits = engine(*inputs)[:, 0]
+        return (logits[:, one] - logits[:, zero])[:, None]
+
+    return evaluate_in_batches(engine, asked, compute, width=1, dtype=torch.float32)[:, 0].astype(np.float64)
 
 
 def score(engine: Engine, rows: Rows, task: PreparedTask) -> tuple[float, float]:

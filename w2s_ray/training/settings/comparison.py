@@ -13,9 +13,11 @@ from dataclasses import replace
 import numpy as np
 import pyarrow as pa
 import torch
+from scipy.special import expit
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from w2s_ray import methods
 from w2s_ray.fit import Fit
 from w2s_ray.training.engine import Engine
 from w2s_ray.training.model import ModelSpec, Probe, Scorer, load_base, trainable_copy, zero
@@ -67,6 +69,11 @@ def encode(
     return list(zip(*tokenized, strict=True)), None
 
 
+def question(text: str) -> str:
+    """A prompt as an untrained model is asked about it."""
+    return text
+
+
 def feature_matrix(rows: Rows) -> np.ndarray:
     """[row, width] of rows that are features: those of the first completion minus those of the second."""
     return np.array([first - second for first, second in rows.sequences], dtype=np.float64)
@@ -83,17 +90,38 @@ def choose_shots(rows: Rows, values: np.ndarray, order: np.ndarray, *, num_shots
 def predict(engine: Engine, rows: Rows, task: PreparedTask, fit: Fit) -> dict[str, pa.Array]:
     """Columns of predictions. An untrained model has no reward head, so it is asked as a language model."""
     if fit.role == "untrained":
-        return {"probability": pa.array(_language_model_preferences(engine, rows, task), pa.float32())}
+        normalise = methods.untrained_params(fit.method).normalise
+        preferences = _language_model_preferences(engine, rows, task, normalise=normalise)
+        return {"probability": pa.array(preferences, pa.float32())}
     return classification.predict(engine, rows, task, fit)
 
 
-def _language_model_preferences(engine: Engine, rows: Rows, task: PreparedTask) -> np.ndarray:
-    """[rows]: the first completion's share of the two likelihoods. Their common prompt cancels out."""
-    log_likelihood = []
+def _language_model_preferences(engine: Engine, rows: Rows, task: PreparedTask, *, normalise: str) -> np.ndarray:
+    """[rows]: the first completion's share of the two likelihoods, each the geometric mean over the completion's tokens.
+
+    Without the mean the shorter completion would mostly win. With `normalise="bytes"` it is over the completion's bytes.
+    """
+    prompts = task.tokenizer(rows.texts)["input_ids"]
+    mean_log_likelihoods = []
     for side in (0, 1):
-        tokens = [sequences[side] for sequences in rows.sequences]
-        whole = replace(
-            rows, sequences=[(row[:1],) for row in tokens], labels=object_array([row[1:] for row in tokens])
+        wholes = [sequences[side] for sequences in rows.sequences]
+        pairs = [_cut(prompt, whole, task) for prompt, whole in zip(prompts, wholes, strict=True)]
+        completions = replace(
+            rows, sequences=[(before,) for before, _ in pairs], labels=object_array([tokens for _, tokens in pairs])
         )
-        log_likelihood.append(generation.judge(engine, whole, task)[:, 0])
-    return (1 / (1 + np.exp(log_likelihood[1] - log_likelihood[0]))).astype(np.float32)
+        if normalise == "bytes":
+            lengths = [len(shown[side].encode()) for shown in rows.completions]
+        else:
+            lengths = [len(tokens) for _, tokens in pairs]
+        log_likelihoods = generation.judge(engine, completions, task)[:, 0]
+        mean_log_likelihoods.append(log_likelihoods / np.maximum(lengths, 1))
+    return expit(mean_log_likelihoods[0] - mean_log_likelihoods[1]).astype(np.float32)
+
+
+def _cut(prompt: list[int], whole: list[int], task: PreparedTask) -> tuple[list[int], list[int]]:
+    """(tokens of the prompt, tokens of the completion) of both together. A token over the seam is the completion's."""
+    num_common = next((i for i, (a, b) in enumerate(zip(prompt, whole, strict=False)) if a != b), len(prompt))
+    if num_common == 0:  # a completion without a prompt follows the token with which texts begin
+        begins = (task.tokenizer.bos_token_id, task.tokenizer.eos_token_id, task.pad_id)
+        return [next(token for token in begins if token is not None)], whole
+    return whole[:num_common], whole[num_common:]

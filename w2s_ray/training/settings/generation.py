@@ -19,6 +19,7 @@ from w2s_ray.errors import InputError
 from w2s_ray.fit import Fit
 from w2s_ray.methods.cross_entropy import token_cross_entropy
 from w2s_ray.methods.labels import Labels, from_completions
+from w2s_ray.methods.untrained import BETWEEN_SHOTS
 from w2s_ray.training.batches import evaluate_in_batches, pad
 from w2s_ray.training.distributed import device
 from w2s_ray.training.engine import Engine
@@ -41,6 +42,8 @@ class Writer(nn.Module):
         super().__init__()
         self.causal = causal
         self.bf16 = bf16
+        if bf16:
+            _keep_in_fp32(causal.get_output_embeddings())  # type: ignore[operator]
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, num_last: int) -> torch.Tensor:
         """Logits [rows, num_last, vocabulary] for the last `num_last` tokens, each from those before it."""
@@ -49,7 +52,7 @@ class Writer(nn.Module):
             if self.causal.takes_logits_to_keep:
                 inputs["logits_to_keep"] = num_last + 1
             logits = self.causal(**inputs).logits
-        return logits[:, -num_last - 1 : -1].float()
+        return logits[:, -num_last - 1 : -1]
 
     def greedy(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, *, num_tokens: int, eos_id: int
@@ -69,6 +72,21 @@ class Writer(nn.Module):
             log_probability += torch.where(has_ended, 0.0, token_log_probability)
             has_ended |= token == eos_id
         return written, log_probability
+
+
+def _keep_in_fp32(head: nn.Module) -> None:
+    """Let a head compute in fp32 on fp32 inputs, whatever autocast surrounds it.
+
+    In bf16 neighbouring logits round to the same number, and greedy decoding then picks among ties.
+    """
+    forward = head.forward
+
+    def forward_in_fp32(hidden: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(hidden.device.type, enabled=False):
+            logits: torch.Tensor = forward(hidden.float())
+        return logits
+
+    head.forward = forward_in_fp32
 
 
 def build_model(spec: ModelSpec) -> tuple[nn.Module, str]:
@@ -115,12 +133,13 @@ def _completion_tokens(
     return object_array(answers)
 
 
-def _text_of(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int]) -> str:
-    """The text of a completion up to its end, with single blanks."""
+def _text_of(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int], *, end: str | None = None) -> str:
+    """The text of a completion up to its end, with single blanks. `end`: a text that ends it, too."""
     ids = list(tokens)
     if tokenizer.eos_token_id in ids:
         ids = ids[: ids.index(tokenizer.eos_token_id)]
-    return _single_blanks(tokenizer.decode(ids, skip_special_tokens=True))
+    text = str(tokenizer.decode(ids, skip_special_tokens=True))
+    return _single_blanks(text.partition(end)[0] if end else text)
 
 
 def _single_blanks(text: str) -> str:
@@ -153,6 +172,11 @@ def collate(rows: Rows, chosen: Sequence[int], *, pad_id: int) -> tuple[tuple[An
     for row, answer in enumerate(answers):
         targets[row, num_last - len(answer) :] = torch.tensor(answer, dtype=torch.long)
     return (*pad(whole, pad_id=pad_id, left=True), num_last), targets.to(device())
+
+
+def question(text: str) -> str:
+    """A prompt as an untrained model is asked about it."""
+    return text
 
 
 def feature_matrix(rows: Rows) -> np.ndarray:
@@ -202,7 +226,8 @@ def predict(engine: Engine, rows: Rows, task: PreparedTask, fit: Fit) -> dict[st
         return torch.cat((log_probability.double().exp()[:, None], written.double()), dim=1)
 
     values = evaluate_in_batches(engine, rows, compute, width=1 + task.num_answer_tokens, dtype=torch.float64)
-    texts = [_text_of(task.tokenizer, tokens) for tokens in values[:, 1:].astype(np.int64).tolist()]
+    end = BETWEEN_SHOTS if fit.method.name == "few_shot" else None  # a model that imitates the shots goes on to another
+    texts = [_text_of(task.tokenizer, tokens, end=end) for tokens in values[:, 1:].astype(np.int64).tolist()]
     return {
         "completion": pa.array(texts, pa.string()),
         "probability": pa.array(values[:, 0].astype(np.float32), pa.float32()),

@@ -1,0 +1,450 @@
+"""Tables and figures of the report beside PGR: agreement, calibration, stopping, scaling axes, controls and their marks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+
+from analysis import agreement, charts, controls, report, scaling, stopping
+from analysis.answers import Share, Term, estimate, read_answers
+from analysis.bootstrap import Sample
+from analysis.difficulty import difficulty_table
+
+
+def results_of(*rows: dict[str, Any]) -> pl.DataFrame:
+    """Rows of results.parquet. A Fit's key is given, or made of its side, method, sizes and seed."""
+    whole = []
+    for row in rows:
+        row = {
+            "study": "x", "setting": "classification", "task": "t", "family": "f", "method": "naive", "weak": "s",
+            "strong": "m", "weak_params": 10, "strong_params": 100, "seed": 0, "weak_score": 0.6, "student_score": 0.7,
+            "ceiling_score": 0.8, "pgr": 0.5, "agreement": 0.8, "agreement_when_weak_right": 0.9,
+            "agreement_when_weak_wrong": 0.5, "status": "done", "reason": None,
+        } | row  # fmt: skip
+        place = f"{row['task']} {row['seed']}"
+        keys = {
+            "weak_key": f"weak {row['weak']} {place}",
+            "student_key": f"{row['method']} {row['weak']} {row['strong']} {place}",
+            "ceiling_key": f"ceiling {row['strong']} {place}",
+        }
+        whole.append(keys | row)
+    texts = ("reason", "zero_shot_key", "shuffled_key")
+    nulls = {"floor_score": pl.Float64} | dict.fromkeys(texts, pl.String)
+    return pl.DataFrame(
+        whole, schema_overrides={n: t for n, t in nulls.items() if n in whole[0]}, infer_schema_length=None
+    )
+
+
+def predictions_of(labels: list[int], **probabilities: list[float]) -> pl.DataFrame:
+    """Rows of predictions.parquet. Names stand for keys, with `_` for a blank."""
+    parts = []
+    for name, probability in sorted(probabilities.items()):
+        part = {
+            "key": name.replace("_", " "),
+            "task": "t",
+            "id": [f"i{i:05d}" for i in range(len(labels))],
+            "probability": pl.Series(probability, dtype=pl.Float32),
+            "label": pl.Series(labels, dtype=pl.Int8),
+        }
+        parts.append(
+            pl.DataFrame(part).with_columns(((pl.col("probability") > 0.5) == (pl.col("label") == 1)).alias("correct"))
+        )
+    return pl.concat(parts).with_columns(pl.lit(None, pl.String).alias("completion"), pl.col("id").alias("group"))  # fmt: skip
+
+
+def pgr_of(*rows: dict[str, Any]) -> pl.DataFrame:
+    """Rows of pgr.parquet."""
+    common = {
+        "setting": "classification", "task": "t", "family": "f", "weak": "s", "strong": "m", "method": "naive",
+        "gap_too_small": False, "no_headroom": False, "label_sensitive": True, "controls_reason": None, "num_cells": 1,
+        "pgr": 0.5,
+    }  # fmt: skip
+    types = {"task": pl.String, "no_headroom": pl.Boolean, "label_sensitive": pl.Boolean, "controls_reason": pl.String}
+    return pl.DataFrame([common | row for row in rows], schema_overrides=types, infer_schema_length=None)
+
+
+# --- inverse scaling ------------------------------------------------------------------------------------------------
+
+
+def test_seeds_that_are_alike_make_one_step_not_ten() -> None:
+    rows = [
+        {"seed": seed, "strong": str(params), "strong_params": params, "agreement_when_weak_wrong": wrong}
+        for seed in range(10)
+        for params, wrong in ((100, 0.6), (1000, 0.5 if seed else 0.7))
+    ]
+    steps = agreement.inverse_scaling(results_of(*rows), {}).filter(pl.col("when") == "wrong")
+    [row] = steps.to_dicts()
+    assert (row["steps_down"], row["steps_up"], row["num_replicates"]) == (1, 0, 10)
+    assert row["p_value"] == 1.0, "one contrast proves nothing, in however many seeds"
+    level = agreement.inverse_scaling(results_of(*rows), {}).filter(pl.col("when") == "right")
+    assert level.select("steps_down", "steps_up", "p_value").row(0) == (0, 0, None)
+
+
+def test_the_slope_of_agreement_by_hand() -> None:
+    """Where the supervisor is wrong (items 0 to 3), the student of 100 agrees on 3 of 4 items and that of 1,000 on 1 of 4."""
+    results = results_of({}, {"strong": "l", "strong_params": 1000})
+    predictions = predictions_of(
+        [1, 1, 1, 1, 0, 0, 0, 0],
+        weak_s_t_0=[0.1] * 8,
+        naive_s_m_t_0=[0.1, 0.1, 0.1, 0.9, 0.1, 0.1, 0.1, 0.9],
+        naive_s_l_t_0=[0.1, 0.9, 0.9, 0.9, 0.1, 0.1, 0.1, 0.1],
+    )
+    table = agreement.inverse_scaling(results, read_answers(predictions))
+    slopes = dict(table.select("when", "slope").iter_rows())
+    assert slopes["wrong"] == pytest.approx(-0.5) and slopes["right"] == pytest.approx(0.25)
+    assert (table["slope_low"] < table["slope"]).all() and (table["slope"] < table["slope_high"]).all()
+
+
+@pytest.mark.parametrize("num_replicates", [2, 3, 5])
+@pytest.mark.parametrize("spread", [0.0, 0.02])
+def test_intervals_of_agreement_cover_the_truth(num_replicates: int, spread: float) -> None:
+    """Replicates answer the same items, ten to a group, and differ in their true rates."""
+    rng, covered, num_simulations = np.random.default_rng(1), 0, 400
+    for _ in range(num_simulations):
+        group_rates = rng.beta(7, 3, 60) - 0.7
+        replicates = {}
+        for seed in range(num_replicates):
+            rate = 0.7 + rng.normal(0, spread)
+            hits = rng.binomial(10, np.clip(rate + group_rates, 0, 1)).astype(float)
+            value = hits.sum() / 600
+            replicates[seed] = [Term("t", 1.0, Share(value, (hits - value * 10) / 600))]
+        _, low, high = estimate(replicates)
+        covered += low <= 0.7 <= high
+    assert covered / num_simulations >= 0.925
+
+
+def test_twins_of_a_seed_are_one_replicate() -> None:
+    same = {"agreement_when_weak_wrong": 0.5}
+    cells = [
+        {"strong": str(p), "strong_params": p, "swapped": swapped, "weak_key": f"w{swapped}", "student_key": f"{p}{swapped}"} | same
+        for p in (100, 1000) for swapped in (False, True)
+    ]  # fmt: skip
+    table = agreement.inverse_scaling(results_of(*cells), {})
+    assert table["num_replicates"].to_list() == [1, 1] and table["steps_down"].to_list() == [0, 0]
+
+
+# --- imitation ------------------------------------------------------------------------------------------------------
+
+
+def test_imitated_mistakes_beside_shuffled_and_noise() -> None:
+    cell = {"shuffled_key": "shuffled", "method": "naive"}
+    results = results_of(cell, cell | {"method": "noise"})
+    predictions = predictions_of(
+        [1, 1, 1, 1, 0, 0],
+        weak_s_t_0=[0.1, 0.1, 0.1, 0.1, 0.1, 0.1],  # wrong on the first four
+        naive_s_m_t_0=[0.1, 0.1, 0.1, 0.9, 0.1, 0.1],
+        noise_s_m_t_0=[0.1, 0.9, 0.9, 0.9, 0.1, 0.1],
+        shuffled=[0.1, 0.1, 0.9, 0.9, 0.9, 0.9],
+    )
+    [row] = agreement.imitation_table(results, read_answers(predictions)).to_dicts()
+    assert (row["method"], row["agreement"], row["shuffled"], row["noise"]) == ("naive", 0.75, 0.5, 0.25)
+    assert (row["more_than_shuffled"], row["more_than_noise"]) == (0.25, 0.5)
+    assert row["more_than_noise_low"] < 0.5 < row["more_than_noise_high"]
+    alone_results = results.filter(pl.col("method") == "naive").drop("shuffled_key")
+    [alone] = agreement.imitation_table(alone_results, read_answers(predictions)).to_dicts()
+    assert alone["agreement"] == 0.75 and alone["shuffled"] is None and alone["more_than_noise"] is None
+
+
+# --- misfit ---------------------------------------------------------------------------------------------------------
+
+
+def test_misfit_and_gain_are_squared_errors_and_may_fall_on_either_side() -> None:
+    """Under 0-1 accuracy a gain above the disagreement is impossible; under squared loss both sides are possible."""
+    results = results_of({}, {"strong": "l", "strong_params": 1000})
+    predictions = predictions_of(
+        [1, 1, 0, 0],
+        weak_s_t_0=[0.6, 0.6, 0.4, 0.4],
+        naive_s_m_t_0=[0.8, 0.8, 0.2, 0.2],  # nearer to the truth, with the same answers
+        naive_s_l_t_0=[0.4, 0.8, 0.4, 0.4],
+    )
+    by_size = {row["strong"]: row for row in agreement.misfit_table(results, read_answers(predictions)).to_dicts()}
+    assert by_size["m"]["misfit"] == pytest.approx(0.04) and by_size["m"]["gain"] == pytest.approx(0.16 - 0.04)
+    assert by_size["m"]["gain"] > by_size["m"]["misfit"], "no such point exists under accuracy"
+    assert by_size["l"]["misfit"] == pytest.approx(0.02) and by_size["l"]["gain"] == pytest.approx((0.32 - 0.4) / 4)
+
+
+# --- unlike Fits stay apart -----------------------------------------------------------------------------------------
+
+GENERATIVE = {"method": "generative", "weak_key": "own weak", "ceiling_key": "own ceiling", "weak_score": 0.9, "ceiling_score": 1.0}  # fmt: skip
+
+
+def test_generatives_own_models_are_no_ground_truth() -> None:
+    results = results_of({}, GENERATIVE, {"method": "generative(epochs=2)"} | {k: v for k, v in GENERATIVE.items() if k != "method"})  # fmt: skip
+    ladder = report._ladder(results)
+    assert ladder is not None and "generative" in ladder.note
+    assert [[cell.text for cell in row[4:]] for row in ladder.rows] == [["0.600", "–"], ["–", "0.800"]]
+    point = {"epoch": 1.0, "test_accuracy": 0.5, "train_loss": 0.1, "train_accuracy": 0.5}
+    curves = pl.DataFrame([{"key": key} | point for key in ("own ceiling", "ceiling m t 0", "naive s m t 0")])
+    learning = agreement.learning_table(results, curves)
+    assert learning["role"].to_list() == ["student", "ceiling"]
+    everyone = {name: [0.9, 0.1] for name in ("own_weak", "own_ceiling", "weak_s_t_0", "ceiling_m_t_0", "naive_s_m_t_0", "generative_s_m_t_0")}  # fmt: skip
+    items = pl.DataFrame({"task": "t", "id": ["i00000", "i00001"], "difficulty": [1.0, 2.0]})
+    table = difficulty_table(results, predictions_of([1, 0], **everyone), items)
+    assert table.filter(pl.col("role") != "student")["num_seeds"].to_list() == [1, 1, 1, 1]
+    assert set(table.filter(pl.col("role") == "student")["method"]) == {"naive", "generative"}
+
+
+def test_calibration_is_of_each_method_with_controls_apart() -> None:
+    results = results_of({}, {"method": "shuffled"}, GENERATIVE, {"zero_shot_key": "untrained", "seed": 1})
+    predictions = predictions_of(
+        [1, 0, 0, 1],
+        weak_s_t_0=[0.92, 0.98, 0.1, 1.0],
+        naive_s_m_t_0=[0.95, 0.05, 0.05, 0.95],
+        shuffled_s_m_t_0=[0.55, 0.55, 0.55, 0.55],
+        own_weak=[0.65, 0.65, 0.65, 0.65],
+        untrained=[0.45, 0.45, 0.45, 0.45],
+    )
+    table = agreement.calibration_table(results, predictions)
+    bins = {key: part["bin"].to_list() for key, part in table.partition_by("role", "method", as_dict=True).items()}
+    assert bins == {
+        ("control", "zero_shot"): [4],
+        ("student", "naive"): [0, 9],
+        ("student", "shuffled"): [5],
+        ("supervisor", "generative"): [6],
+        ("supervisor", "truth"): [1, 9],
+    }
+    supervisor = table.filter(pl.col("method") == "truth")
+    assert supervisor["num_items"].to_list() == [1, 3] and supervisor["was"][1] == pytest.approx(2 / 3)
+    assert supervisor["said"].to_list() == pytest.approx([0.1, (0.92 + 0.98 + 1) / 3])
+    chart = charts.calibration_chart(table)
+    assert chart is not None
+    drawn = [row for rows in chart.to_dict()["datasets"].values() for row in rows if "role" in row]
+    assert {(row["role"], row["of"]) for row in drawn} == {("student", "naive"), ("supervisor", "naive")}
+
+
+def test_auroc_by_hand_counts_ties_half() -> None:
+    results = results_of({"zero_shot_key": "untrained"})
+    predictions = predictions_of(
+        [1, 1, 0, 0],
+        weak_s_t_0=[0.9, 0.4, 0.4, 0.1],  # of four pairs three are in order and one is tied
+        naive_s_m_t_0=[0.2, 0.3, 0.1, 0.15],  # all in order, though no item passes the threshold
+        untrained=[0.5, 0.5, 0.5, 0.5],
+    )
+    table = agreement.scores_table(results, predictions)
+    auroc = {(row["role"], row["method"]): row["auroc"] for row in table.to_dicts()}
+    assert auroc == {("supervisor", "truth"): 0.875, ("student", "naive"): 1.0, ("control", "zero_shot"): 0.5}
+    one_class = agreement.scores_table(results, predictions.filter(pl.col("label") == 1))
+    assert one_class["auroc"].is_null().all() and one_class["score"].is_not_null().all()
+
+
+# --- stopping -------------------------------------------------------------------------------------------------------
+
+
+def test_where_to_stop_by_hand() -> None:
+    results = results_of({}, {"seed": 1, "ceiling_score": 0.9})
+    curve = {"step": [1, 2, 3], "validation_accuracy": [0.7, 0.9, 0.9], "test_accuracy": [0.75, 0.7, 0.65]}
+    ceiling = {"step": [1, 2, 3], "validation_accuracy": [0.5] * 3, "test_accuracy": [0.7, 0.95, 0.85]}
+    curves = pl.concat(
+        pl.DataFrame(points).with_columns(pl.lit(f"{name} t {seed}").alias("key"))
+        for seed in (0, 1)
+        for name, points in (("naive s m", curve), ("ceiling m", ceiling))
+    )
+    rows_by_rule = {row["rule"]: row for row in stopping.stopping_table(results, curves, pgr_of({})).to_dicts()}
+    scores = {rule: row["score"] for rule, row in rows_by_rule.items()}
+    assert scores == pytest.approx({"final": 0.65, "stopped": 0.7, "oracle": 0.75})
+    assert rows_by_rule["stopped"]["pgr"] == pytest.approx(0.1 / 0.25) and rows_by_rule["stopped"]["num_seeds"] == 2
+    oracle = rows_by_rule["oracle"]
+    assert oracle["needs_ground_truth"] and oracle["ceiling_score"] == pytest.approx(0.95)
+    assert oracle["pgr"] == pytest.approx(0.15 / 0.35), "the ceiling is at its best point, too"
+    without = stopping.stopping_table(results, curves.drop("validation_accuracy"), pgr_of({}))
+    assert set(without["rule"]) == {"final", "oracle"}, "nothing was held out, so nothing says where to stop"
+    unclear = stopping.stopping_table(results, curves, pgr_of({"gap_too_small": True}))
+    assert unclear["pgr"].is_null().all() and unclear["reason"].str.starts_with("gap_too_small").all()
+
+
+# --- scaling --------------------------------------------------------------------------------------------------------
+
+
+def steps_of_one_size(*, num_resamples: int = 40) -> list[Sample]:
+    """A ladder like pythia-410m-steps: one number of parameters, eight amounts of pretraining."""
+    rng = np.random.default_rng(0)
+    samples = []
+    flops = [10.0**power for power in np.linspace(18, 21, 6)]
+    for i, weak in enumerate(flops):
+        for strong in flops[i:]:
+            score = 0.5 + 0.05 * (np.log10(strong) - 18) + 0.01 * (np.log10(weak) - 18)
+            student = score + rng.normal(0, 0.003, 1 + num_resamples)
+            row = {
+                "setting": "classification", "family": "f", "method": "naive", "weak": f"{weak:g}", "strong": f"{strong:g}",
+                "weak_params": 10**8, "strong_params": 10**8, "weak_flops": weak, "strong_flops": strong, "status": "done",
+            }  # fmt: skip
+            level = np.ones_like(student)
+            samples.append(Sample(pl.DataFrame([row]), None, np.stack([0.4 * level, student, 0.9 * level]), None))
+    return samples
+
+
+def test_sizes_of_the_same_parameters_give_a_curve_of_compute() -> None:
+    samples = steps_of_one_size()
+    fits, curves = scaling.fit_scaling(samples, axis="compute")
+    slope = fits.filter((pl.col("target") == "score") & (pl.col("form") == "log-linear") & (pl.col("parameter") == "b"))
+    assert slope["value"][0] == pytest.approx(0.05, abs=0.01) and set(fits["axis"]) == {"compute"}
+    assert set(curves["target"]) == {"pgr", "score"} and curves["strong_size"].min() >= 1e18
+    figure = charts.fit_chart(curves, axis="compute")
+    assert figure is not None and "pretraining compute" in str(figure.to_dict())
+    by_params, none = scaling.fit_scaling(samples)
+    assert none.is_empty() and by_params["reason"].str.contains("same parameters").all()
+
+
+def test_inverse_scaling_on_the_axis_of_compute() -> None:
+    sizes = {"weak_params": 100, "strong_params": 100, "weak_flops": 1e18}
+    rows = [sizes | {"strong": s, "strong_flops": f, "agreement_when_weak_wrong": a} for s, f, a in (("m", 1e19, 0.6), ("l", 1e20, 0.5))]  # fmt: skip
+    table = agreement.inverse_scaling(results_of(*rows), {}, axis="compute")
+    assert table.filter(pl.col("when") == "wrong")["steps_down"].to_list() == [1]
+    assert agreement.inverse_scaling(results_of(*rows), {}).is_empty(), "the sizes don't differ in parameters"
+
+
+def test_the_band_holds_the_disagreement_of_the_forms() -> None:
+    """Scores that bend at the last student: forms that fit the data alike go apart beyond them."""
+    samples = []
+    sizes = [1e4, 1e5, 1e6, 1e7, 1e8]
+    rng = np.random.default_rng(0)
+    for i, weak in enumerate(sizes):
+        for strong in sizes[i:]:
+            score = 0.95 / (1 + np.exp(2 - 0.45 * np.log10(strong))) + rng.normal(0, 0.002)
+            row = {"setting": "c", "family": "f", "method": "naive", "weak": f"{weak:g}", "strong": f"{strong:g}",
+                   "weak_params": int(weak), "strong_params": int(strong), "status": "done"}  # fmt: skip
+            student = score + np.append(0, rng.normal(0, 0.002, 40))
+            level = np.ones_like(student)
+            samples.append(Sample(pl.DataFrame([row]), None, np.stack([0.3 * level, student, 0.97 * level]), None))
+    fits, curves = scaling.fit_scaling(samples)
+    shares = fits.filter(pl.col("target") == "score").unique("form")
+    assert shares["weight"].sum() == pytest.approx(1) and (shares["weight"] > 0).sum() > 1
+    best = shares.sort("held_out_rmse")
+    assert best["weight"].is_sorted(descending=True), "the better a form predicts, the more it counts"
+    drawn = curves.filter(pl.col("target") == "score")
+    widths = drawn.select("weak", "strong_size", (pl.col("high") - pl.col("low")).alias("width"))
+    inside = widths.filter(pl.col("strong_size").is_between(1e5, 1e7))["width"].max()
+    assert widths["width"].max() > 3 * inside, "beyond the data the forms disagree, and the band says so"
+    assert ((drawn["low"] <= drawn["value"]) & (drawn["value"] <= drawn["high"])).mean() > 0.95
+
+
+# --- controls -------------------------------------------------------------------------------------------------------
+
+
+SHUFFLED = "shuffled labels do as well as the supervisor's; its PGR does not measure generalization"
+UNTRAINED = "the untrained model does as well as the ceiling; its PGR does not measure what supervision adds"
+NOT_RUN = {"no_headroom": None, "label_sensitive": None}
+
+
+@pytest.mark.parametrize(
+    ("rows", "sentence"),
+    [
+        ([{"label_sensitive": False, "controls_reason": SHUFFLED}], f"t: {SHUFFLED}."),
+        ([{"label_sensitive": False, "controls_reason": f"{UNTRAINED}. {SHUFFLED}"}], f"t: {UNTRAINED}; moreover, {SHUFFLED}."),
+        ([{"label_sensitive": False, "controls_reason": SHUFFLED}, {"strong": "l"}], f"t: {SHUFFLED} (1 of 2 pairs)."),
+        ([{"label_sensitive": False, "controls_reason": SHUFFLED, "method": "noise"}, {}], "t: shuffled labels do worse"),
+        ([{}], "t: shuffled labels do worse than the supervisor's and the ceiling is above the untrained model; its PGR measures"),
+        ([{"no_headroom": None}], "t: shuffled labels do worse than the supervisor's; no untrained model"),
+        ([{"label_sensitive": None}], "t: the ceiling is above the untrained model; no students of shuffled labels"),
+        ([NOT_RUN], "t: no controls were run, so nothing vouches for its PGR."),
+        ([NOT_RUN | {"controls_reason": "the study has no controls, so nothing vouches for its PGR"}], "t: the study has no controls, so nothing"),
+        ([{"gap_too_small": True}], "t: no ceiling is clearly above its supervisor"),
+    ],
+)  # fmt: skip
+def test_each_task_gets_a_sentence(rows: list[dict[str, Any]], sentence: str) -> None:
+    [text] = controls.verdicts(pgr_of(*rows))
+    assert text.startswith(sentence)
+
+
+def test_a_table_without_controls_vouches_for_nothing() -> None:
+    [text] = controls.verdicts(pgr_of({}).drop("no_headroom", "label_sensitive", "controls_reason"))
+    assert "nothing vouches" in text
+
+
+def test_rows_that_fail_a_control_are_marked() -> None:
+    pgr = pgr_of(
+        {"label_sensitive": False}, {"strong": "l"}, {"task": None, "label_sensitive": False, "no_headroom": True}
+    )
+    rows = controls.marked(results_of({}, {"strong": "l"}, {"task": "other"}), pgr)
+    assert rows["fails"].to_list() == ["not clearly above shuffled labels", None, None]
+    pairs = controls.marked(pl.DataFrame({"setting": ["classification"], "family": "f", "method": "naive", "weak": "s", "strong": "m"}), pgr)  # fmt: skip
+    assert pairs["fails"].to_list() == ["ceiling not clearly above untrained; not clearly above shuffled labels"]
+    families = controls.marked(pl.DataFrame({"setting": ["classification"], "family": "f", "method": "naive"}), pgr)
+    assert families["num_failing"].to_list() == [1]
+
+
+def planted_study(folder: Path, *, with_controls: bool) -> None:
+    """A study of two seeds whose shuffled students do as well as its own; the tables that `w2s report` would write."""
+    rng, num_items = np.random.default_rng(0), 300
+    labels = rng.integers(0, 2, num_items)
+
+    def answers(rate: float) -> list[float]:
+        return list(np.where(rng.random(num_items) < rate, labels, 1 - labels) * 0.8 + 0.1)
+
+    rows, given = [], {}
+    sizes = {"s": 10, "m": 100, "l": 1000}
+    for seed in (0, 1):
+        for weak, strong in (("s", "m"), ("s", "l"), ("m", "l")):
+            rate = {"weak": 0.6 if weak == "s" else 0.7, "student": 0.75, "ceiling": 0.95, "zero_shot": 0.55, "shuffled": 0.74}  # fmt: skip
+            keys = {side: f"{side}_{weak}_{strong}_{seed}" for side in rate}
+            given |= {key: answers(rate[side]) for side, key in keys.items() if with_controls or side in ("weak", "student", "ceiling")}  # fmt: skip
+            row = {
+                "seed": seed,
+                "weak": weak,
+                "strong": strong,
+                "weak_params": sizes[weak],
+                "strong_params": sizes[strong],
+            }
+            row |= {f"{side}_key": key.replace("_", " ") for side, key in keys.items()}
+            row |= {f"{side}_score": rate[side] for side in ("weak", "student", "ceiling")}
+            row |= {"controls": with_controls, "floor_score": 0.74 if with_controls else None, "swapped": False}
+            if with_controls:
+                row |= {"zero_shot_score": 0.55, "shuffled_score": 0.74}
+            else:
+                row |= {"zero_shot_key": None, "shuffled_key": None}
+            rows.append(row)
+    folder.mkdir(exist_ok=True)
+    predictions = predictions_of(list(labels), **given).with_columns(pl.col("key").cast(pl.Categorical))
+    results_of(*rows).write_parquet(folder / "results.parquet")
+    predictions.write_parquet(folder / "predictions.parquet")
+    runs = {"key": ["a", "b", "c"], "machine": "x", "host": "h", "workers": 1, "zero_stage": 1, "tokens": 1, "flops": 1, "train_s": 1.0}  # fmt: skip
+    pl.DataFrame(runs).with_columns(pl.Series("torch", ["2.13", "2.14", "2.14"]), pl.lit("5.23").alias("transformers")).write_parquet(folder / "runs.parquet")  # fmt: skip
+    points = {
+        "epoch": [1.0, 2.0],
+        "step": [1, 2],
+        "test_accuracy": [0.6, 0.7],
+        "train_loss": 0.1,
+        "train_accuracy": 0.9,
+    }
+    keys = [row[f"{side}_key"] for row in rows for side in ("student", "ceiling")]
+    pl.concat(pl.DataFrame(points).with_columns(pl.lit(key).alias("key")) for key in keys).write_parquet(folder / "curves.parquet")  # fmt: skip
+
+
+def test_without_controls_the_first_paragraph_says_that_nothing_vouches(tmp_path: Path) -> None:
+    planted_study(tmp_path / "out", with_controls=False)
+    page = report.write_report(tmp_path / "out").read_text()
+    assert "nothing vouches for its PGR" in page.split("</p>")[0]
+    assert "The Fits of this study mix versions: torch 2.13 (1 Fits), 2.14 (2 Fits)." in page
+
+
+def test_floors_and_crosses_are_drawn(tmp_path: Path) -> None:
+    planted_study(tmp_path / "out", with_controls=True)
+    page = report.write_report(tmp_path / "out").read_text()
+    first = page.split("</p>")[0]
+    assert "t: shuffled labels do as well as the supervisor" in first and "does not measure generalization" in first
+    for name in ("score", "pgr", "pairs", "agreement", "misfit", "learning"):
+        figure = (tmp_path / f"out/figures/classification-{name}.svg").read_text()
+        assert "× fails a control" in figure, name
+        assert ("floor dotted" in figure) == (name in ("score", "learning"))
+    for name in ("results", "pgr", "scores", "agreement", "misfit", "learning", "imitation"):
+        table = pl.read_csv(tmp_path / f"out/tables/{name}.csv")
+        assert "not clearly above shuffled labels" in table["fails"].to_list(), name
+    assert "Imitated mistakes" in page and "Scores of all models" in page
+
+
+def test_an_interval_without_an_end_is_drawn_to_the_edge() -> None:
+    """Fieller's interval may be unbounded, or so wide that it would squeeze all others."""
+    common = {"family": "f", "weak": "s", "task": "t", "weak_size": 1.0, "fails": None, "pgr": 0.5}
+    rows = [
+        common | {"strong": "m", "strong_size": 10.0, "method": "naive", "pgr_low": -9.0, "pgr_high": 0.7},
+        common | {"strong": "l", "strong_size": 100.0, "method": "naive", "pgr_low": 0.3, "pgr_high": None},
+    ]
+    figure = charts.pgr_chart(pl.DataFrame(rows), axis="params")
+    assert figure is not None
+    drawn = [row for values in figure.to_dict()["datasets"].values() for row in values]
+    assert [(row["low"], row["high"]) for row in drawn] == [(-0.5, 0.7), (0.3, 1.6)]
+    assert [row["pgr_low"] for row in drawn] == [-9.0, 0.3], "the tooltip tells the numbers as they are"
