@@ -130,17 +130,24 @@ class Part:
 
     def scores(self, arm: str) -> np.ndarray:
         """[seed]"""
-        return np.array([self.panel.mean[rows].mean() for rows in self.rows[arm]])
+        return _over_twins(self.panel.mean, self.rows[arm])
 
     def influence(self, arm: str) -> np.ndarray:
         """[seed, group]"""
-        return np.stack([self.panel.influence[rows].mean(axis=0) for rows in self.rows[arm]])
+        return _over_twins(self.panel.influence, self.rows[arm])
 
     def of_seeds(self, seeds: set[int]) -> Part:
         """The same, without other replicates."""
         kept = [i for i, seed in enumerate(self.seeds) if seed in seeds]
         rows = {arm: [by_seed[i] for i in kept] for arm, by_seed in self.rows.items()}
         return Part(self.task, self.panel, tuple(self.seeds[i] for i in kept), rows, self.floor)
+
+
+def _over_twins(values: np.ndarray, rows: list[list[int]]) -> np.ndarray:
+    """[seed, ...]: the mean over each seed's rows of `values`."""
+    if all(len(of_seed) == 1 for of_seed in rows):
+        return np.asarray(values[[of_seed[0] for of_seed in rows]])
+    return np.stack([values[of_seed].mean(axis=0) for of_seed in rows])
 
 
 def interval(values: np.ndarray) -> tuple[float, Any, Any]:
@@ -210,7 +217,7 @@ def _part(cells: pl.DataFrame, panel: Panel, *, task: str) -> Part:
 
 def _resampled(part: Part) -> np.ndarray:
     """[side, 1 + num_resamples] scores of one pair on one task over its replicates, the score itself first."""
-    mean = np.stack([np.stack([part.panel.scores[r].mean(axis=0) for r in part.rows[side]]).mean(0) for side in SIDES])
+    mean = np.stack([_over_twins(part.panel.scores, part.rows[side]).mean(axis=0) for side in SIDES])
     if len(part.seeds) > 1:
         noise = np.stack([_seed_noise(seed, mean.shape[1] - 1) for seed in part.seeds])
         stretch = critical_value(1, num_replicates=len(part.seeds)) / critical_value(0, num_replicates=1)
@@ -273,9 +280,12 @@ def _item_covariance(entries: list[tuple[int, Part, str, float]], num_arms: int)
     seeds = sorted({seed for _, part, _, _ in entries for seed in part.seeds})
     added = np.zeros((num_arms, len(seeds), len(groups)), np.float32)
     for j, part, arm, weight in entries:
-        at_seeds = np.searchsorted(seeds, part.seeds)
-        at_groups = np.searchsorted(groups, part.panel.groups)
-        added[j][np.ix_(at_seeds, at_groups)] += weight / len(part.seeds) * part.influence(arm)
+        influence = np.float32(weight / len(part.seeds)) * part.influence(arm)
+        if len(panels) == 1 and len(part.seeds) == len(seeds):
+            added[j] = influence
+        else:
+            at_seeds, at_groups = np.searchsorted(seeds, part.seeds), np.searchsorted(groups, part.panel.groups)
+            added[j][np.ix_(at_seeds, at_groups)] = influence
     total = added.sum(axis=1, dtype=np.float64)
     covariance = total @ total.T
     num = min(len(part.seeds) for _, part, _, _ in entries)
@@ -384,6 +394,7 @@ def _draws(task: str, first: int, num_groups: int, num_draws: int) -> np.ndarray
     return _rng(f"groups of {task} from {first}").multinomial(num_groups, shares, num_draws).astype(np.float32)
 
 
+@lru_cache(maxsize=128)
 def _seed_noise(seed: int, num_resamples: int) -> np.ndarray:
     """How far each resample goes along a replicate's deviation: the same for all rows and tasks."""
     return _rng(f"seed {seed}").standard_normal(num_resamples)
