@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.markup import escape
 
 from w2s_ray import __version__
 from w2s_ray.cli.console import out
@@ -64,11 +65,14 @@ def _report_from_store(plan: Plan, store_uri: str, folder: Path, *, axis: Axis) 
 def write_tables_and_report(
     plan: Plan, store: Store, folder: Path, *, facts: dict[str, Any], axis: Axis = "params"
 ) -> None:
-    """Write everything that belongs into a study's folder. The report shows `facts` in a table."""
+    """Write everything that belongs into a study's folder, and say what its controls allow one to conclude."""
+    from analysis.controls import read_verdicts
     from analysis.report import write_report
     from w2s_ray.results import write_results
 
     facts = facts | {"fits": len(plan.fits), "cells": len(plan.cells)}
     write_results(plan.cells, study=plan.study.name, store=store, out=folder)
     path = write_report(folder, facts=facts, study_text=plan.path.read_text(encoding="utf-8"), axis=axis)
+    for sentence in read_verdicts(folder):
+        out.print(f"  {escape(sentence)}")
     out.print(f"report: {path}")
