@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from analysis.intervals import Moments, Noise, critical_value
 from analysis.methods import method_table
 from analysis.pgr import control_sentences, measured_noise, pgr_table
 from analysis.report import write_report
+from w2s_ray.cost import measured_noise as measured_on_store
 from w2s_ray.cost import pgr_half_width
 from w2s_ray.results import write_results
 from w2s_ray.store import Store
@@ -573,6 +575,24 @@ def test_the_precision_to_expect_is_that_of_the_report() -> None:
     mean = Noise(*np.mean([(n.per_item, n.per_replicate, n.one_replicate_per_item) for n in noises], axis=0))
     assert pgr_half_width(2000, gap=0.2, num_seeds=5, noise=mean) == pytest.approx(np.mean(widths), rel=0.15)
     assert mean.per_replicate == pytest.approx(1.5e-4 + 1.5 * 0.2 * 0.15 / 2000, rel=0.35)
+
+
+def test_the_precision_is_measured_once_the_store_has_replicates(store: Store, tmp_path: Path) -> None:
+    cells = [cell(seed=seed) for seed in (0, 1)]
+    truth = Truth(num_replicates=2, num_items=8)
+    right = truth.draw(np.random.default_rng(0))
+    for k, study_cell in enumerate(cells):
+        for i, fit in enumerate((study_cell.supervisor, study_cell.student, study_cell.ceiling)):
+            is_one = np.arange(8) < 4  # the truth of these items
+            commit(store, fit, np.where(right[i, k] == is_one, 0.9, 0.1).tolist(), tmp_path)
+    study = SimpleNamespace(name="x")
+    keys = {fit.key for c in cells for fit in (c.supervisor, c.student, c.ceiling)}
+    plan: Any = SimpleNamespace(cells=cells, study=study)
+    noise = measured_on_store(plan, store=store, done=keys)["toy"]
+    scores = right.mean(axis=2)
+    values = scores[1] - 0.5 * scores[0] - 0.5 * scores[2]
+    assert noise.per_replicate == pytest.approx(values.var(ddof=1))
+    assert measured_on_store(plan, store=store, done=keys - {cells[1].student.key}) == {}, "one seed tells nothing"
 
 
 def test_a_learning_curve_of_many_points_is_thinned_and_keeps_its_end() -> None:

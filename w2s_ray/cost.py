@@ -1,21 +1,26 @@
 """What Fits cost, estimated before anything is measured: FLOPs, seconds, memory, and the precision of PGR to expect.
 
-The estimates read the study, its task files and the sizes of its models. They start nothing and write nothing. `w2s plan`
+The estimates read the study, its task files and the sizes of its models. They start nothing and write nothing to the store. `w2s plan`
 prints them together with the speeds that they assume; a run orders its Fits by them.
 """
 
 from __future__ import annotations
 
 import math
+import tempfile
+from collections.abc import Container
 from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from w2s_ray import methods, tasks
 from w2s_ray.fit import Data, Execution, Fit, Model
-from w2s_ray.plan import Plan
+from w2s_ray.plan import Cell, Plan
 
 if TYPE_CHECKING:
     from analysis.intervals import Noise
+    from w2s_ray.store import Store
 
 CPU_FLOPS_PER_S = 2e10
 """Of one core."""
@@ -143,7 +148,7 @@ def num_tests(plan: Plan) -> dict[str, int]:
 
 
 def pgr_half_width(
-    num_test: int, *, gap: float, num_seeds: int, num_groups: int | None = None, noise: Noise | None = None
+    num_test: int, *, gap: float, num_seeds: int, num_groups: float | None = None, noise: Noise | None = None
 ) -> float:
     """Half of the 95 % interval of a PGR near 0.5, for a gap (ceiling - supervisor): a forecast of the report's intervals.
 
@@ -163,7 +168,7 @@ def pgr_half_width(
     return quantile * math.sqrt(items + replicates) / gap
 
 
-def assumed_noise(num_test: int, *, num_groups: int | None = None) -> Noise:
+def assumed_noise(num_test: int, *, num_groups: float | None = None) -> Noise:
     """The noise of (student - supervisor) - 0.5 (ceiling - supervisor) that the constants above imply.
 
     The weights of the three scores are 1, -1/2 and -1/2, so their squares add up to 1.5. Per item, the variance of a score is
@@ -176,6 +181,26 @@ def assumed_noise(num_test: int, *, num_groups: int | None = None) -> Noise:
     per_item = 1.5 * (3 / 16) * (1 - MODEL_CORRELATION) * (1 + (per_group - 1) * GROUP_CORRELATION)
     own = (1 - SHARED_BY_REPLICATES) * per_item / num_test
     return Noise(per_item * SHARED_BY_REPLICATES, 1.5 * REPLICATE_SD**2 + own, per_item)
+
+
+def measured_noise(plan: Plan, *, store: Store, done: Container[str]) -> dict[str, Noise]:
+    """Task -> the noise of its first pair whose naive students are done for several seeds. Without other tasks."""
+    by_pair: dict[tuple[str, str, str, str], list[Cell]] = {}
+    for cell in plan.cells:
+        fits = (cell.supervisor, cell.student, cell.ceiling)
+        sizes = cell.supervisor.model.size, cell.student.model.size
+        if cell.method == "naive" and sizes[0] != sizes[1] and all(fit.key in done for fit in fits):
+            by_pair.setdefault((cell.task, cell.family, *sizes), []).append(cell)
+    chosen = {task: cells for (task, *_), cells in reversed(by_pair.items()) if len({cell.seed for cell in cells}) > 1}
+    if not chosen:
+        return {}
+    from analysis import pgr, tables
+    from analysis.bootstrap import resample
+    from w2s_ray.results import write_results
+
+    with tempfile.TemporaryDirectory() as folder:
+        write_results(chain(*chosen.values()), study=plan.study.name, store=store, out=Path(folder))
+        return pgr.measured_noise(resample(*tables.read_study(Path(folder)), num_resamples=0))
 
 
 def assumed_precision() -> str:

@@ -64,7 +64,7 @@ def plan(
 
 
 def plan_facts(plan: Plan, *, store: Store, gap: float, usd_per_worker_hour: float | None) -> dict[str, Any]:
-    from w2s_ray.cost import assumed_speed, costs, num_tests, pgr_half_width, state_bytes
+    from w2s_ray.cost import assumed_speed, costs, measured_noise, num_tests, pgr_half_width, state_bytes
     from w2s_ray.status import status
 
     state = status(plan, store=store)
@@ -76,8 +76,15 @@ def plan_facts(plan: Plan, *, store: Store, gap: float, usd_per_worker_hour: flo
     execution = plan.executions[largest.model]
     num_seeds = len({cell.seed for cell in plan.cells})
     num_test_items = num_tests(plan)
+    noise = measured_noise(plan, store=store, done=state.done)
     half_widths = {
-        task: round(pgr_half_width(num, gap=gap, num_seeds=num_seeds), 3) for task, num in num_test_items.items()
+        task: round(
+            pgr_half_width(
+                num, gap=gap, num_seeds=num_seeds, num_groups=_num_test_groups(plan, task), noise=noise.get(task)
+            ),
+            3,
+        )
+        for task, num in num_test_items.items()
     }
     facts: dict[str, Any] = {
         "study": plan.study.name,
@@ -101,6 +108,7 @@ def plan_facts(plan: Plan, *, store: Store, gap: float, usd_per_worker_hour: flo
         "largest_zero_stage": execution.zero_stage,
         "assumed_gap": gap,
         "pgr_half_width_95": half_widths,
+        "pgr_noise": {task: "measured" if task in noise else "assumed" for task in half_widths},
         "num_test_items": num_test_items,
         "num_seeds": num_seeds,
         "parts": {
@@ -116,8 +124,14 @@ def plan_facts(plan: Plan, *, store: Store, gap: float, usd_per_worker_hour: flo
     return facts
 
 
+def _num_test_groups(plan: Plan, task: str) -> float | None:
+    """Effective number of groups in a task's test set, or None if the task can't be dealt."""
+    parts = plan.parts.get(task, "")
+    return None if isinstance(parts, str) else parts["test"].effective_groups
+
+
 def print_plan(facts: dict[str, Any]) -> None:
-    from w2s_ray.cost import duration
+    from w2s_ray.cost import assumed_precision, duration
 
     roles = ", ".join(f"{count:,} {PLURALS[role]}" for role, count in facts["fits_by_role"].items())
     seconds = facts["seconds_to_run_on_one_slot"]
@@ -145,8 +159,10 @@ def print_plan(facts: dict[str, Any]) -> None:
         table.add_row(
             "PGR precision",
             f"{task}: +-{half_width:.2f} with {num_items:,} test items and {facts['num_seeds']} seed(s), if the gap is "
-            f"{facts['assumed_gap']:g}",
+            f"{facts['assumed_gap']:g}; its noise is {facts['pgr_noise'][task]}",
         )
+    if "assumed" in facts["pgr_noise"].values():
+        table.add_row("", f"[dim]assuming that {assumed_precision()}[/dim]")
     out.print(f"[bold]{facts['study']}[/bold]  {escape(facts['description'])}")
     out.print(table)
 
