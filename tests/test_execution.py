@@ -67,10 +67,9 @@ dist.destroy_process_group()
 def test_two_workers_give_the_numbers_of_one(folder: Path, tmp_path: Path) -> None:
     """Several methods and the best point's weights under ZeRO-1 and 3; the other settings, probes and untrained models under
     ZeRO-3."""
-    methods = ["confidence", "combined", "reliability", "sieve"]
     cases = {
-        "methods-1": ("toy.yaml", 1, {"methods": methods, "training": ODD_BATCHES}),
-        "methods-3": ("toy.yaml", 3, {"methods": methods, "training": ODD_BATCHES}),
+        "methods-1": ("toy.yaml", 1, {"methods": ["combined", "reliability", "sieve"], "training": ODD_BATCHES}),
+        "methods-3": ("toy.yaml", 3, {"methods": ["confidence"], "training": ODD_BATCHES}),
         "writing": ("writing.yaml", 3, {"training": SHORT}),
         "choosing": ("choosing.yaml", 3, {"training": SHORT}),
         "probe": ("choosing.yaml", 3, {"training": SHORT | {"tune": "head"}}),

@@ -86,5 +86,5 @@ def torchrun(script: str, *arguments: str, folder: Path) -> subprocess.Completed
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0", "--standalone"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.run(
-        [*command, str(path), *arguments], env=environment, capture_output=True, text=True, timeout=200, check=False
+        [*command, str(path), *arguments], env=environment, capture_output=True, text=True, timeout=600, check=False
     )
