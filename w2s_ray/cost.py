@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Container
+from collections.abc import Collection
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -183,10 +183,10 @@ def assumed_noise(num_test: int, *, num_groups: float | None = None) -> Noise:
     return Noise(per_item * SHARED_BY_REPLICATES, 1.5 * REPLICATE_SD**2 + own, per_item)
 
 
-def measured_noise(plan: Plan, *, store: Store, done: Container[str]) -> dict[str, Noise]:
+def measured_noise(plan: Plan, *, store: Store, done: Collection[str]) -> dict[str, Noise]:
     """Task -> the noise of its first pair whose naive students are done for several seeds. Without other tasks."""
     by_pair: dict[tuple[str, str, str, str], list[Cell]] = {}
-    for cell in plan.cells:
+    for cell in plan.cells if done else ():
         fits = (cell.supervisor, cell.student, cell.ceiling)
         sizes = cell.supervisor.model.size, cell.student.model.size
         if cell.method == "naive" and sizes[0] != sizes[1] and all(fit.key in done for fit in fits):
