@@ -160,3 +160,27 @@ def test_secrets_are_written_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyP
     written = b"".join(path.read_bytes() for path in Path(store.storage.root).rglob("*") if path.is_file())
     assert len(store.committed(plan.fits)) == 3
     assert not any(value.encode() in written or value in str(said) for value in planted.values())
+
+
+def test_a_ray_that_is_slow_to_start_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    from w2s_ray.errors import InputError
+    from w2s_ray.scheduling import cluster
+
+    tries: list[str] = []
+
+    def slow(*_: object, **__: object) -> None:
+        tries.append("init")
+        if len(tries) < 3:
+            raise Exception("The current node timed out during startup. This could happen because ...")
+
+    monkeypatch.setattr(ray, "init", slow)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    with cluster.connected(None):
+        assert len(tries) == 3
+    monkeypatch.setattr(cluster, "NUM_START_ATTEMPTS", 1)
+    tries.clear()
+    with pytest.raises(InputError, match=r"can't start on this machine .*within 30 s"), cluster.connected(None):
+        pass

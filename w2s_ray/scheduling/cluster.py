@@ -41,6 +41,11 @@ MAX_BUNDLES = 1000
 """The most workers that an autoscaler is asked to have room for."""
 
 
+NUM_START_ATTEMPTS = 4
+
+log = logging.getLogger(__name__)
+
+
 @dataclass(frozen=True)
 class Node:
     id: str
@@ -63,8 +68,7 @@ def connected(address: str | None) -> Iterator[None]:
     if is_ours:
         try:
             if address is None:
-                # Without "local", Ray would join any cluster that was started on this machine before.
-                ray.init("local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+                _start_here()
             else:
                 runtime_env = {"env_vars": QUIET}
                 ray.init(address, log_to_driver=False, logging_level=logging.ERROR, runtime_env=runtime_env)
@@ -78,6 +82,24 @@ def connected(address: str | None) -> Iterator[None]:
     finally:
         if is_ours:
             ray.shutdown()
+
+
+def _start_here() -> None:
+    """Start a Ray on this machine. On a busy machine Ray gives up on its own start after 30 seconds, so it gets more tries."""
+    import ray
+
+    for attempt in range(NUM_START_ATTEMPTS):
+        try:
+            # Without "local", Ray would join any cluster that was started on this machine before.
+            ray.init("local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+            return
+        except Exception as error:
+            if not ray_internals.is_slow_start(error):
+                raise
+            ray.shutdown()
+            if attempt + 1 == NUM_START_ATTEMPTS:
+                raise RuntimeError(f"it did not start within 30 s in {NUM_START_ATTEMPTS} tries") from error
+            log.warning("Ray did not start within 30 s, trying again: %s", error)
 
 
 def _cause(error: BaseException) -> str:

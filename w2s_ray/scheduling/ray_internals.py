@@ -38,3 +38,8 @@ def unbound_result_queue() -> None:
     from ray.train._internal.session import get_session
 
     get_session().result_queue.maxsize = 0
+
+
+def is_slow_start(error: Exception) -> bool:
+    """Whether `ray.init` gave up on a node that was slow to start. Ray raises a bare Exception for it (node.py)."""
+    return type(error) is Exception and "timed out during startup" in str(error)
