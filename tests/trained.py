@@ -48,7 +48,8 @@ def train(fits: Iterable[Fit], where: Path, execution: Execution = Execution()) 
     """Train Fits into a store. None may fail."""
     store = open_store(where)
     run_pack(list(fits), store_uri=store.uri, execution=execution, report=quiet)
-    assert store.read_failures() == {}
+    failures = store.read_failures()
+    assert failures == {}, [record["reason"] for record in failures.values()]
     return store
 
 
