@@ -178,6 +178,56 @@ def test_a_bad_row_is_refused(folder: Path, rows: list[dict[str, Any]], expected
     assert expected in refusal(folder)
 
 
+LINES = "text,label\n" + "".join(f"plain number {i},{i % 2}\n" for i in range(8))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        (
+            "toy.csv",
+            (LINES + "caf\xe9,1\n").encode("latin1"),
+            "toy.csv: row 9, column 'text': is not UTF-8 (byte 0xe9)",
+        ),
+        (
+            "toy.jsonl",
+            '{"text": "caf\xe9", "label": 1}\n'.encode("latin1"),
+            "toy.jsonl: row 1, column 'text': is not UTF-8",
+        ),
+        ("toy.csv", (LINES + "a\0b,1\n").encode(), "row 9, column 'text': has a NUL character"),
+        ("toy.csv", b"text,text,label\na,b,0\nc,d,1\n", "column 'text' is there 2 times"),
+    ],
+)
+def test_text_that_is_not_text_is_refused(folder: Path, name: str, content: bytes, expected: str) -> None:
+    (folder / name).write_bytes(content)
+    spoil(lambda task: task | {"train": name})(folder)
+    assert expected in refusal(folder)
+
+
+def test_a_byte_order_mark_is_no_part_of_a_name(folder: Path) -> None:
+    from w2s_ray import tasks
+
+    (folder / "toy.csv").write_bytes(LINES.encode("utf-8-sig"))
+    spoil(lambda task: task | {"train": "toy.csv"})(folder)
+    assert tasks.read_rows(tasks.load_task("toy.yaml", base=folder)).num_rows == 8
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"template": "text"}, "template: 'text' names no column; did you mean '{text}'?"),
+        (
+            {"setting": "comparison", "template": "", "completions": ["chosen", "rejected"]},
+            "completions: 'chosen' names no column; did you mean '{chosen}'?",
+        ),
+        ({"setting": "comparison", "template": "prompt", "completions": ["{a}", "{b}"]}, "did you mean '{prompt}'?"),
+    ],
+)
+def test_a_template_without_a_column_is_refused(folder: Path, change: dict[str, Any], expected: str) -> None:
+    spoil(lambda task: task | change)(folder)
+    assert expected in refusal(folder)
+
+
 def test_a_file_that_is_not_what_its_name_says_is_refused(folder: Path) -> None:
     (folder / "toy.parquet").write_text("text,label\n")
     assert "toy.parquet: can't be read as parquet" in refusal(folder)

@@ -23,6 +23,7 @@ from typing import Any
 import pyarrow as pa
 
 from w2s_ray.errors import InputError, nearest
+from w2s_ray.tasks.encoding import check_text
 from w2s_ray.tasks.grouping import group_keys, join
 from w2s_ray.tasks.shapes import Item, as_lines, unfold, value
 from w2s_ray.tasks.task import Task, files, load_test_task
@@ -325,13 +326,19 @@ def _read_columns(task: Task, path: Path) -> pa.Table:
     except (pa.ArrowInvalid, OSError) as error:
         raise InputError(f"{path}: can't be read as {path.suffix[1:]}: {error}") from error
     for column in task.columns:
+        if table.column_names.count(column) > 1:
+            raise InputError(
+                f"{path}: column '{column}' is there {table.column_names.count(column)} times; rename all but one"
+            )
         if column not in table.column_names:
             raise InputError(
                 f"{path}: no column '{column}'{nearest(column, table.column_names)}, which {task.path.name} names; "
                 f"there are: {', '.join(table.column_names)}"
             )
     optional = OPTIONAL_PUZZLE_COLUMNS if task.shape.puzzle else ()
-    return table.select([*task.columns, *(column for column in optional if column in table.column_names)])
+    columns = table.select([*task.columns, *(column for column in optional if column in table.column_names)])
+    check_text(columns, path)
+    return columns
 
 
 def _read_file(task: Task, path: Path) -> pa.Table:

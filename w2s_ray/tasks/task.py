@@ -140,7 +140,15 @@ class Task(BaseModel):
             raise ValueError("given group_by without group")
         if self.setting == "generation" and self.label:
             raise ValueError("generation takes no label: its completion is the right one")
+        for name, template in (("template", self.template), *(("completions", text) for text in self.completions)):
+            if not _fields_of(template) and not (name == "template" and self._may_have_a_constant_prompt):
+                raise ValueError(f"{name}: {template!r} names no column; did you mean '{{{template}}}'?")
         return self
+
+    @property
+    def _may_have_a_constant_prompt(self) -> bool:
+        """A comparison may have no prompt, or one sentence for all rows. A single word is a column without its braces."""
+        return self.setting == "comparison" and (not self.template or " " in self.template.strip())
 
     @property
     def label_column(self) -> str | None:
@@ -161,12 +169,16 @@ class Task(BaseModel):
     @property
     def columns(self) -> list[str]:
         """The columns to read from the files. Of a nested name such as `choices.text` this is the column `choices`."""
-        templates = "".join((self.template, *self.completions))
-        fields = [field for _, field, _, _ in string.Formatter().parse(templates) if field]
+        fields = [field for template in (self.template, *self.completions) for field in _fields_of(template)]
         fields += [field for field in (self.label_column, *self.group_columns, self.id, self.difficulty) if field]
         columns = [column for column in map(_top_level, fields) if column not in self.shape.added_fields]
         columns += map(_top_level, (*self.shape.columns, *((self.where.column,) if self.where else ())))
         return list(dict.fromkeys(columns))
+
+
+def _fields_of(template: str) -> list[str]:
+    """The columns that a template names, in its order."""
+    return [field for _, field, _, _ in string.Formatter().parse(template) if field]
 
 
 def _top_level(field: str) -> str:
