@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from w2s_ray import cli
 from w2s_ray.errors import InputError
+from w2s_ray.plan import load_plan
 from w2s_ray.study import load_study
 
 from tiny import save_study
@@ -231,6 +232,29 @@ def test_a_template_without_a_column_is_refused(folder: Path, change: dict[str, 
 def test_a_file_that_is_not_what_its_name_says_is_refused(folder: Path) -> None:
     (folder / "toy.parquet").write_text("text,label\n")
     assert "toy.parquet: can't be read as parquet" in refusal(folder)
+
+
+@pytest.mark.parametrize("command", ["run", "report"])
+def test_a_folder_for_the_report_that_cannot_be_written_is_refused(folder: Path, command: str) -> None:
+    (folder / "taken").write_text("in the way")
+    assert "nothing can be written to" in refusal(folder, command, "--out", str(folder / "taken" / "out"))
+
+
+@pytest.mark.parametrize("command", ["report", "verify"])
+def test_a_store_that_is_not_there_is_refused_where_it_is_only_read(folder: Path, command: str) -> None:
+    assert "there is no such store" in refusal(folder, command)
+
+
+def test_a_report_is_not_replaced_by_an_emptier_one(folder: Path) -> None:
+    keys = [fit.key for fit in load_plan(folder / "study.yaml").fits]
+    for name in ("out", "store"):
+        (folder / name).mkdir()
+    pq.write_table(pa.table({"key": keys[:3]}), folder / "out" / "runs.parquet")
+    arguments = ["--out", str(folder / "out")]
+    assert "has 3 Fit(s) of this study that the store" in refusal(folder, "report", *arguments)
+    command = ["report", str(folder / "study.yaml"), "--store", str(folder / "store"), *arguments, "--force"]
+    assert CliRunner().invoke(cli.app, command).exit_code == 0
+    assert (folder / "out" / "report.html").exists()
 
 
 def test_a_store_that_cannot_be_written_is_refused(folder: Path) -> None:

@@ -327,6 +327,17 @@ def _unusable(folder: str, name: str, problem: str) -> StoreError:
     return StoreError(f"fits/{folder}/{name} {problem}; remove this folder from the store to run the Fit again")
 
 
+def fits_in_tables(out: Path) -> set[str]:
+    """The keys of the Fits that the tables in `out` hold; empty where there are no tables."""
+    path = out / "runs.parquet"
+    if not path.exists():
+        return set()
+    try:
+        return set(pl.read_parquet(path, columns=["key"])["key"].to_list())
+    except pl.exceptions.PolarsError:  # cut short, to be written anew
+        return set()
+
+
 def _read_earlier(out: Path) -> dict[str, FitTables]:
     """Key -> what an earlier call collected, from the tables in `out`. Empty if they are of another version."""
     paths = [out / f"{name}.parquet" for name in ("predictions", "curves", "runs")]

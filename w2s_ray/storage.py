@@ -182,6 +182,12 @@ class Storage:
 
     # --- checks ---
 
+    def check_exists(self) -> None:
+        """Refuse a folder or bucket that is not there, for commands that only read."""
+        [info] = self._with_retries(lambda: self.fs.get_file_info([self.root]))
+        if info.type == pafs.FileType.NotFound:
+            raise InputError(f"--store {self.uri}: there is no such store. Is the path right? `w2s run` creates one")
+
     def check_writable(self) -> None:
         """Refuse storage that cannot be written, before anything is trained."""
         probe = self.path(f".writable-{uuid.uuid4().hex}")

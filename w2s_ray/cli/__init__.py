@@ -2,7 +2,7 @@
 
 In a verb's file one function computes facts and returns them as plain data, and another prints them; `--json` prints the
 facts as they are. Ray, torch and everything else that is slow to import is imported inside functions, so that every verb
-starts fast. `w2s` and `python -m w2s_ray.cli` are the same command.
+starts fast. `w2s`, `python -m w2s_ray` and `python -m w2s_ray.cli` are the same command.
 
 Exit codes:
     0    all is well

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
+
+from w2s_ray.errors import InputError
 
 DEFAULT_STORE = "./w2s-store"
 DEFAULT_OUT = Path("w2s-out")
@@ -60,3 +63,14 @@ TrackOption = Annotated[
 
 Axis = Literal["params", "compute", "fraction"]
 """What the size axis of the report's figures shows."""
+
+
+def out_folder(given: Path | None, *, study: str) -> Path:
+    """The folder for a study's tables and report. One that can't be written is refused before anything is done."""
+    folder = given or DEFAULT_OUT / study
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    try:
+        tempfile.TemporaryDirectory(dir=there, prefix=".w2s-").cleanup()
+    except OSError as error:
+        raise InputError(f"--out {folder}: nothing can be written to {there} ({error.strerror})") from error
+    return folder

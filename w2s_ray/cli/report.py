@@ -10,7 +10,8 @@ from rich.markup import escape
 
 from w2s_ray import __version__
 from w2s_ray.cli.console import out
-from w2s_ray.cli.options import DEFAULT_OUT, DEFAULT_STORE, Axis, OutOption, StoreOption, StudyFile
+from w2s_ray.cli.options import DEFAULT_OUT, DEFAULT_STORE, Axis, OutOption, StoreOption, StudyFile, out_folder
+from w2s_ray.errors import InputError
 
 if TYPE_CHECKING:
     from w2s_ray.plan import Plan
@@ -29,6 +30,9 @@ def report(
     ] = None,
     out_dir: OutOption = None,
     axis: Annotated[Axis, typer.Option(help="What the size axis of the figures shows.")] = "params",
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace a report even if it had Fits that the store does not hold.")
+    ] = False,
 ) -> None:
     """Write results.parquet, PGR tables, figures and a self-contained report.html from the Fits that are done. Given a
     second study, also write compare.html: both studies side by side, with their differences and intervals.
@@ -39,7 +43,7 @@ def report(
 
     first = load_plan(study)
     if other is None:
-        _report_from_store(first, store, out_dir or DEFAULT_OUT / first.study.name, axis=axis)
+        _report_from_store(first, store, out_folder(out_dir, study=first.study.name), axis=axis, force=force)
         return
     from analysis.compare import write_comparison
 
@@ -47,18 +51,27 @@ def report(
     names = [first.study.name, second.study.name]
     if names[0] == names[1]:
         names[1] += "-b"
-    folders = [(out_dir or DEFAULT_OUT) / name for name in names]
-    _report_from_store(first, store, folders[0], axis=axis)
-    _report_from_store(second, other_store or store, folders[1], axis=axis)
+    folders = [out_folder(out_dir / name if out_dir else None, study=name) for name in names]
+    _report_from_store(first, store, folders[0], axis=axis, force=force)
+    _report_from_store(second, other_store or store, folders[1], axis=axis, force=force)
     comparison = write_comparison(*folders, out=out_dir or DEFAULT_OUT / f"{names[1]}-against-{names[0]}")
     out.print(f"comparison: {comparison}")
 
 
-def _report_from_store(plan: Plan, store_uri: str, folder: Path, *, axis: Axis) -> None:
+def _report_from_store(plan: Plan, store_uri: str, folder: Path, *, axis: Axis, force: bool) -> None:
+    from w2s_ray.results import fits_in_tables
     from w2s_ray.store import open_store
 
     store = open_store(store_uri)
-    facts = {"fits_done": len(store.committed(plan.fits)), "store": store_uri, "version": __version__}
+    store.storage.check_exists()
+    committed = store.committed(plan.fits)
+    num_lost = len((fits_in_tables(folder) & {fit.key for fit in plan.fits}) - set(committed))
+    if num_lost and not force:
+        raise InputError(
+            f"--out {folder}: the report there has {num_lost:,} Fit(s) of this study that the store {store_uri} does not "
+            "hold. Give the store that holds them, another --out, or --force to replace the report"
+        )
+    facts = {"fits_done": len(committed), "store": store_uri, "version": __version__}
     write_tables_and_report(plan, store, folder, facts=facts, axis=axis)
 
 

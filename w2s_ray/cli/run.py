@@ -12,7 +12,6 @@ from rich.markup import escape
 from w2s_ray import __version__
 from w2s_ray.cli.console import MAX_LISTED, err, out
 from w2s_ray.cli.options import (
-    DEFAULT_OUT,
     DEFAULT_STORE,
     BudgetHoursOption,
     BudgetUsdOption,
@@ -23,6 +22,7 @@ from w2s_ray.cli.options import (
     StudyFile,
     TrackOption,
     WaitOption,
+    out_folder,
 )
 from w2s_ray.cli.report import write_tables_and_report
 from w2s_ray.errors import InputError
@@ -76,7 +76,7 @@ def run(
     )
     plan = load_plan(study, trust_remote_code=trust_remote_code)
     opened = open_store(store)
-    folder = out_dir or DEFAULT_OUT / plan.study.name
+    folder = out_folder(out_dir, study=plan.study.name)
     out.print(f"[bold]{plan.study.name}[/bold]: {len(plan.cells):,} cells, {len(plan.fits):,} Fits; store {store}")
 
     from w2s_ray.scheduling.run import run_plan

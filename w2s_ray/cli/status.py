@@ -179,6 +179,7 @@ def verify(
     from w2s_ray.store import open_store
 
     opened = open_store(store)
+    opened.storage.check_exists()
     folders = list(opened.committed(load_plan(study).fits).values()) if study else opened.committed_folders()
     watched = track(folders, "checking", console=err, transient=True, disable=not err.is_terminal)
     damage = find_damage(watched, store=opened)
