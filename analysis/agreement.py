@@ -1,8 +1,9 @@
-"""What students make of their supervisors' labels: agreement, misfit and gain, learning curves, calibration.
+"""What supervisors' labels are like, and what students make of them: agreement, misfit and gain, learning curves, calibration.
 
 Agreement is split by whether the supervisor is right. The paper found inverse scaling: larger students agree less with
 their supervisor where it is wrong (Burns et al. 2023, section 5.1.3). Students of other labels, whose errors are not the
-supervisor's (shuffled labels, random errors), say how much of that agreement is imitation.
+supervisor's (shuffled labels, random errors), say how much of that agreement is imitation. On half B, which the student learned
+from, it says whether the student could fit those errors at all; on the test set, whether it took over what makes them.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from analysis.cells import CONTROLS, done, has_method, is_generatives_own, on_pl
 CELL = ["setting", "family", "method", "task", "weak", "strong", "weak_params", "strong_params"]
 WHEN = {"right": "agreement_when_weak_right", "wrong": "agreement_when_weak_wrong"}
 NUM_BINS = 10
+TEST, HALF_B = "test set", "half B"
+"""The parts of a task on which a student is compared with its supervisor."""
 
 
 def agreement_table(results: pl.DataFrame) -> pl.DataFrame:
@@ -126,6 +129,7 @@ IMITATION = {
     "weak": pl.String,
     "strong": pl.String,
     "method": pl.String,
+    "part": pl.String,
     "agreement": pl.Float64,
     "agreement_low": pl.Float64,
     "agreement_high": pl.Float64,
@@ -137,33 +141,48 @@ IMITATION = {
     },
     "num_replicates": pl.Int64,
 }
-"""All shares are of those test items on which the supervisor is wrong. `shuffled` and `noise` are the agreement of students
+"""All shares are of those items of `part` (TEST or HALF_B) on which the supervisor is wrong. On half B these are the rows that
+the student learned from. `shuffled` and `noise` are the agreement of students
 of the same size that learned from shuffled labels, or from the truth with as many random errors as the supervisor makes."""
 
 
-def imitation_table(results: pl.DataFrame, answers: Mapping[str, Answers]) -> pl.DataFrame:
-    """How often students repeat their supervisor's mistakes, beside students that could not learn them from it."""
+def imitation_table(
+    results: pl.DataFrame, answers: Mapping[str, Answers], half_b: Mapping[str, Answers]
+) -> pl.DataFrame:
+    """How often students repeat their supervisor's mistakes, on the test set and on half B, beside students that could not learn
+    them from it."""
     cells = _with_references(done(results).filter(pl.col("weak") != pl.col("strong")))
     students = cells.filter(~has_method(*CONTROLS))
     head = ["setting", "family", "task", "weak", "strong", "method"]
     rows = []
     for values, group in students.group_by(head, maintain_order=True):
         replicates = _Replicates(str(values[2]), group["seed"].to_list())
-        student, shuffled, noise = (
-            [
-                _agreement_when({"weak_key": weak, "student_key": key}, answers, when="wrong")
-                for weak, key in group.select("weak_key", name).iter_rows()
-            ]
-            for name in ("student_key", "shuffled_ref", "noise_ref")
-        )
-        row: dict[str, Any] = dict.fromkeys(IMITATION) | dict(zip(head, values, strict=True))
-        row |= replicates.columns("agreement", student) | {"num_replicates": group["seed"].n_unique()}
-        for name, reference in (("shuffled", shuffled), ("noise", noise)):
-            row[name] = replicates.columns(name, reference).get(name)
-            row |= replicates.columns(f"more_than_{name}", student, minus=reference)
-        if row["agreement"] is not None:
-            rows.append(row)
+        for part, of_part in ((TEST, answers), (HALF_B, half_b)):
+            student, shuffled, noise = (
+                [
+                    _repeated_mistakes(*(of_part.get(key) for key in keys))
+                    for keys in zip(*(group[name] for name in ("weak_key", "student_key", learner)), strict=True)
+                ]
+                for learner in ("student_key", "shuffled_ref", "noise_ref")
+            )
+            row: dict[str, Any] = dict.fromkeys(IMITATION) | dict(zip(head, values, strict=True)) | {"part": part}
+            row |= replicates.columns("agreement", student) | {"num_replicates": group["seed"].n_unique()}
+            for name, reference in (("shuffled", shuffled), ("noise", noise)):
+                row[name] = replicates.columns(name, reference).get(name)
+                row |= replicates.columns(f"more_than_{name}", student, minus=reference)
+            if row["agreement"] is not None:
+                rows.append(row)
     return pl.DataFrame(rows, schema=IMITATION)
+
+
+def _repeated_mistakes(weak: Answers | None, student: Answers | None, learner: Answers | None) -> Share | None:
+    """Among the items of a student, the share of its supervisor's mistakes that a learner repeats. None if not all are known."""
+    if weak is None or student is None or learner is None:
+        return None
+    weak, learner = weak.on_items_of(student), learner.on_items_of(student)
+    if weak is None or learner is None:
+        return None
+    return agreement(learner, weak, where=~weak.correct)
 
 
 @dataclass(frozen=True)
@@ -295,44 +314,80 @@ def fits_by_role(results: pl.DataFrame) -> pl.DataFrame:
     return pl.concat(roles).unique(maintain_order=True)
 
 
-def calibration_table(results: pl.DataFrame, predictions: pl.DataFrame) -> pl.DataFrame:
-    """Predicted against observed probability by role and method, over sizes and seeds, in ten bins of predicted probability.
+def calibration_table(results: pl.DataFrame, predictions: pl.DataFrame, half_b: pl.DataFrame) -> pl.DataFrame:
+    """Predicted against observed probability by role, method and part, over sizes and seeds, in ten bins of predicted probability.
 
     `said` is the mean predicted probability of a bin and `was` the share of its items for which the event came true. The
     event is label 1 in classification, the first completion being better in comparison, and a correct completion in
     generation. Supervisors and ceilings learned from the truth alone (`truth`) or are `generative`'s own.
     """
-    if "probability" not in predictions.columns or done(results).is_empty():
-        return pl.DataFrame()
     place = ["setting", "family", "task", "role", "method"]
+    binned = _binned(results, predictions, half_b, place=place)
+    if binned.is_empty():
+        return binned
+    return binned.select(
+        *place,
+        "part",
+        "bin",
+        "num_items",
+        (pl.col("probability") / pl.col("num_items")).alias("said"),
+        (pl.col("outcome") / pl.col("num_items")).alias("was"),
+    )
+
+
+def _binned(
+    results: pl.DataFrame, predictions: pl.DataFrame, half_b: pl.DataFrame, *, place: list[str]
+) -> pl.DataFrame:
+    """Sums over the predictions of the same place, part and bin of predicted probability. Empty if there are none."""
     roles = fits_by_role(results).unique([*place, "key"], maintain_order=True)
     outcome = pl.when(pl.col("label").is_null()).then(pl.col("correct")).otherwise(pl.col("label") == 1)
-    binned = (
-        predictions.lazy()
-        .select(
-            pl.col("key").cast(pl.String),
-            "probability",
-            outcome.cast(pl.Float32).alias("outcome"),
-            (pl.col("probability") * NUM_BINS).floor().clip(0, NUM_BINS - 1).cast(pl.Int8).alias("bin"),
+    parts = []
+    for part, table in ((TEST, predictions), (HALF_B, half_b)):
+        if "probability" not in table.columns or roles.is_empty():
+            continue
+        by_key = (
+            table.lazy()
+            .select(
+                pl.col("key").cast(pl.String),
+                pl.col("probability").cast(pl.Float64),
+                outcome.cast(pl.Float64).alias("outcome"),
+                "correct",
+                (pl.col("probability") * NUM_BINS).floor().clip(0, NUM_BINS - 1).cast(pl.Int8).alias("bin"),
+            )
+            .with_columns(((pl.col("probability") - pl.col("outcome")) ** 2).alias("squared_error"))
+            .group_by("key", "bin")
+            .agg(pl.col("probability", "outcome", "squared_error", "correct").sum(), pl.len().alias("num_items"))
+            .collect(engine="streaming")
         )
-        .group_by("key", "bin")
-        .agg(
-            pl.col("probability").cast(pl.Float64).sum(),
-            pl.col("outcome").cast(pl.Float64).sum(),
-            pl.len().alias("num_items"),
-        )
-        .collect(engine="streaming")
-    )
+        of_place = roles.join(by_key, on="key", how="inner").group_by(*place, "bin")
+        sums = pl.col("probability", "outcome", "squared_error", "correct", "num_items").sum()
+        parts.append(of_place.agg(sums).with_columns(pl.lit(part).alias("part")))
+    return pl.concat(parts).sort(*place, pl.col("part") == HALF_B, "bin") if parts else pl.DataFrame()
+
+
+def supervisors_table(results: pl.DataFrame, predictions: pl.DataFrame, half_b: pl.DataFrame) -> pl.DataFrame:
+    """How good the supervisors' answers are on the test set, and on half B as labels: over seeds, for each that learned from the
+    truth alone.
+
+    Of the probabilities, `brier` is the mean squared error and `ece` the mean distance of predicted and observed probability over
+    ten bins, weighted by their items. See `calibration_table` for the event.
+    """
+    place = ["setting", "family", "task", "role", "method", "weak"]
+    binned = _binned(results, predictions, half_b, place=place)
+    if binned.is_empty():
+        return binned
+    num_items, sizes = pl.col("num_items").sum(), pl.Enum(results["weak"].unique(maintain_order=True))
     return (
-        roles.join(binned, on="key", how="inner")
-        .group_by(*place, "bin")
-        .agg(pl.col("probability", "outcome", "num_items").sum())
-        .with_columns(
-            (pl.col("probability") / pl.col("num_items")).alias("said"),
-            (pl.col("outcome") / pl.col("num_items")).alias("was"),
+        binned.filter((pl.col("role") == "supervisor") & (pl.col("method") == "truth"))
+        .group_by(*place, "part", maintain_order=True)
+        .agg(
+            (pl.col("correct").sum() / num_items).alias("score"),
+            (pl.col("squared_error").sum() / num_items).alias("brier"),
+            ((pl.col("probability") - pl.col("outcome")).abs().sum() / num_items).alias("ece"),
+            num_items,
         )
-        .drop("probability", "outcome")
-        .sort(*place, "bin")
+        .drop("role", "method")
+        .sort("setting", "family", "task", pl.col("weak").cast(sizes), maintain_order=True)
     )
 
 

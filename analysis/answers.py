@@ -1,7 +1,8 @@
-"""The Fits' answers to the test items, and how often two Fits agree, with an interval.
+"""The Fits' answers to items of the test set or of half B, and how often two Fits agree, with an interval.
 
-All models of a task answer the same items, so their common noise cancels in a difference. What an interval holds is said in
-`analysis.intervals`: the noise of the test items, drawn by groups, which replicates share, and what differs between replicates.
+All models of a task answer the same test items, and those of one replicate the same rows of half B, so their common noise cancels
+in a difference. What an interval holds is said in
+`analysis.intervals`: the noise of the items, drawn by groups, as far as replicates share them, and what differs between replicates.
 """
 
 from __future__ import annotations
@@ -18,8 +19,10 @@ from analysis.intervals import Interval, Moments
 
 @dataclass(frozen=True)
 class Answers:
-    """What one Fit answers to the test items, in the order of their ids."""
+    """What one Fit answers to its items, in the order of their ids."""
 
+    item: np.ndarray
+    """[item]: hash of the id."""
     answer: np.ndarray
     """[item]: the class, or a hash of the completion."""
     probability: np.ndarray
@@ -27,11 +30,31 @@ class Answers:
     """None where the answers are completions."""
     correct: np.ndarray
     group: np.ndarray
-    """[item]: number of the item's group."""
+    """[item]: number of the item's group, the same for all Fits of a task."""
+    num_groups: int
+    """Of all Fits of the task together. The halves of different replicates have groups in common, and groups of their own."""
+
+    def on_items_of(self, other: Answers) -> Answers | None:
+        """The answers to the items that another Fit answers. None if some are lacking."""
+        if np.array_equal(self.item, other.item):
+            return self
+        kept = np.isin(self.item, other.item)
+        if kept.sum() < len(other.item):
+            return None
+        label = None if self.label is None else self.label[kept]
+        return Answers(
+            self.item[kept],
+            self.answer[kept],
+            self.probability[kept],
+            label,
+            self.correct[kept],
+            self.group[kept],
+            self.num_groups,
+        )
 
 
 class Share(NamedTuple):
-    """A share of the test items, and each group's influence on it."""
+    """A share of the items, and each group's influence on it."""
 
     value: float
     influence: np.ndarray
@@ -47,30 +70,41 @@ class Term(NamedTuple):
 
 
 def read_answers(predictions: pl.DataFrame) -> dict[str, Answers]:
-    """Key -> answers of every Fit."""
-    if not {"probability", "label"} <= set(predictions.columns):
+    """Key -> answers of every Fit, from predictions.parquet or half_b.parquet."""
+    if not {"task", "probability", "label"} <= set(predictions.columns):
         return {}
     answers = {}
-    for (key,), rows in predictions.group_by("key", maintain_order=True):
-        by_id = rows if rows["id"].is_sorted() else rows.sort("id")
-        is_two_way = not by_id["label"].has_nulls()
-        group = by_id["group"].fill_null(by_id["id"]) if "group" in by_id.columns else by_id["id"]
-        answers[str(key)] = Answers(
-            (by_id["probability"] > 0.5 if is_two_way else by_id["completion"].hash()).to_numpy(),
-            by_id["probability"].to_numpy(),
-            by_id["label"].to_numpy() if is_two_way else None,
-            by_id["correct"].to_numpy(),
-            np.unique(group.hash().to_numpy(), return_inverse=True)[1].astype(np.int32),
-        )
+    for _, of_task in predictions.group_by("task", maintain_order=True):
+        groups = np.unique(_group(of_task).unique().hash().to_numpy())
+        for (key,), rows in of_task.group_by("key", maintain_order=True):
+            by_id = rows if rows["id"].is_sorted() else rows.sort("id")
+            is_two_way = not by_id["label"].has_nulls()
+            answers[str(key)] = Answers(
+                by_id["id"].hash().to_numpy(),
+                (by_id["probability"] > 0.5 if is_two_way else by_id["completion"].hash()).to_numpy(),
+                by_id["probability"].to_numpy(),
+                by_id["label"].to_numpy() if is_two_way else None,
+                by_id["correct"].to_numpy(),
+                np.searchsorted(groups, _group(by_id).hash().to_numpy()).astype(np.int32),
+                len(groups),
+            )
     return answers
 
 
+def _group(rows: pl.DataFrame) -> pl.Series:
+    """The group of each item. One without a group is its own."""
+    return rows["group"].fill_null(rows["id"]) if "group" in rows.columns else rows["id"]
+
+
 def agreement(student: Answers, weak: Answers, *, where: np.ndarray) -> Share | None:
-    """The share of items, among those that `where` selects, on which two Fits agree. None if it selects none."""
+    """The share of items, among those that `where` selects, on which two Fits agree. None if it selects none. Both answer the
+    same items."""
     if not where.any():
         return None
     same = (student.answer == weak.answer) & where
-    num_same, num_items = (np.bincount(weak.group, weights=chosen) for chosen in (same, where))
+    num_same, num_items = (
+        np.bincount(weak.group, weights=chosen, minlength=weak.num_groups) for chosen in (same, where)
+    )
     value = num_same.sum() / num_items.sum()
     return Share(float(value), (num_same - value * num_items) / num_items.sum())
 

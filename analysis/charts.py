@@ -267,6 +267,35 @@ def agreement_chart(rows: pl.DataFrame, *, axis: str) -> Figure | None:
     return _panels(layers, rows, title=_title("Agreement with the supervisor", rows))
 
 
+LEARNED_FROM = {"agreement": "its supervisor", "shuffled": "shuffled labels", "noise": "random errors"}
+"""Columns of the imitation table -> what these students learned from."""
+
+
+def imitation_chart(rows: pl.DataFrame, *, axis: str) -> Figure | None:
+    """How often students repeat their supervisor's mistakes on the test set and on half B, beside students of other labels."""
+    rows = rows.filter(pl.col("strong_size").is_not_null())
+    if rows.is_empty():
+        return None
+    rows = rows.with_columns(pl.format("{}: {}, {}", "task", "method", "part").alias("panel"))
+    lines = rows.unpivot(
+        list(LEARNED_FROM),
+        index=["panel", "family", "weak", "strong", "weak_size", "strong_size", "method", "fails"],
+        variable_name="learned_from",
+        value_name="share",
+    ).filter(pl.col("share").is_not_null())
+    lines = lines.with_columns(pl.col("learned_from").replace(LEARNED_FROM))
+    base = alt.Chart().encode(
+        x=_size_axis(axis),
+        y=alt.Y("share:Q", title="mistakes of the supervisor repeated", scale=alt.Scale(zero=False)),
+        color=_supervisor_color(lines),
+        tooltip=_tooltip("share", extra="learned_from"),
+    )
+    order = list(LEARNED_FROM.values())
+    dash = alt.StrokeDash("learned_from:N", title="learned from", sort=order, legend=DASHES)
+    layers = alt.layer(base.mark_line().encode(strokeDash=dash), _points(base))
+    return _panels(layers, lines, title=_title("Imitated mistakes", lines), width=SMALL, height=SMALL)
+
+
 def misfit_chart(rows: pl.DataFrame) -> Figure | None:
     """Gain over the supervisor against misfit, both in squared error. On the dashed line they are equal. Theory predicts a
     gain of at least the misfit, so points on or above the line (Charikar et al. 2024)."""
@@ -328,8 +357,9 @@ def learning_chart(rows: pl.DataFrame) -> Figure | None:
 
 
 def calibration_chart(rows: pl.DataFrame) -> Figure | None:
-    """Observed against predicted probability, with a panel for each method. Controls are left out. A calibrated model is on the
-    dashed line."""
+    """Observed against predicted probability on the test set, with a panel for each method. Controls are left out. A calibrated
+    model is on the dashed line."""
+    rows = rows.filter(pl.col("part") == "test set")
     if rows.is_empty():
         return None
     order = ["supervisor", "student", "ceiling"]
@@ -450,7 +480,7 @@ def stopping_chart(rows: pl.DataFrame) -> Figure | None:
     return _panels(layers, rows, title=_title("When to stop training", rows), height=alt.Step(18))
 
 
-CHARTS_WITH_SIZES = {"agreement": agreement_chart, "fit_curves": fit_chart}
+CHARTS_WITH_SIZES = {"agreement": agreement_chart, "imitation": imitation_chart, "fit_curves": fit_chart}
 """Name of a table -> the function that draws it on the chosen size axis, given the rows of one setting."""
 
 CHARTS_BY_TABLE: dict[str, Callable[[pl.DataFrame], Figure | None]] = {
@@ -462,7 +492,7 @@ CHARTS_BY_TABLE: dict[str, Callable[[pl.DataFrame], Figure | None]] = {
 }
 """The same for tables without a size axis."""
 
-DRAWN_BY_METHOD = ("agreement", "misfit", "learning", "calibration", "fit_curves")
+DRAWN_BY_METHOD = ("agreement", "imitation", "misfit", "learning", "calibration", "fit_curves")
 """Charts with a panel or line for each method."""
 
 # --- parts of charts ------------------------------------------------------------------------------------------------

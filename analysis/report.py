@@ -42,8 +42,8 @@ def write_report(out: Path, *, facts: dict[str, Any] | None = None, study_text: 
     `facts`: what the page says about the run, such as its store. `study_text`: the study file, shown as it is.
     """
     results, predictions = tables.read_study(out)
-    curves, runs, items, parts = (
-        tables.read_optional(out / f"{name}.parquet") for name in ("curves", "runs", "items", "parts")
+    curves, runs, items, parts, half_b = (
+        tables.read_optional(out / f"{name}.parquet") for name in ("curves", "runs", "items", "parts", "half_b")
     )
     samples = resample(results, predictions)
     pgr = pgr_table(samples)
@@ -56,10 +56,11 @@ def write_report(out: Path, *, facts: dict[str, Any] | None = None, study_text: 
         "scores": agreement.scores_table(results, predictions),
         "agreement": agreement.agreement_table(results),
         "inverse_scaling": agreement.inverse_scaling(results, answers, axis=axis),
-        "imitation": agreement.imitation_table(results, answers),
+        "imitation": agreement.imitation_table(results, answers, read_answers(half_b)),
+        "supervisors": agreement.supervisors_table(results, predictions, half_b),
         "misfit": agreement.misfit_table(results, answers),
         "learning": agreement.learning_table(results, curves),
-        "calibration": agreement.calibration_table(results, predictions),
+        "calibration": agreement.calibration_table(results, predictions, half_b),
         "stopping": stopping.stopping_table(results, curves, pgr),
         "copying": stopping.copying_table(results, curves),
         "difficulty": difficulty.difficulty_table(results, predictions, items),
@@ -240,6 +241,7 @@ def _sections(frames: dict[str, pl.DataFrame]) -> list[Section]:
         _scores(frames["scores"]),
         _fits(frames["fits"]),
         _inverse(frames["inverse_scaling"]),
+        _supervisors(frames["supervisors"]),
         _imitation(frames["imitation"]),
         _misfit(frames["misfit"]),
         _stopping(frames["stopping"]),
@@ -368,14 +370,26 @@ def _methods(rows: pl.DataFrame) -> Section | None:
     return section("Methods against naive", shown, note=note)
 
 
+def _supervisors(rows: pl.DataFrame) -> Section | None:
+    if rows.is_empty():
+        return None
+    note = (
+        "The supervisors' answers on the test set and on half B, where they are the students' labels, over seeds. The event is label "
+        "1, the first completion being the better one, or the written completion being right. brier is the mean squared error of "
+        "its probability; ece is the mean distance of predicted and observed probability over ten bins. Without intervals."
+    )
+    return section("Supervisors and their labels", rows, note=note)
+
+
 def _imitation(rows: pl.DataFrame) -> Section | None:
     if rows.is_empty():
         return None
     note = (
-        "How often students repeat their supervisor's mistakes on the test set, beside models of the same size that could not "
-        "learn them from it: shuffled learned from shuffled labels, noise from the truth with as many random errors. A student "
-        "that agrees no more than they do does not imitate its supervisor's errors. The labels of noise are hard, so its match is "
-        "`harden`. Intervals are 95 %, over replicates and test items."
+        "How often students repeat their supervisor's mistakes, beside models of the same size that could not learn them from it: "
+        "shuffled learned from shuffled labels, noise from the truth with as many random errors. Half B are the rows that the "
+        "student learned from: a student that agrees with the mistakes there no more than the others do could not fit them. On "
+        "the test set it could, but did not take them over. The labels of noise are hard, so its match is `harden`. Intervals are "
+        "95 %, over replicates and items."
     )
     return section("Imitated mistakes", rows, note=note)
 

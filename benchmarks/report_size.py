@@ -1,7 +1,7 @@
 """What a large report costs: `python benchmarks/report_size.py [--seeds 36] [--items 5000]`.
 
-Commits invented predictions for every Fit of a study with 4 sizes, 2 tasks and 2 methods. With 36 seeds these are 2,016 Fits
-and 10 million predictions. Then it times `w2s report` twice, with its peak memory: the first run reads the files of every
+Commits invented predictions for every Fit of a study with 4 sizes, 2 tasks and 2 methods, on the test set and, as far as Fits
+keep them, on as many rows of half B. With 36 seeds these are 2,312 Fits. Then it times `w2s report` twice, with its peak memory: the first run reads the files of every
 Fit, the second reuses the tables of the first. Last, it times the aggregation of predictions per Fit in Polars and in pandas.
 
 Goals: under 2 minutes and 4 GB, and four times as fast as pandas.
@@ -52,18 +52,23 @@ def fill(study: Path, store: Path, *, num_items: int) -> int:
     """Commit predictions that are right at a rate that grows with the model. Returns the number of Fits."""
     plan, store = load_plan(study), open_store(store)
     rng = np.random.default_rng(0)
-    ids = [f"{i:016x}" for i in range(num_items)]
-    labels = rng.integers(0, 2, num_items)
-    truth = pa.table({"id": ids, "half": ["test"] * num_items, "label": pa.array(labels, pa.int8())})
+    ids = [f"{i:016x}" for i in range(2 * num_items)]
+    labels = rng.integers(0, 2, 2 * num_items)
+    halves = ["test"] * num_items + ["B"] * num_items
+    truth = pa.table({"id": ids, "half": halves, "group": ids, "label": pa.array(labels, pa.int8())})
     for fit in {fit.data: fit for fit in plan.fits}.values():
         store.write_truth(fit, truth)
     for fit in track(plan.fits, description="filling the store"):
         rate = 0.5 + 0.06 * np.log10(fit.model.num_params / 1000) + (0.02 if fit.labels else 0.04)
-        right = rng.random(num_items) < rate
-        confidence = 0.5 + rng.random(num_items) / 2
+        right = rng.random(2 * num_items) < rate
+        confidence = 0.5 + rng.random(2 * num_items) / 2
         probabilities = np.where(right == (labels == 1), confidence, 1 - confidence).astype(np.float32)
+        table = pa.table({"id": ids, "probability": probabilities})
         with tempfile.TemporaryDirectory() as folder:
-            pq.write_table(pa.table({"id": ids, "probability": probabilities}), Path(folder, "test.parquet"))
+            pq.write_table(table[:num_items], Path(folder, "test.parquet"))
+            if fit.labels_others or fit.keeps_half_b:
+                name = "half_b.parquet" if fit.keeps_half_b else "labels.parquet"
+                pq.write_table(table[num_items:], Path(folder, name))
             curve = {
                 "step": [1, 2],
                 "epoch": [0.5, 1.0],
@@ -149,7 +154,7 @@ def main() -> None:
         folder.mkdir(parents=True, exist_ok=True)
         study = write_study(folder / "large.yaml", num_seeds=options.seeds)
         num_fits = fill(study, folder / "store", num_items=options.items)
-        print(f"{num_fits:,} Fits, {num_fits * options.items:,} predictions")
+        print(f"{num_fits:,} Fits, {num_fits * options.items:,} predictions on the test set")
         for _ in range(2):
             report(study, folder / "store", folder / "out")
         aggregation(folder / "out" / "predictions.parquet")

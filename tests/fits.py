@@ -70,23 +70,33 @@ def fit(size: str = "s", half: Any = "B", labels: Fit | None = None, seed: int =
 
 
 def commit(
-    store: Store, each: Fit, probabilities: list[float], folder: Path, provenance: dict[str, Any] | None = None
+    store: Store,
+    each: Fit,
+    probabilities: list[float],
+    folder: Path,
+    provenance: dict[str, Any] | None = None,
+    half_b: dict[str, float] | None = None,
 ) -> None:
+    """`half_b`: id -> probability of the rows of half B, if the Fit keeps any."""
     folder = folder / each.key[:8]
     folder.mkdir()
     if provenance is not None:
         (folder / "fit.json").write_text(json.dumps({"provenance": provenance}))
     ids = [f"i{i}" for i in range(len(probabilities))]
     pq.write_table(pa.table({"id": ids, "probability": pa.array(probabilities, pa.float32())}), folder / "test.parquet")
+    if half_b is not None:
+        table = pa.table({"id": list(half_b), "probability": pa.array(half_b.values(), pa.float32())})
+        pq.write_table(table, folder / ("half_b.parquet" if each.keeps_half_b else "labels.parquet"))
     pq.write_table(pa.table({"step": [1], "test_accuracy": [0.5]}), folder / "curve.parquet")
     store.commit(each, folder)
 
 
 def write_truth(store: Store, labels: list[int]) -> None:
-    ids = [f"i{i}" for i in range(len(labels))]
-    halves, groups = ["test"] * len(labels) + ["A"], [*ids, "x"]
-    table = pa.table({"id": [*ids, "x"], "half": halves, "group": groups, "label": pa.array([*labels, 1], pa.int8())})
-    store.write_truth(fit(), table)
+    """Test rows i0, i1, ... with these labels, a row of half A, and b0 to b3 of half B with the labels 1, 1, 0, 0."""
+    ids = [*(f"i{i}" for i in range(len(labels))), "x", "b0", "b1", "b2", "b3"]
+    halves = ["test"] * len(labels) + ["A"] + ["B"] * 4
+    label = pa.array([*labels, 1, 1, 1, 0, 0], pa.int8())
+    store.write_truth(fit(), pa.table({"id": ids, "half": halves, "group": ids, "label": label}))
 
 
 def cell(seed: int = 0, weak: str = "s", strong: str = "m") -> Cell:

@@ -231,6 +231,29 @@ def test_labels_and_weights_are_those_of_the_method(folder: Path, tmp_path: Path
     assert sum(a != truth[id_] for id_, a in zip(noise.rows.ids, answers, strict=True)) == num_weak_errors
 
 
+def test_a_student_keeps_its_answers_to_the_rows_that_it_learned_from(folder: Path, tmp_path: Path) -> None:
+    methods = ["naive", "filter", {"name": "shuffled", "labels": "truth"}, "noise", "bootstrap", "zero_shot"]
+    training = {"epochs": 30, "batch_size": 16, "learning_rate": 0.02, "validation": 0.25, "evals_per_epoch": 1}
+    plan = planned(folder, *methods, training=training)
+    store = trained(plan, tmp_path)
+    kept = {
+        cell.method: pl.DataFrame(store.read_table(cell.student, "half_b.parquet"))
+        for cell in plan.cells
+        if "half_b.parquet" in store.read_done(cell.student.folder)["files"]
+    }
+    assert list(kept) == ["naive", "filter", "shuffled(labels=truth)", "noise"], (
+        "a chain has no whole half, zero_shot none"
+    )
+    for cell in plan.cells[:4]:
+        rows = learned(cell.student, store).rows
+        labels = pl.DataFrame({"id": rows.ids, "label": rows.labels})
+        both = kept[cell.method].join(labels, on="id")
+        assert both.height == len(rows) == kept[cell.method].height
+        assert ((both["probability"] > 0.5) == (both["label"] > 0.5)).mean() > 0.9, "by now it repeats its own labels"
+    others = (plan.cells[0].supervisor, plan.cells[0].ceiling)
+    assert not any("half_b.parquet" in store.read_done(fit.folder)["files"] for fit in others)
+
+
 def test_a_naive_student_on_the_budget_of_another_method(folder: Path, tmp_path: Path) -> None:
     methods = ["iterate", {"name": "naive", "rows": 0.5}, {"name": "naive", "steps": 0.5}, "naive"]
     training = {"epochs": 2, "batch_size": 16, "learning_rate": 0.01}

@@ -140,13 +140,67 @@ def test_imitated_mistakes_beside_shuffled_and_noise() -> None:
         noise_s_m_t_0=[0.1, 0.9, 0.9, 0.9, 0.1, 0.1],
         shuffled=[0.1, 0.1, 0.9, 0.9, 0.9, 0.9],
     )
-    [row] = agreement.imitation_table(results, read_answers(predictions)).to_dicts()
+    [row] = agreement.imitation_table(results, read_answers(predictions), {}).to_dicts()
     assert (row["method"], row["agreement"], row["shuffled"], row["noise"]) == ("naive", 0.75, 0.5, 0.25)
     assert (row["more_than_shuffled"], row["more_than_noise"]) == (0.25, 0.5)
     assert row["more_than_noise_low"] < 0.5 < row["more_than_noise_high"]
     alone_results = results.filter(pl.col("method") == "naive").drop("shuffled_key")
-    [alone] = agreement.imitation_table(alone_results, read_answers(predictions)).to_dicts()
+    [alone] = agreement.imitation_table(alone_results, read_answers(predictions), {}).to_dicts()
     assert alone["agreement"] == 0.75 and alone["shuffled"] is None and alone["more_than_noise"] is None
+
+
+def test_mistakes_are_compared_on_the_rows_of_half_b_that_the_student_learned_from() -> None:
+    cell = {"shuffled_key": "shuffled", "method": "naive"}
+    test = predictions_of([1, 0], weak_s_t_0=[0.1, 0.1], naive_s_m_t_0=[0.9, 0.1], shuffled=[0.1, 0.1])
+    half_b = predictions_of(
+        [1, 1, 1, 1, 0, 0],
+        weak_s_t_0=[0.1, 0.1, 0.1, 0.1, 0.1, 0.1],  # wrong on the first four
+        naive_s_m_t_0=[0.1, 0.1, 0.9, 0.9, 0.1, 0.1],
+        shuffled=[0.9, 0.9, 0.9, 0.1, 0.9, 0.9],
+    )
+    is_held_out = (pl.col("key") == "naive s m t 0") & (pl.col("id") == "i00003")
+    answers, of_half_b = read_answers(test), read_answers(half_b.filter(~is_held_out))
+    table = agreement.imitation_table(results_of(cell), answers, of_half_b)
+    assert table["part"].to_list() == ["test set", "half B"]
+    assert table["agreement"].to_list() == [0.0, pytest.approx(2 / 3)]
+    assert table["shuffled"].to_list() == [1.0, 0.0], "on half B without the row that the student held out"
+    lacking = read_answers(half_b.filter((pl.col("key") != "shuffled") | (pl.col("id") != "i00000")))
+    [row] = agreement.imitation_table(results_of(cell), {}, lacking).to_dicts()
+    assert row["agreement"] == 0.5 and row["shuffled"] is None, "the control did not answer all rows of the student"
+    chart = charts.imitation_chart(
+        table.with_columns(pl.lit(None, pl.String).alias("fails"), weak_size=10, strong_size=100), axis="params"
+    )
+    assert chart is not None
+    [drawn] = chart.to_dict()["datasets"].values()
+    assert {(row["panel"], row["learned_from"], round(row["share"], 2)) for row in drawn} == {
+        ("t: naive, test set", "its supervisor", 0.0),
+        ("t: naive, test set", "shuffled labels", 1.0),
+        ("t: naive, half B", "its supervisor", 0.67),
+        ("t: naive, half B", "shuffled labels", 0.0),
+    }
+
+
+@pytest.mark.parametrize("share_of_pool", [0.5, 1.0])
+def test_the_interval_on_half_b_counts_items_that_replicates_share(share_of_pool: float) -> None:
+    """Agreement of students with supervisors that are always wrong, on halves dealt from one pool: true share 0.7."""
+    rng, num_pool, held = np.random.default_rng(0), 400, []
+    for _ in range(100):
+        latent, rows, cells = rng.standard_normal(num_pool), [], []
+        for seed in range(3):
+            half = np.sort(rng.choice(num_pool, round(share_of_pool * num_pool), replace=False))
+            own = rng.standard_normal(len(half))
+            agrees = 0.9**0.5 * latent[half] + 0.1**0.5 * own < 0.5244  # a normal variable is, with probability 0.7
+            for key, wrong in ((f"weak s t {seed}", np.ones(len(half), bool)), (f"naive s m t {seed}", agrees)):
+                probability = np.where(wrong, 0.1, 0.9)
+                ids = [f"i{i:05d}" for i in half]
+                rows.append(pl.DataFrame({"key": key, "id": ids, "probability": probability}))
+            cells.append({"seed": seed})
+        table = pl.concat(rows).with_columns(
+            task=pl.lit("t"), label=pl.lit(1, pl.Int8), group="id", completion=None, correct=pl.col("probability") > 0.5
+        )
+        [row] = agreement.imitation_table(results_of(*cells), {}, read_answers(table)).to_dicts()
+        held.append(row["agreement_low"] <= 0.7 <= row["agreement_high"])
+    assert 0.9 < np.mean(held) <= 0.99
 
 
 # --- misfit ---------------------------------------------------------------------------------------------------------
@@ -196,7 +250,7 @@ def test_a_plain_supervisor_of_generative_learned_from_the_truth() -> None:
         "ceiling": "generative",
     }
     predictions = predictions_of([1, 0], plain=[0.9, 0.1], own_ceiling=[0.9, 0.1], **{own["method"] + "_s_m_t_0": [0.9, 0.1]})  # fmt: skip
-    chart = charts.calibration_chart(agreement.calibration_table(results_of(own), predictions))
+    chart = charts.calibration_chart(agreement.calibration_table(results_of(own), predictions, pl.DataFrame()))
     assert chart is not None
     drawn = [row for rows in chart.to_dict()["datasets"].values() for row in rows if "role" in row]
     assert {row["role"] for row in drawn} == {"supervisor", "student", "ceiling"}
@@ -212,7 +266,7 @@ def test_calibration_is_of_each_method_with_controls_apart() -> None:
         own_weak=[0.65, 0.65, 0.65, 0.65],
         untrained=[0.45, 0.45, 0.45, 0.45],
     )
-    table = agreement.calibration_table(results, predictions)
+    table = agreement.calibration_table(results, predictions, pl.DataFrame())
     bins = {key: part["bin"].to_list() for key, part in table.partition_by("role", "method", as_dict=True).items()}
     assert bins == {
         ("control", "zero_shot"): [4],
@@ -228,6 +282,23 @@ def test_calibration_is_of_each_method_with_controls_apart() -> None:
     assert chart is not None
     drawn = [row for rows in chart.to_dict()["datasets"].values() for row in rows if "role" in row]
     assert {(row["role"], row["of"]) for row in drawn} == {("student", "naive"), ("supervisor", "naive")}
+
+
+def test_supervisors_on_the_test_set_and_on_half_b_by_hand() -> None:
+    results = results_of({}, {"method": "shuffled"}, GENERATIVE)
+    test = predictions_of([1, 0], weak_s_t_0=[0.75, 0.25], own_weak=[0.9, 0.9], naive_s_m_t_0=[0.9, 0.1])
+    half_b = predictions_of([1, 1, 0, 0], weak_s_t_0=[0.75, 0.25, 0.75, 0.25], naive_s_m_t_0=[0.9, 0.9, 0.9, 0.9])
+    on_test, on_half_b = agreement.supervisors_table(results, test, half_b).to_dicts()
+    assert (on_test["part"], on_test["score"], on_test["num_items"]) == ("test set", 1.0, 2)
+    assert (on_test["brier"], on_test["ece"]) == (pytest.approx(0.0625), pytest.approx(0.25))
+    assert (on_half_b["part"], on_half_b["score"], on_half_b["num_items"]) == ("half B", 0.5, 4)
+    assert (on_half_b["brier"], on_half_b["ece"]) == (pytest.approx((0.0625 + 0.5625) / 2), pytest.approx(0.25))
+    table = agreement.calibration_table(results, test, half_b)
+    assert table.filter(pl.col("part") == "half B")["role"].unique().sort().to_list() == ["student", "supervisor"]
+    chart = charts.calibration_chart(table)
+    assert chart is not None
+    drawn = [row for rows in chart.to_dict()["datasets"].values() for row in rows if "role" in row]
+    assert {row["part"] for row in drawn} == {"test set"}
 
 
 def test_auroc_by_hand_counts_ties_half() -> None:

@@ -13,7 +13,8 @@ import pytest
 from analysis import tables
 from analysis.bootstrap import resample
 from analysis.pgr import pgr_table
-from w2s_ray.plan import Cell
+from w2s_ray.fit import Method
+from w2s_ray.plan import Cell, Controls
 from w2s_ray.results import write_results
 from w2s_ray.store import Store
 
@@ -32,6 +33,50 @@ def test_a_cell_by_hand(store: Store, tmp_path: Path) -> None:
     assert row["agreement_when_weak_wrong"] == 0.5
     assert row["n_test"] == 8 and row["status"] == "done" and row["zero_shot_score"] is None
     assert row["weak_flops"] == 6 * 1000 * 1_000_000
+
+
+def test_agreement_on_half_b_and_of_the_control_by_hand(store: Store, tmp_path: Path) -> None:
+    plain = cell()
+    shuffled = fit(size="m", method=Method("shuffled"))
+    study_cell = replace(plain, controls=Controls(zero_shot=None, shuffled=shuffled))
+    labels = {"b0": 0.9, "b1": 0.1, "b2": 0.9, "b3": 0.1}  # right on b0 and b3
+    commit(store, plain.supervisor, [0.9, 0.9, 0.1, 0.1, 0.1, 0.1, 0.9, 0.9], tmp_path, half_b=labels)
+    answers = {"b3": 0.2, "b1": 0.2, "b0": 0.8}  # b2 was held out
+    commit(store, plain.student, [0.9, 0.9, 0.9, 0.1, 0.1, 0.1, 0.1, 0.9], tmp_path, half_b=answers)
+    commit(store, shuffled, [0.9] * 8, tmp_path, half_b=dict.fromkeys(labels, 0.7))
+    commit(store, plain.ceiling, [0.9] * 4 + [0.1] * 4, tmp_path)
+    [row] = write_results([study_cell], study="x", store=store, out=tmp_path / "out").to_dicts()
+
+    def agreement(name: str) -> list[float | None]:
+        return [row[f"{name}{when}"] for when in ("", "_when_weak_right", "_when_weak_wrong")]
+
+    assert row["half_b_weak_score"] == 0.5
+    assert agreement("half_b_agreement") == [1.0, 1.0, 1.0]
+    assert agreement("half_b_shuffled_agreement") == [1 / 3, 0.5, 0.0], "on the rows of the student"
+    assert agreement("agreement") == [0.75, 1.0, 0.5] and agreement("shuffled_agreement") == [0.5, 0.5, 0.5]
+    kept = pl.read_parquet(tmp_path / "out" / "half_b.parquet")
+    assert kept.group_by("role").len().sort("role").rows() == [("control", 4), ("student", 3), ("supervisor", 4)]
+    assert kept.filter(pl.col("role") == "student")["correct"].to_list() == [True, False, True]
+    again = write_results([study_cell], study="x", store=store, out=tmp_path / "out").to_dicts()
+    assert again == [row], "the tables of an earlier report are reused"
+
+
+def test_a_fit_that_kept_nothing_of_half_b_has_nulls_there(store: Store, tmp_path: Path) -> None:
+    study_cell = cell()
+    for trained in (study_cell.supervisor, study_cell.ceiling, study_cell.student):
+        commit(store, trained, [0.9] * 4 + [0.1] * 4, tmp_path)
+    [row] = write_results([study_cell], study="x", store=store, out=tmp_path / "out").to_dicts()
+    assert row["status"] == "done" and row["agreement"] == 1.0
+    assert all(value is None for name, value in row.items() if "half_b" in name or name.startswith("shuffled"))
+
+
+def test_answers_to_rows_outside_half_b_are_damage(store: Store, tmp_path: Path) -> None:
+    study_cell = cell()
+    for trained in (study_cell.supervisor, study_cell.ceiling):
+        commit(store, trained, [0.9] * 4 + [0.1] * 4, tmp_path)
+    commit(store, study_cell.student, [0.9] * 8, tmp_path, half_b={"b0": 0.5, "x": 0.5})
+    [row] = write_results([study_cell], study="x", store=store, out=tmp_path / "out").to_dicts()
+    assert row["status"] == "damaged" and "2 predictions for 4 rows of B, and 1 ids are in both" in row["reason"]
 
 
 def test_what_has_no_result_has_a_reason_and_nulls(store: Store, tmp_path: Path) -> None:

@@ -81,7 +81,7 @@ def cost(fit: Fit, *, execution: Execution, size: tasks.Size) -> Cost:
         num_predicted = 0
     if fit.role == "untrained":
         epochs, num_predicted = 0, num_test
-    if fit.labels_others:
+    if fit.labels_others or fit.keeps_half_b:
         num_predicted += num_train
     epochs, num_learned = epochs * share.steps, num_train * share.rows / num_parts
     num_steps = epochs * math.ceil(num_learned / fit.training.batch_size)

@@ -272,6 +272,12 @@ class Fit:
         return self.half != "B"
 
     @property
+    def keeps_half_b(self) -> bool:
+        """Whether its predictions on those rows of half B that it learned from are kept, to compare them with its supervisor's:
+        so it is for students of the whole half and for their control."""
+        return self.half == "B" and self.role in ("student", "control")
+
+    @property
     def parents(self) -> tuple[Fit, ...]:
         """The Fits that must be committed before this one can run."""
         return (*self.labels, self.warm_start) if self.warm_start else self.labels

@@ -4,6 +4,7 @@
 
     results.parquet       a cell: scores, PGR, agreement, or a status and a reason (SCHEMA)
     predictions.parquet   a test prediction of a Fit, judged by the ground truth (PREDICTIONS)
+    half_b.parquet        the same on half B: of supervisors, and of students on the rows that they learned from
     curves.parquet        a point of a Fit's learning curve
     items.parquet         the difficulty of a test item, if its task has one (ITEMS)
     parts.parquet         how many rows and groups a part of a replicate has (PARTS)
@@ -31,6 +32,12 @@ from w2s_ray.fit import Data, Fit
 from w2s_ray.plan import Cell
 from w2s_ray.store import Commit, Store, StoreError
 
+AGREEMENT = tuple(
+    f"{of}agreement{when}" for of in ("", "shuffled_") for when in ("", "_when_weak_right", "_when_weak_wrong")
+)
+"""How often a student's answers equal its supervisor's, and how often those of the control `shuffled` do: overall, where the
+supervisor is right, and where it is wrong."""
+
 SCHEMA = {
     "study": pl.String,
     "setting": pl.String,
@@ -55,9 +62,8 @@ SCHEMA = {
     "shuffled_score": pl.Float64,
     "floor_score": pl.Float64,
     "pgr": pl.Float64,
-    "agreement": pl.Float64,
-    "agreement_when_weak_right": pl.Float64,
-    "agreement_when_weak_wrong": pl.Float64,
+    **{f"{where}{name}": pl.Float64 for where in ("", "half_b_") for name in AGREEMENT},
+    "half_b_weak_score": pl.Float64,
     "weak_key": pl.String,
     "student_key": pl.String,
     "ceiling_key": pl.String,
@@ -67,7 +73,10 @@ SCHEMA = {
     "reason": pl.String,
 }
 """`swapped`: the twin of a seed, with halves A and B exchanged. `controls`: whether the grid has controls. `floor_score`: the
-highest of supervisor, zero-shot and shuffled; null before all controls of the cell are done. `status`: done, failed, blocked (a Fit that it depends on failed), damaged (in the store) or missing (not run yet)."""
+highest of supervisor, zero-shot and shuffled; null before all controls of the cell are done. `half_b_weak_score`: the
+supervisor's, over the whole half. `half_b_*agreement*`: on those rows that the student learned from; null for an untrained
+student, for one that learned from part of the half only, such as a chain's, and for Fits of an earlier version of this package.
+`status`: done, failed, blocked (a Fit that it depends on failed), damaged (in the store) or missing (not run yet)."""
 
 STATUS_ORDER = ("failed", "damaged", "blocked", "missing")
 """A cell with several problems has the status that comes first here."""
@@ -99,7 +108,7 @@ RUNS = {
 """`label_score`: share of right labels among the rows that a student learned from. `ensemble_score`: share of test rows that a
 student's supervisors, if it has several, label right together. `stamp`: of the commit that was read (`store.Commit`). Rows of another commit of the same Fit are not reused."""
 
-TABLES = "3"
+TABLES = "4"
 """Version of the meaning of these tables. Tables of another version are not reused but made again."""
 
 METRICS = {"classification": "accuracy", "generation": "exact_match", "comparison": "pairwise_accuracy"}
@@ -164,17 +173,19 @@ def write_results(cells: Iterable[Cell], *, study: str, store: Store, out: Path)
                 fit_tables[key] = collector.collect(fit, commits[key])
             except StoreError as error:
                 problems[key] = ("damaged", str(error))
-    tests = {key: tables.test for key, tables in fit_tables.items()}
-    rows = [_row(cell, study=study, tests=tests, problems=problems) for cell in cells]
+    rows = [_row(cell, study=study, fit_tables=fit_tables, problems=problems) for cell in cells]
     results = pl.DataFrame(rows, schema=SCHEMA)
     out.mkdir(parents=True, exist_ok=True)
     keys = sorted(fit_tables)
-    predictions = pl.concat([pl.DataFrame(schema=PREDICTIONS), *(fit_tables[key].test for key in keys)])
+    none = pl.DataFrame(schema=PREDICTIONS)
+    predictions = pl.concat([none, *(fit_tables[key].test for key in keys)])
+    half_b = pl.concat([none, *(fit_tables[key].half_b for key in keys)])
     # diagonal: a store may hold Fits of several versions of this package, whose curves differ in their columns
     curves = pl.concat(
         [pl.DataFrame(schema={"key": pl.String}), *(fit_tables[key].curve for key in keys)], how="diagonal_relaxed"
     )
     _write(predictions, out / "predictions.parquet")
+    _write(half_b, out / "half_b.parquet")
     _write(curves, out / "curves.parquet")
     _write(pl.DataFrame([fit_tables[key].run for key in keys], schema=RUNS), out / "runs.parquet")
     _write(collector.items(fits[key] for key in keys), out / "items.parquet")
@@ -199,6 +210,8 @@ class FitTables:
 
     test: pl.DataFrame
     """Its rows of predictions.parquet, in the order of their ids."""
+    half_b: pl.DataFrame
+    """Its rows of half_b.parquet, in the order of their ids. Empty if the Fit kept none."""
     curve: pl.DataFrame
     """Its rows of curves.parquet."""
     run: dict[str, Any]
@@ -215,10 +228,14 @@ class Collector:
     def collect(self, fit: Fit, commit: Commit) -> FitTables:
         columns = _fit_columns(fit)
         named = [pl.lit(value).cast(PREDICTIONS[name]).alias(name) for name, value in columns.items()]
-        test = self._judged_predictions(fit, commit.folder).select(*named, pl.all())
+        test = self._judged_predictions(fit, commit.folder, "test.parquet").select(*named, pl.all())
+        half_b = pl.DataFrame(schema=PREDICTIONS)
+        file = _file_of_half_b(fit)
+        if file in self.store.read_done(commit.folder)["files"]:
+            half_b = self._judged_predictions(fit, commit.folder, file).select(*named, pl.all())
         curve = self._read_table(commit.folder, "curve.parquet").select(pl.lit(fit.key).alias("key"), pl.all())
         run = columns | self._provenance(commit.folder) | {"stamp": commit.stamp}
-        return FitTables(test, curve, run)
+        return FitTables(test, half_b, curve, run)
 
     def items(self, fits: Iterable[Fit]) -> pl.DataFrame:
         """Difficulty of every test item of these Fits' tasks."""
@@ -254,19 +271,25 @@ class Collector:
             )
         return pl.concat(rows).unique().sort("task", "part", "replicate", "swapped")
 
-    def _judged_predictions(self, fit: Fit, folder: str) -> pl.DataFrame:
-        """A Fit's test predictions beside the ground truth: id and the columns JUDGED, in the order of the ids."""
-        generates = fit.data.setting == "generation"
-        truth, predicted = self._truth(fit), self._read_table(folder, "test.parquet")
+    def _judged_predictions(self, fit: Fit, folder: str, file: str) -> pl.DataFrame:
+        """A Fit's predictions beside the ground truth: id and the columns JUDGED, in the order of the ids.
+
+        Those of the test set are of all its rows, those of half B may be of some.
+        """
+        generates, half = fit.data.setting == "generation", "test" if file == "test.parquet" else "B"
+        truth, predicted = self._truth(fit, half), self._read_table(folder, file)
         columns = ["id", "probability", *(["completion"] if generates else [])]
         if missing := set(columns) - set(predicted.columns):
-            raise _unusable(folder, "test.parquet", f"has no column {' or '.join(sorted(missing))}")
+            raise _unusable(folder, file, f"has no column {' or '.join(sorted(missing))}")
         joined = predicted.select(columns).unique("id").join(truth, on="id", how="inner")
-        if not 0 < joined.height == predicted.height == truth.height:
-            counts = f"{predicted.height} predictions for {truth.height} test rows, and {joined.height} ids are in both"
-            raise _unusable(folder, "test.parquet", f"does not match the ground truth: {counts}")
+        num_expected = truth.height if half == "test" else predicted.height
+        if not 0 < joined.height == predicted.height == num_expected:
+            counts = (
+                f"{predicted.height} predictions for {truth.height} rows of {half}, and {joined.height} ids are in both"
+            )
+            raise _unusable(folder, file, f"does not match the ground truth: {counts}")
         if not joined["probability"].is_between(0, 1).fill_null(False).all():
-            raise _unusable(folder, "test.parquet", "has predictions that are not probabilities from 0 to 1")
+            raise _unusable(folder, file, "has predictions that are not probabilities from 0 to 1")
         if generates:
             # completions are written with single blanks
             right_completion = pl.col("right").str.strip_chars().str.replace_all(r"\s+", " ")
@@ -280,14 +303,14 @@ class Collector:
             )
         return judged.sort("id").select("id", *(pl.col(name).cast(PREDICTIONS[name]) for name in JUDGED))
 
-    def _truth(self, fit: Fit) -> pl.DataFrame:
-        """The ground truth of the test rows of a Fit's task: id, and label or (in generation) the right completion."""
+    def _truth(self, fit: Fit, half: str) -> pl.DataFrame:
+        """The ground truth of a part of a Fit's task: id, group, and label or (in generation) the right completion."""
         if fit.data not in self.truths:
             generates = fit.data.setting == "generation"
             answer = pl.col("completion").alias("right") if generates else pl.col("label").cast(pl.Int8)
             table = pl.DataFrame(self.store.read_truth(fit))
-            self.truths[fit.data] = table.filter(pl.col("half") == "test").select("id", "group", answer)
-        return self.truths[fit.data]
+            self.truths[fit.data] = table.select("half", "id", "group", answer)
+        return self.truths[fit.data].filter(pl.col("half") == half).drop("half")
 
     def _read_table(self, folder: str, name: str) -> pl.DataFrame:
         content = self.store.read_file(folder, name)
@@ -322,6 +345,13 @@ def _fit_columns(fit: Fit) -> dict[str, Any]:
     return {"key": fit.key, "role": fit.role, "task": fit.data.task, "model": fit.model.name, "seed": fit.seed}
 
 
+def _file_of_half_b(fit: Fit) -> str | None:
+    """The file with a Fit's predictions on half B: a supervisor's labels, or what a student answers to its own rows."""
+    if fit.keeps_half_b:
+        return "half_b.parquet"
+    return "labels.parquet" if fit.role == "supervisor" else None
+
+
 def _unusable(folder: str, name: str, problem: str) -> StoreError:
     """For a file that is as it was committed, so that `w2s verify` finds no fault, and still can't be scored."""
     return StoreError(f"fits/{folder}/{name} {problem}; remove this folder from the store to run the Fit again")
@@ -340,18 +370,20 @@ def fits_in_tables(out: Path) -> set[str]:
 
 def _read_earlier(out: Path) -> dict[str, FitTables]:
     """Key -> what an earlier call collected, from the tables in `out`. Empty if they are of another version."""
-    paths = [out / f"{name}.parquet" for name in ("predictions", "curves", "runs")]
+    paths = [out / f"{name}.parquet" for name in ("predictions", "half_b", "curves", "runs")]
     try:
         if any(pl.read_parquet_metadata(path).get("w2s_tables") != TABLES for path in paths):
             return {}
-        predictions, curves, runs = map(pl.read_parquet, paths)
+        predictions, half_b, curves, runs = map(pl.read_parquet, paths)
     except (OSError, pl.exceptions.PolarsError):
         return {}
-    tests = {str(key): rows for (key,), rows in predictions.group_by("key", maintain_order=True)}
-    curve_rows = {str(key): rows for (key,), rows in curves.group_by("key", maintain_order=True)}
+    tests, halves, curve_rows = (
+        {str(key): rows for (key,), rows in table.group_by("key", maintain_order=True)}
+        for table in (predictions, half_b, curves)
+    )
     run_rows = {row["key"]: row for row in runs.to_dicts()}
-    keys = tests.keys() & curve_rows.keys() & run_rows.keys()
-    return {key: FitTables(tests[key], curve_rows[key], run_rows[key]) for key in keys}
+    keys, none = tests.keys() & curve_rows.keys() & run_rows.keys(), pl.DataFrame(schema=PREDICTIONS)
+    return {key: FitTables(tests[key], halves.get(key, none), curve_rows[key], run_rows[key]) for key in keys}
 
 
 def _why_not_committed(fit: Fit, failures: dict[str, dict[str, Any]]) -> tuple[str, str]:
@@ -370,7 +402,7 @@ def _row(
     cell: Cell,
     *,
     study: str,
-    tests: dict[str, pl.DataFrame],
+    fit_tables: dict[str, FitTables],
     problems: dict[str, tuple[str, str]],
 ) -> dict[str, Any]:
     """A cell's row of the results."""
@@ -396,10 +428,12 @@ def _row(
         "ceiling_key": ceiling.key,
     }
     for name, fit in (("weak_score", weak), ("student_score", student), ("ceiling_score", ceiling)):
-        if fit.key in tests:
-            row[name] = _accuracy(tests[fit.key])
-            row["n_test"] = tests[fit.key].height
-    row |= _control_scores(cell, tests, weak_score=row["weak_score"])
+        if fit.key in fit_tables:
+            row[name] = _accuracy(fit_tables[fit.key].test)
+            row["n_test"] = fit_tables[fit.key].test.height
+    if weak.key in fit_tables and fit_tables[weak.key].half_b.height:
+        row["half_b_weak_score"] = _accuracy(fit_tables[weak.key].half_b)
+    row |= _control_scores(cell, fit_tables, weak_score=row["weak_score"])
     cell_problems = [problems[fit.key] for fit in (weak, ceiling, student) if fit.key in problems]
     if cell_problems:
         row["status"], row["reason"] = min(cell_problems, key=lambda problem: STATUS_ORDER.index(problem[0]))
@@ -410,10 +444,10 @@ def _row(
         row["pgr"] = (row["student_score"] - row["weak_score"]) / gap
     else:
         row["reason"] = "no PGR: the ceiling is not above the supervisor"
-    return row | _agreement(tests[weak.key], tests[student.key])
+    return row | _agreements(cell, fit_tables)
 
 
-def _control_scores(cell: Cell, tests: dict[str, pl.DataFrame], *, weak_score: float | None) -> dict[str, Any]:
+def _control_scores(cell: Cell, fit_tables: dict[str, FitTables], *, weak_score: float | None) -> dict[str, Any]:
     """Keys and scores of the cell's controls that are done, and the floor once all are."""
     if cell.controls is None:
         return {}
@@ -422,7 +456,7 @@ def _control_scores(cell: Cell, tests: dict[str, pl.DataFrame], *, weak_score: f
     for name, fit in (("zero_shot", cell.controls.zero_shot), ("shuffled", cell.controls.shuffled)):
         if fit is None:
             continue
-        score = _accuracy(tests[fit.key]) if fit.key in tests else None
+        score = _accuracy(fit_tables[fit.key].test) if fit.key in fit_tables else None
         row |= {f"{name}_score": score, f"{name}_key": fit.key if score is not None else None}
         scores.append(score)
     known = [score for score in scores if score is not None]
@@ -436,19 +470,41 @@ def _pretraining_flops(fit: Fit) -> float | None:
     return 6.0 * fit.model.num_params * tokens if tokens else None
 
 
-def _accuracy(test: pl.DataFrame) -> float:
-    return float(test["correct"].to_numpy().mean())
+def _accuracy(judged: pl.DataFrame) -> float:
+    return float(judged["correct"].to_numpy().mean())
 
 
-def _agreement(weak: pl.DataFrame, student: pl.DataFrame) -> dict[str, float | None]:
-    """How often the student's answer equals its supervisor's: overall, where the supervisor is right, and where it is wrong."""
+def _agreements(cell: Cell, fit_tables: dict[str, FitTables]) -> dict[str, float | None]:
+    """How often the student and the control `shuffled` answer what the supervisor does: on the test set, and on those rows of
+    half B that the student learned from."""
+    weak, student = fit_tables[cell.supervisor.key], fit_tables[cell.student.key]
+    learners = {"": student}
+    if cell.controls and cell.controls.shuffled and cell.controls.shuffled.key in fit_tables:
+        learners["shuffled_"] = fit_tables[cell.controls.shuffled.key]
+    row: dict[str, float | None] = {}
+    for name, learner in learners.items():
+        row |= _agreement(weak.test, learner.test, name=f"{name}agreement")
+        half_b = (_on_rows_of(student.half_b, table.half_b) for table in (weak, learner))
+        row |= _agreement(*half_b, name=f"half_b_{name}agreement")
+    return row
+
+
+def _on_rows_of(wanted: pl.DataFrame, judged: pl.DataFrame) -> pl.DataFrame:
+    ids = wanted["id"]
+    return judged if judged["id"].equals(ids) else judged.filter(pl.col("id").is_in(ids.implode()))
+
+
+def _agreement(weak: pl.DataFrame, student: pl.DataFrame, *, name: str) -> dict[str, float | None]:
+    """Overall, where the supervisor is right, and where it is wrong. Empty unless both answered the same rows."""
+    if weak.is_empty() or weak.height != student.height:
+        return {}
     if weak["label"].is_null().all():
         same = (weak["completion"] == student["completion"]).to_numpy()
     else:
         same = ((weak["probability"] > 0.5) == (student["probability"] > 0.5)).to_numpy()
     right = weak["correct"].to_numpy()
     return {
-        "agreement": float(same.mean()),
-        "agreement_when_weak_right": float(same[right].mean()) if right.any() else None,
-        "agreement_when_weak_wrong": float(same[~right].mean()) if not right.all() else None,
+        name: float(same.mean()),
+        f"{name}_when_weak_right": float(same[right].mean()) if right.any() else None,
+        f"{name}_when_weak_wrong": float(same[~right].mean()) if not right.all() else None,
     }

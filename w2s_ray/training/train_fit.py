@@ -29,12 +29,12 @@ from w2s_ray.training.engine import Engine
 from w2s_ray.training.features import with_features
 from w2s_ray.training.loop import CURVE, TrainingLoop
 from w2s_ray.training.model import ModelSpec, WarmStart
-from w2s_ray.training.predict import predict_part, write_predictions
+from w2s_ray.training.predict import predict_rows, write_predictions
 from w2s_ray.training.prompts import apply_prompt_method
 from w2s_ray.training.provenance import Circumstances, provenance
 from w2s_ray.training.rows import PreparedTask
 from w2s_ray.training.settings import model_setting_of
-from w2s_ray.training.training_set import build_training_set
+from w2s_ray.training.training_set import TrainingSet, build_training_set
 from w2s_ray.training.worker import TrainingFailed, Worker
 
 
@@ -65,7 +65,7 @@ def train_fit(fit: Fit, worker: Worker, *, scratch: Path) -> dict[str, float]:
     try:
         TrainingLoop(fit, engine, training_set, model_task, worker, checkpoints, clock, progress).run()
         with clock.phase("eval"):
-            products = make_products(fit, engine, model_task)
+            products = make_products(fit, engine, model_task, training_set)
     finally:
         engine.close()
     with clock.phase("commit"), raise_on_all_ranks():
@@ -118,6 +118,8 @@ class Products:
     test: pa.Table | None = None
     labels: pa.Table | None = None
     """Predictions of half B, for Fits that learn from this one."""
+    half_b: pa.Table | None = None
+    """A student's predictions of the rows of half B that it learned from."""
     weights: dict[str, torch.Tensor] | None = None
 
     def write(self, folder: Path) -> None:
@@ -125,15 +127,22 @@ class Products:
             write_predictions(folder / "test.parquet", self.test)
         if self.labels is not None:
             write_predictions(folder / "labels.parquet", self.labels)
+        if self.half_b is not None:
+            write_predictions(folder / "half_b.parquet", self.half_b)
         if self.weights is not None:
             save_file(self.weights, folder / "model.safetensors")
 
 
-def make_products(fit: Fit, engine: Engine, task: PreparedTask) -> Products:
+def make_products(fit: Fit, engine: Engine, task: PreparedTask, training_set: TrainingSet) -> Products:
     if fit.role == "start":
         return Products(weights=engine.full_weights())
-    test = predict_part(engine, fit, task, "test")
-    labels = predict_part(engine, fit, task, "B") if fit.labels_others else None
-    if not np.isfinite(test["probability"]).all():
+    test, half_b = task.parts["test"], task.parts["B"]
+    rows = {"test": test}
+    if fit.labels_others:
+        rows["labels"] = half_b
+    if fit.keeps_half_b:
+        rows["half_b"] = half_b.in_order_of(training_set.rows.ids)
+    predictions = {name: predict_rows(engine, fit, task, part) for name, part in rows.items()}
+    if not np.isfinite(predictions["test"]["probability"]).all():
         raise TrainingFailed("nan", "predictions on the test set are not finite")
-    return Products(test, labels)
+    return Products(**predictions)
