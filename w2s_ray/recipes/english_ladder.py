@@ -1,0 +1,361 @@
+"""Makes the English family and its tasks: `python -m w2s_ray.recipes.english_ladder FOLDER OUT [--sizes m xs s l]`.
+
+FOLDER holds the manuals of four programs (`python -m w2s_ray.recipes.english_text --help` says how to get them). Four language
+models are pretrained on 80 % of the pages. The tasks ask which manual a sentence is from, on the other pages. Size tells:
+which words and turns of phrase belong to a manual is what a larger model knows more of.
+
+A sentence stands between two `<s>`, in pretraining as in a task: a classifier reads the one after the sentence.
+
+Promises: no page, and so no sentence, is both in pretraining and in a task; the result is deterministic on one kind of machine;
+an interrupted run continues from its last checkpoint.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+import yaml
+from rich.progress import track
+from safetensors import safe_open
+from safetensors.torch import save_file
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from w2s_ray.recipes.english_text import Page, read_pages
+from w2s_ray.tasks.near_duplicates import near_duplicates
+
+SEED = 20231214
+NUM_TOKENS = 4096
+PAD, START = "<pad>", "<s>"
+WINDOW_TOKENS = 128
+WINDOWS_PER_STEP = 16
+WARMUP_STEPS = 100
+CHECKPOINT_EVERY_STEPS = 200
+LOSS_CHUNK_TOKENS = 256
+NUM_VALIDATION_WINDOWS = 200
+
+
+@dataclass(frozen=True)
+class Size:
+    width: int
+    num_layers: int
+    peak_rate: float
+    epochs: int
+    fine_tuning_rate: float
+    """For the family's YAML."""
+
+
+SIZES = {
+    "xs": Size(32, 2, 6e-3, 3, 3e-3),
+    "s": Size(64, 3, 4e-3, 3, 7e-4),
+    "m": Size(128, 4, 2.5e-3, 3, 5e-4),
+    "l": Size(224, 5, 1.5e-3, 3, 3e-4),
+}
+
+
+@dataclass(frozen=True)
+class Task:
+    manuals: tuple[str, str]
+    """Of label 1 and of label 0."""
+    description: str
+    licence: str
+
+
+TASKS = {
+    "manuals-databases": Task(
+        ("postgresql", "sqlite"),
+        "Sentences of the manuals of PostgreSQL (1) and SQLite (0) that name neither; a group is a page.",
+        "PostgreSQL, and the public domain",
+    ),
+    "manuals-languages": Task(
+        ("python", "perl"),
+        "Sentences of the manuals of Python (1) and Perl (0) that name neither; a group is a page.",
+        "PSF-2.0, and GPL-1.0-or-later or Artistic-1.0",
+    ),
+}
+GIVEAWAYS = re.compile(r"\b(postgres\w*|pg_\w*|psql|sqlite\w*|python\w*|py\w*|perl\w*|cpan)\b", re.IGNORECASE)
+"""A sentence that names its program is in no task."""
+
+
+# --- tokens -------------------------------------------------------------------------------------------------------
+
+
+def new_tokenizer(pages: list[Page]) -> PreTrainedTokenizerFast:
+    """A byte-level BPE, trained on the pages."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=NUM_TOKENS,
+        special_tokens=[PAD, START],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator((text for page in pages for text in page.sentences), trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{START} $A {START}", special_tokens=[(START, tokenizer.token_to_id(START))]
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=PAD, bos_token=START, eos_token=START)
+
+
+def windows(pages: list[Page], tokenizer: PreTrainedTokenizerFast) -> np.ndarray:
+    """[window, token]: all sentences in the order of the pages, one start token between two. The last window overlaps its
+    neighbour's last token, so that each token but the first is a target."""
+    texts = [text for page in pages for text in page.sentences]
+    ids = tokenizer(texts)["input_ids"]
+    stream = np.array([token for sentence in ids for token in sentence[:-1]], dtype=np.int16)
+    starts = np.arange(0, len(stream) - WINDOW_TOKENS - 1, WINDOW_TOKENS)
+    return stream[starts[:, None] + np.arange(WINDOW_TOKENS + 1)]
+
+
+# --- pretraining --------------------------------------------------------------------------------------------------
+
+
+def new_model(size: Size, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+    torch.manual_seed(SEED)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=size.width,
+        intermediate_size=8 * size.width // 3,
+        num_hidden_layers=size.num_layers,
+        num_attention_heads=max(2, size.width // 32),
+        max_position_embeddings=WINDOW_TOKENS,
+        tie_word_embeddings=True,
+        initializer_range=0.5 * size.width**-0.5,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return LlamaForCausalLM(config)
+
+
+class _NextTokenLoss(torch.autograd.Function):
+    """Mean cross-entropy of a tied softmax. The gradients are made on the way forward, a chunk that fits the cache at a time."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: torch.Tensor, embeddings: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        of_hidden, of_embeddings = torch.empty_like(hidden), torch.zeros_like(embeddings)
+        loss = torch.zeros(())
+        for start in range(0, len(hidden), LOSS_CHUNK_TOKENS):
+            chunk = slice(start, start + LOSS_CHUNK_TOKENS)
+            logits = hidden[chunk] @ embeddings.T
+            index = targets[chunk, None]
+            true_logits = logits.gather(1, index)
+            largest = logits.amax(1, keepdim=True)
+            exponentials = logits.sub_(largest).exp_()
+            total = exponentials.sum(1, keepdim=True)
+            loss += (total.log() + largest - true_logits).sum()
+            errors = exponentials.div_(total * len(hidden))
+            errors.scatter_add_(1, index, torch.full_like(true_logits, -1 / len(hidden)))
+            torch.mm(errors, embeddings, out=of_hidden[chunk])
+            of_embeddings.addmm_(errors.T, hidden[chunk])
+        ctx.save_for_backward(of_hidden, of_embeddings)
+        return loss / len(hidden)
+
+    @staticmethod
+    def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None]:  # type: ignore[override]
+        of_hidden, of_embeddings = ctx.saved_tensors
+        return of_hidden * upstream, of_embeddings * upstream, None
+
+
+def loss_of(model: LlamaForCausalLM, chosen: np.ndarray) -> torch.Tensor:
+    tokens = torch.from_numpy(chosen.astype(np.int64))
+    hidden = model.model(input_ids=tokens[:, :-1], use_cache=False).last_hidden_state
+    embeddings = model.get_output_embeddings().weight
+    loss: torch.Tensor = _NextTokenLoss.apply(hidden.flatten(0, 1), embeddings, tokens[:, 1:].flatten())
+    return loss
+
+
+def pretrain(size: Size, data: np.ndarray, tokenizer: PreTrainedTokenizerFast, *, partial: Path) -> LlamaForCausalLM:
+    """A model that has read all windows `epochs` times, each time in another order."""
+    steps_per_epoch = len(data) // WINDOWS_PER_STEP
+    num_steps = size.epochs * steps_per_epoch
+    model = new_model(size, tokenizer)
+    parameters = list(model.parameters())
+    optimizer = torch.optim.AdamW(parameters, lr=size.peak_rate, betas=(0.9, 0.98), weight_decay=0.05, fused=True)
+    first_step = _load_checkpoint(partial, model, optimizer) if partial.exists() else 0
+    loss_sum = 0.0
+    for step in track(range(first_step, num_steps), description=f"width {size.width}"):
+        epoch, place = divmod(step, steps_per_epoch)
+        order = np.random.default_rng([SEED, 1, epoch]).permutation(len(data))
+        loss = loss_of(model, data[order[place * WINDOWS_PER_STEP : (place + 1) * WINDOWS_PER_STEP]])
+        optimizer.param_groups[0]["lr"] = size.peak_rate * min((step + 1) / WARMUP_STEPS, 1 - step / num_steps)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        loss_sum += float(loss.detach())
+        if (step + 1) % CHECKPOINT_EVERY_STEPS == 0:
+            _save_checkpoint(partial, model, optimizer, step=step + 1)
+            print(f"step {step + 1} of {num_steps}: loss {loss_sum / CHECKPOINT_EVERY_STEPS:.4f}", flush=True)
+            loss_sum = 0.0
+    return model
+
+
+def _save_checkpoint(path: Path, model: LlamaForCausalLM, optimizer: torch.optim.Optimizer, *, step: int) -> None:
+    tensors: dict[str, torch.Tensor] = {}
+    for i, parameter in enumerate(model.parameters()):
+        state = optimizer.state[parameter]
+        tensors |= {f"{i}.weight": parameter.detach(), f"{i}.m": state["exp_avg"], f"{i}.v": state["exp_avg_sq"]}
+    save_file(tensors, path.with_suffix(".tmp"), metadata={"step": str(step)})
+    path.with_suffix(".tmp").replace(path)
+
+
+@torch.no_grad()
+def _load_checkpoint(path: Path, model: LlamaForCausalLM, optimizer: torch.optim.Optimizer) -> int:
+    with safe_open(path, framework="pt") as file:
+        step = int(file.metadata()["step"])
+        for i, parameter in enumerate(model.parameters()):
+            parameter.copy_(file.get_tensor(f"{i}.weight"))
+            optimizer.state[parameter] = {
+                "step": torch.tensor(float(step)),
+                "exp_avg": file.get_tensor(f"{i}.m"),
+                "exp_avg_sq": file.get_tensor(f"{i}.v"),
+            }
+    return step
+
+
+@torch.no_grad()
+def validation_loss(model: LlamaForCausalLM, data: np.ndarray) -> float:
+    """Mean loss on windows of the pages that are kept for tasks."""
+    every = max(1, len(data) // NUM_VALIDATION_WINDOWS)
+    return float(loss_of(model, data[::every]))
+
+
+def write_size(folder: Path, size: Size, pages: list[Page], tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
+    """Pretrain one size and write its folder, with a recipe.json that says how it was made."""
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = folder / "partial.safetensors"
+    training, held_out = (
+        windows([page for page in pages if page.is_for_tasks == is_held], tokenizer) for is_held in (0, 1)
+    )
+    model = pretrain(size, training, tokenizer, partial=partial)
+    model.to(torch.bfloat16).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    (folder / "generation_config.json").unlink(missing_ok=True)
+    partial.unlink(missing_ok=True)
+    recipe = {
+        "recipe": "python -m w2s_ray.recipes.english_ladder",
+        "seed": SEED,
+        "width_and_layers": [size.width, size.num_layers],
+        "peak_rate": size.peak_rate,
+        "epochs": size.epochs,
+        "tokens": size.epochs * (len(training) // WINDOWS_PER_STEP) * WINDOWS_PER_STEP * WINDOW_TOKENS,
+        "non_embedding_params": sum(p.numel() for name, p in model.named_parameters() if "embed" not in name),
+        "loss_on_other_pages": round(validation_loss(model.float(), held_out), 4),
+        "text_sha256": hashlib.sha256(training.tobytes()).hexdigest(),
+        "torch": torch.__version__,
+        "sha256": hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest(),
+    }
+    (folder / "recipe.json").write_text(json.dumps(recipe, indent=1) + "\n")
+    return recipe
+
+
+# --- tasks --------------------------------------------------------------------------------------------------------
+
+
+def task_rows(pages: list[Page], manuals: tuple[str, str]) -> pa.Table:
+    """(text, label, page) of the sentences of two manuals that don't name their program."""
+    rows = [
+        {"text": text, "label": int(page.manual == manuals[0]), "page": f"{page.manual}/{page.name}"}
+        for page in pages
+        if page.is_for_tasks and page.manual in manuals
+        for text in page.sentences
+        if not GIVEAWAYS.search(text)
+    ]
+    return without_near_equals(pa.Table.from_pylist(rows))
+
+
+def without_near_equals(rows: pa.Table) -> pa.Table:
+    """Of nearly equal sentences on different pages only those of one page stay.
+
+    Two pages differ in at least one bit of their numbers. So each bit parts the pages in two, and of the one part everything
+    goes that is nearly equal to something in the other.
+    """
+    numbers = {page: number for number, page in enumerate(dict.fromkeys(rows["page"].to_pylist()))}
+    for bit in range(len(numbers).bit_length()):
+        is_set = [bool(numbers[page] >> bit & 1) for page in rows["page"].to_pylist()]
+        shown = pa.table(
+            {
+                "id": [str(index) for index in range(rows.num_rows)],
+                "text": rows["text"],
+                "completions": [[]] * rows.num_rows,
+            }
+        )
+        sides = {
+            "test": shown.filter(pa.array(is_set)),
+            "others": shown.filter(pa.array([not here for here in is_set])),
+        }
+        near = set(near_duplicates(sides))
+        rows = rows.filter(pa.array([id_ not in near for id_ in shown["id"].to_pylist()]))
+    return rows
+
+
+def write_family(out: Path) -> None:
+    """Write the YAML of the sizes that are there."""
+    sizes = []
+    for name, size in SIZES.items():
+        if (out / "english" / name / "recipe.json").exists():
+            recipe = json.loads((out / "english" / name / "recipe.json").read_text())
+            sizes.append(
+                {
+                    "size": name,
+                    "source": f"./english/{name}",
+                    "params": recipe["non_embedding_params"],
+                    "pretraining_tokens": recipe["tokens"],
+                    "context_tokens": WINDOW_TOKENS,
+                    "learning_rate": size.fine_tuning_rate,
+                }
+            )
+    entry = {
+        "name": "english",
+        "description": "Decoders pretrained from scratch on the manuals of four programs (recipes/english_ladder.py).",
+        "licence": "the texts' licences are listed in recipes/english_text.py",
+        "sizes": sizes,
+    }
+    (out / "english.yaml").write_text(yaml.safe_dump(entry, sort_keys=False, width=120))
+
+
+def write_tasks(folder: Path, pages: list[Page]) -> None:
+    """Write a parquet and a YAML of each task."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, task in TASKS.items():
+        entry = {"name": name, "setting": "classification", "description": task.description, "licence": task.licence}
+        entry |= {"train": f"{name}.parquet", "template": "{text}", "group": "page"}
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump(entry, sort_keys=False, width=120))
+        rows = task_rows(pages, task.manuals).cast(
+            pa.schema({"text": pa.string(), "label": pa.int8(), "page": pa.string()})
+        )
+        pq.write_table(rows, folder / f"{name}.parquet", compression="zstd", compression_level=19)
+        num_pages = len(set(rows["page"].to_pylist()))
+        print(f"{name}: {rows.num_rows:,} sentences of {num_pages} pages", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, metavar="FOLDER")
+    parser.add_argument("out", type=Path, metavar="OUT")
+    parser.add_argument("--sizes", nargs="*", choices=SIZES, default=list(SIZES))
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    pages = read_pages(options.folder)
+    write_tasks(options.out / "tasks", pages)
+    tokenizer = new_tokenizer([page for page in pages if not page.is_for_tasks])
+    for name in options.sizes:
+        recipe = write_size(options.out / "english" / name, SIZES[name], pages, tokenizer)
+        print(f"{name}: {recipe}", flush=True)
+        write_family(options.out)
+
+
+if __name__ == "__main__":
+    main()
