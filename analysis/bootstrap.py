@@ -34,8 +34,8 @@ from analysis.intervals import Moments, critical_value
 NUM_RESAMPLES = 2000
 SEED = 20231214
 SIDES = ("weak", "student", "ceiling")
-CONTROLS = ("zero_shot", "shuffled")
-FLOOR = ("weak", *CONTROLS)
+CONTROL_ARMS = ("zero_shot", "shuffled")
+FLOOR = ("weak", *CONTROL_ARMS)
 """The models of which a floor is the best: what is reached without learning anything from the supervisor's labels."""
 PAIR = ["setting", "family", "weak", "strong", "method"]
 """What tells one pair under one method from another. Two families may use the same names for their sizes."""
@@ -203,13 +203,13 @@ def _part(cells: pl.DataFrame, panel: Panel, *, task: str) -> Part:
     cells = cells.sort("seed", maintain_order=True)
     seeds = tuple(cells["seed"].unique(maintain_order=True).to_list())
     rows: dict[str, list[list[int]]] = {}
-    for arm in (*SIDES, *CONTROLS):
+    for arm in (*SIDES, *CONTROL_ARMS):
         column = f"{arm}_key"
         if column in cells.columns and not cells[column].is_null().any():
             by_seed = cells.group_by("seed", maintain_order=True).agg(column)[column].to_list()
             rows[arm] = [[panel.index[key] for key in keys] for keys in by_seed]
     part = Part(task, panel, seeds, rows, None)
-    if not any(arm in rows for arm in CONTROLS):
+    if not any(arm in rows for arm in CONTROL_ARMS):
         return part
     floor = max((arm for arm in FLOOR if arm in rows), key=lambda arm: part.scores(arm).mean())
     return Part(task, panel, seeds, rows | {"floor": rows[floor]}, floor)
@@ -234,7 +234,7 @@ def _deviations(scores: np.ndarray) -> np.ndarray:
 # --- moments ------------------------------------------------------------------------------------------------------
 
 
-def moments(samples: Sequence[Sample], *, arms: Sequence[str] = (*SIDES, *CONTROLS, "floor")) -> Moments:
+def moments(samples: Sequence[Sample], *, arms: Sequence[str] = (*SIDES, *CONTROL_ARMS, "floor")) -> Moments:
     """Means and covariances of samples side by side, with their pairing: equal seeds and equal groups of a task vary together.
 
     With several samples, the arms of the i-th are named `i.weak` and so on. An arm that a task lacks is left out.
@@ -301,7 +301,7 @@ def _item_covariance(entries: list[tuple[int, Part, str, float]], num_arms: int)
 
 def _panel(cells: pl.DataFrame, predictions: pl.DataFrame, *, task: str, num_resamples: int) -> Panel:
     """A task's Fits, and their resampled scores. All Fits see the same drawn groups."""
-    columns = [name for arm in (*SIDES, *CONTROLS) if (name := f"{arm}_key") in cells.columns]
+    columns = [name for arm in (*SIDES, *CONTROL_ARMS) if (name := f"{arm}_key") in cells.columns]
     keys = pl.concat([cells[name].alias("key").cast(pl.String) for name in columns]).drop_nulls().unique()
     parts = _answers(predictions, keys.sort())
     all_groups = np.unique(np.concatenate([part.groups for part in parts])) if parts else np.zeros(0, np.uint64)

@@ -57,6 +57,11 @@ def sized(cells: pl.DataFrame, axis: str) -> pl.DataFrame:
     )
 
 
+def is_control(method: str) -> bool:
+    """Whether a method, such as `noise(errors=longest)`, is one of CONTROLS."""
+    return method.split("(")[0] in CONTROLS
+
+
 def has_method(*words: str) -> pl.Expr:
     """Whether `method`, such as `noise(errors=longest)`, is one of these words."""
     return pl.col("method").str.split("(").list.first().is_in(words)

@@ -121,7 +121,7 @@ def _score_layers(base: alt.Chart, rows: pl.DataFrame, *below: alt.Chart) -> alt
     ceiling = base.mark_line(point=alt.OverlayMarkDef(color="black", size=55), color="black").encode(
         y=alt.Y("mean(ceiling_score):Q"), tooltip=[alt.Tooltip("mean(ceiling_score):Q", format=".3f", title="ceiling")]
     )
-    layers = [ceiling, *below, _crosses(base, "student_score"), students]
+    layers = [ceiling, *below, crosses(base, "student_score"), students]
     if rows["floor"].is_not_null().any():
         stroke = alt.OverlayMarkDef(shape="stroke", size=120, filled=False)
         layers.insert(0, base.mark_line(strokeDash=DOTTED, point=stroke).encode(y="floor:Q", color=color))
@@ -137,7 +137,7 @@ def _points(base: alt.Chart) -> alt.Chart:
     return base.mark_point(filled=True, size=45, opacity=1)
 
 
-def _crosses(base: alt.Chart, field: str) -> alt.Chart:
+def crosses(base: alt.Chart, field: str) -> alt.Chart:
     """A red cross behind every point that fails a control. The point itself, which lies above it, keeps its colour and shape."""
     crosses = base.mark_point(shape=CROSS, filled=False, size=280, strokeWidth=2.5, opacity=1).encode(
         y=f"{field}:Q", color=alt.value(RED), tooltip=["fails:N"]
@@ -166,7 +166,7 @@ def _pgr_layers(rows: pl.DataFrame, axis: str, color: alt.Color) -> alt.LayerCha
     )
     bars = base.mark_rule(opacity=0.55, strokeWidth=2).encode(y="low:Q", y2="high:Q")
     full = alt.Chart().mark_rule(strokeDash=[4, 4], color="grey").encode(y=alt.datum(1))
-    return alt.layer(full, bars, _crosses(base, "pgr"), lines)
+    return alt.layer(full, bars, crosses(base, "pgr"), lines)
 
 
 def pair_map(rows: pl.DataFrame) -> Figure | None:
@@ -229,10 +229,10 @@ def methods_list(rows: pl.DataFrame) -> Figure | None:
         points = base.mark_point(filled=True, size=70).encode(
             x=alt.X("pgr:Q", title="PGR", scale=scale), tooltip=_tooltip("pgr", "pgr_low", "pgr_high", extra="fails")
         )
-        crosses = _crosses(base.encode(x=alt.X("pgr:Q", scale=scale)), "method").encode(y=y)
+        failing = crosses(base.encode(x=alt.X("pgr:Q", scale=scale)), "method").encode(y=y)
         bounds = [alt.Chart().mark_rule(strokeDash=[4, 4], color="grey").encode(x=alt.datum(bound)) for bound in (0, 1)]
         panels.append(
-            alt.layer(*bounds, bars, crosses, points).properties(width=WIDTH, height=alt.Step(18), title=str(panel))
+            alt.layer(*bounds, bars, failing, points).properties(width=WIDTH, height=alt.Step(18), title=str(panel))
         )
     return alt.concat(*panels, columns=2, title=_title("Methods compared", rows))
 
@@ -263,7 +263,7 @@ def agreement_chart(rows: pl.DataFrame, *, axis: str) -> Figure | None:
         tooltip=_tooltip("agreement", extra="when"),
     )
     dash = alt.StrokeDash("when:N", title="supervisor is", sort=["right", "wrong"], legend=DASHES)
-    layers = alt.layer(base.mark_line().encode(strokeDash=dash), _crosses(base, "agreement"), _points(base))
+    layers = alt.layer(base.mark_line().encode(strokeDash=dash), crosses(base, "agreement"), _points(base))
     return _panels(layers, rows, title=_title("Agreement with the supervisor", rows))
 
 
@@ -314,7 +314,7 @@ def misfit_chart(rows: pl.DataFrame) -> Figure | None:
     )
     panels = []
     for (panel,), group in rows.group_by("panel", maintain_order=True):
-        layers = (layer.properties(data=group) for layer in (_crosses(base, "gain"), points))
+        layers = (layer.properties(data=group) for layer in (crosses(base, "gain"), points))
         panels.append(alt.layer(line, *layers).properties(width=WIDTH, height=HEIGHT, title=str(panel)))
     return alt.concat(*panels, columns=2, title=_title("Misfit and gain (theory: above the dashed line)", rows))
 
@@ -348,7 +348,7 @@ def learning_chart(rows: pl.DataFrame) -> Figure | None:
         tooltip=["line:N", "method:N", "epoch:Q", alt.Tooltip("test_accuracy:Q", format=".3f")],
     )
     lines = base.mark_line().encode(strokeDash=alt.StrokeDash("method:N", legend=DASHES))
-    layers = [lines, _crosses(base, "test_accuracy"), _points(base)]
+    layers = [lines, crosses(base, "test_accuracy"), _points(base)]
     if rows["floor"].is_not_null().any():
         students = alt.Chart().transform_filter("isValid(datum.floor)")
         layers.insert(0, students.mark_rule(strokeDash=DOTTED).encode(y="mean(floor):Q", color=color))
@@ -413,13 +413,13 @@ def fit_chart(rows: pl.DataFrame, *, axis: str) -> Figure | None:
     return _panels(alt.layer(band, line), rows, title="Scaling of PGR, all forms weighted (dashed: extrapolated)")
 
 
-def difficulty_chart(rows: pl.DataFrame) -> Figure | None:
-    """Test score by difficulty of the items, with a line for each training set. Shows the largest students, with the smallest
-    supervisor, and their ceilings."""
+def difficulty_chart(rows: pl.DataFrame, *, axis: str) -> Figure | None:
+    """Test score by difficulty of the items, with a line for each training set. Shows the largest students on the size axis, with
+    the smallest supervisor, and their ceilings."""
     if rows.is_empty():
         return None
-    largest = (pl.col("strong_params") == pl.col("strong_params").max().over("family")).fill_null(False)
-    smallest = (pl.col("weak_params") == pl.col("weak_params").min().over("family", "role")).fill_null(False)
+    largest = (pl.col("strong_size") == pl.col("strong_size").max().over("family")).fill_null(False)
+    smallest = (pl.col("weak_size") == pl.col("weak_size").min().over("family", "role")).fill_null(False)
     role, is_pair = pl.col("role"), (pl.col("weak") != pl.col("strong")).fill_null(True)
     of_floor = ((role == "control") & largest) | ((role == "supervisor") & smallest)
     has_controls = (role == "control").any().over("family", "task")
@@ -442,7 +442,7 @@ def difficulty_chart(rows: pl.DataFrame) -> Figure | None:
         tooltip=["task:N", "role:N", "labels:N", "bin:N", alt.Tooltip("score:Q", format=".3f"), "num_items:Q"],
     )
     lines = scored.mark_line().encode(strokeDash=alt.StrokeDash("labels:N", legend=DASHES))
-    layers = [lines, _crosses(scored, "score"), _points(scored)]
+    layers = [lines, crosses(scored, "score"), _points(scored)]
     has_floor = rows["floor"].is_not_null().any()
     if has_floor:
         layers.insert(0, base.mark_line(strokeDash=DOTTED).encode(y="max(floor):Q", color=color))
@@ -476,18 +476,22 @@ def stopping_chart(rows: pl.DataFrame) -> Figure | None:
         shape=alt.Shape("rule:N", title="stopped"),
         tooltip=["task:N", "method:N", "rule:N", *(alt.Tooltip(f"{n}:Q", format=".3f") for n in ("score", "pgr"))],
     )
-    layers = alt.layer(_crosses(base, "method").encode(y=y), points)
+    layers = alt.layer(crosses(base, "method").encode(y=y), points)
     return _panels(layers, rows, title=_title("When to stop training", rows), height=alt.Step(18))
 
 
-CHARTS_WITH_SIZES = {"agreement": agreement_chart, "imitation": imitation_chart, "fit_curves": fit_chart}
-"""Name of a table -> the function that draws it on the chosen size axis, given the rows of one setting."""
+CHARTS_WITH_SIZES = {
+    "agreement": agreement_chart,
+    "imitation": imitation_chart,
+    "fit_curves": fit_chart,
+    "difficulty": difficulty_chart,
+}
+"""Name of a table -> the function that draws it with sizes of the chosen axis, given the rows of one setting."""
 
 CHARTS_BY_TABLE: dict[str, Callable[[pl.DataFrame], Figure | None]] = {
     "misfit": misfit_chart,
     "learning": learning_chart,
     "calibration": calibration_chart,
-    "difficulty": difficulty_chart,
     "stopping": stopping_chart,
 }
 """The same for tables without a size axis."""

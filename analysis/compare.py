@@ -1,4 +1,5 @@
-"""Compares two studies: `python -m analysis.compare OUT_A OUT_B [--out DIR]`. Writes compare.parquet and compare.html.
+"""Compares two studies: `python -m analysis.compare OUT_A OUT_B [--out DIR]`. Writes compare.parquet,
+compare.html, and the same as tables/compare.csv and figures/compare.svg.
 
 A pair of A and a pair of B are compared if they agree in setting, task, weak size and strong size. A pair of B meets the pair
 of A with the same family and method. If there is none, it meets those of the same family (which compares methods), else
@@ -18,9 +19,10 @@ from typing import Any
 import altair as alt
 import polars as pl
 
-from analysis import charts, tables
+from analysis import charts, controls, tables
 from analysis.bootstrap import NUM_RESAMPLES, SIDES, Sample, moments, resample
-from analysis.report import downloads, draw, section, write_page
+from analysis.pgr import pgr_difference, pgr_table
+from analysis.report import draw, section, write_csv_files, write_page
 
 SCHEMA = {
     "setting": pl.String,
@@ -39,15 +41,28 @@ SCHEMA = {
     "pgr_difference": pl.Float64,
     "pgr_difference_low": pl.Float64,
     "pgr_difference_high": pl.Float64,
+    "fails": pl.String,
     "reason": pl.String,
 }
-"""Differences are B - A. `score_*` is the student's. `a` and `b` name the family and the method."""
+"""Differences are B - A. `score_*` is the student's. `a` and `b` name the family and the method. `fails`: which controls of A or B
+fail (`analysis.controls`)."""
 
 
 def compare(a: list[Sample], b: list[Sample]) -> pl.DataFrame:
     """One row for each pair of B and each pair of A that it is compared with."""
-    rows = [_row(sample_a, sample_b) for sample_b in b for sample_a in _counterparts(sample_b, a)]
+    fails_a, fails_b = _fails(a), _fails(b)
+    rows = []
+    for sample_b in b:
+        for sample_a in _counterparts(sample_b, a):
+            texts = {"A": fails_a[id(sample_a)], "B": fails_b[id(sample_b)]}
+            fails = "; ".join(f"{name}: {text}" for name, text in texts.items() if text)
+            rows.append(_row(sample_a, sample_b) | {"fails": fails or None})
     return pl.DataFrame(rows, schema=SCHEMA)
+
+
+def _fails(samples: list[Sample]) -> dict[int, str | None]:
+    """id of a sample -> which controls it fails."""
+    return dict(zip(map(id, samples), controls.with_fails(pgr_table(samples))["fails"], strict=True))
 
 
 def _identity(sample: Sample) -> dict[str, Any]:
@@ -88,19 +103,7 @@ def _row(a: Sample, b: Sample) -> dict[str, Any]:
     row["pgr_a"], row["pgr_b"] = (
         (mean[f"{i}.student"] - mean[f"{i}.weak"]) / (mean[f"{i}.ceiling"] - mean[f"{i}.weak"]) for i in (0, 1)
     )
-    difference = row["pgr_b"] - row["pgr_a"]
-    slope_a, slope_b = _pgr_slope(mean, 0), _pgr_slope(mean, 1)
-    # to first order in the noise, of which both gaps are clear; the sum itself is 0
-    _, low, high = both.interval({name: -weight for name, weight in slope_a.items()} | slope_b)
-    ends = (None if end is None else difference + end for end in (low, high))
-    return row | _interval_columns("pgr_difference", (difference, *ends))
-
-
-def _pgr_slope(mean: dict[str, float], i: int) -> dict[str, float]:
-    """How much the PGR of the i-th sample changes with each of its scores."""
-    weak, student, ceiling = (mean[f"{i}.{side}"] for side in SIDES)
-    gap, pgr = ceiling - weak, (student - weak) / (ceiling - weak)
-    return {f"{i}.weak": (pgr - 1) / gap, f"{i}.student": 1 / gap, f"{i}.ceiling": -pgr / gap}
+    return row | _interval_columns("pgr_difference", pgr_difference(a, b))
 
 
 def _interval_columns(name: str, values: tuple[Any, ...]) -> dict[str, Any]:
@@ -115,17 +118,17 @@ def difference_chart(table: pl.DataFrame) -> charts.Figure | None:
     )
     if rows.is_empty():
         return None
-    base = alt.Chart(rows).encode(
-        y=alt.Y("pair:N", title=None, sort=None), color=alt.Color("panel:N", title="B against A")
-    )
+    y = alt.Y("pair:N", title=None, sort=None)
+    base = alt.Chart(rows).encode(y=y, yOffset="panel:N", color=alt.Color("panel:N", title="B against A"))
     points = base.mark_point(filled=True, size=80).encode(
         x=alt.X("pgr_difference:Q", title="difference in PGR, B - A"),
         tooltip=["a:N", "b:N", *(alt.Tooltip(f"pgr_{end}:Q", format=".3f") for end in ("a", "b", "difference"))],
     )
     bars = base.mark_rule(strokeWidth=2).encode(x="pgr_difference_low:Q", x2="pgr_difference_high:Q")
+    failing = charts.crosses(base.encode(x="pgr_difference:Q"), "pair").encode(y=y)
     zero = alt.Chart().mark_rule(strokeDash=[4, 4], color="grey").encode(x=alt.datum(0))
     return (
-        alt.layer(zero, bars, points)
+        alt.layer(zero, bars, failing, points)
         .properties(width=2 * charts.SMALL, title="Difference in PGR")
         .configure_axis(labelFontSize=14, titleFontSize=15, labelLimit=300)
         .configure_legend(labelFontSize=14, titleFontSize=14, orient="bottom", labelLimit=500, columns=1)
@@ -133,7 +136,7 @@ def difference_chart(table: pl.DataFrame) -> charts.Figure | None:
 
 
 def write_comparison(a: Path, b: Path, *, out: Path, num_resamples: int = NUM_RESAMPLES) -> Path:
-    """Write compare.parquet, its figure and compare.html. Returns the path of the page."""
+    """Write compare.parquet, tables/compare.csv, the figure and compare.html. Returns the path of the page."""
     studies = [tables.read_study(folder) for folder in (a, b)]
     name_a, name_b = (
         str(results["study"][0]) if results.height else folder.name
@@ -145,15 +148,21 @@ def write_comparison(a: Path, b: Path, *, out: Path, num_resamples: int = NUM_RE
     specs = draw({"compare": chart}, folder=out / "figures") if chart is not None else {}
     path = out / "compare.html"
     nothing = "The two studies share no pair of sizes on a common task, so there is nothing to compare."
+    caption = (
+        "Each row is a pair of supervisor and student, over tasks. Right of the dashed line B recovers more of its gap, left of it A. "
+        "Bars are paired 95 % intervals: one that crosses the line tells no difference. A red cross marks a pair whose PGR fails a "
+        "control in A or B."
+    )
     note = "Differences are B - A, with paired 95 % intervals over replicates and groups of test items."
     write_page(
         path,
         "compare.html.j2",
         specs=specs,
         title=f"{name_b} (B) against {name_a} (A)",
+        caption=caption,
         notice=nothing if table.is_empty() else "",
         pairs=section("All pairs", table, note=note, is_open=True),
-        downloads=downloads({"compare": table}),
+        downloads=write_csv_files({"compare": table}, folder=out / "tables"),
     )
     return path
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import polars as pl
 
 from analysis.agreement import fits_by_role
-from analysis.cells import complete
 
 MAX_BINS = 6
 
@@ -32,24 +31,12 @@ def difficulty_table(results: pl.DataFrame, predictions: pl.DataFrame, items: pl
         .collect(engine="streaming")
     )
     columns = ["setting", "family", "task", "role", "method", "weak", "strong"]
-    sizes = _sizes(results)
     return (
         roles.join(by_key, on="key", how="inner")
         .group_by(*columns, "difficulty", "bin", maintain_order=True)
         .agg(pl.col("score").mean(), pl.col("num_items").first(), pl.len().alias("num_seeds"))
-        .join(sizes.rename({"size": "weak", "params": "weak_params"}), on=["family", "weak"], how="left")
-        .join(sizes.rename({"size": "strong", "params": "strong_params"}), on=["family", "strong"], how="left")
         .sort(*columns, "difficulty")
     )
-
-
-def _sizes(results: pl.DataFrame) -> pl.DataFrame:
-    """family, size, params: every size once."""
-    sides = (
-        complete(results).select("family", pl.col(side).alias("size"), pl.col(f"{side}_params").alias("params"))
-        for side in ("weak", "strong")
-    )
-    return pl.concat(sides).unique(["family", "size"], maintain_order=True)
 
 
 def _binned(items: pl.DataFrame) -> pl.DataFrame:

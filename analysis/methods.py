@@ -13,10 +13,9 @@ from typing import Any
 import polars as pl
 
 from analysis.bootstrap import Sample, moments
+from analysis.cells import is_control
 
 NAIVE = "naive"
-CONTROL_METHODS = ("zero_shot", "few_shot", "shuffled", "noise", "strong_on_a")
-"""Students that are no attempt to beat naive ones."""
 GROUP = ["setting", "task", "family", "weak", "strong"]
 SCHEMA = {
     **dict.fromkeys([*GROUP, "method"], pl.String),
@@ -43,7 +42,7 @@ def method_table(samples: list[Sample]) -> pl.DataFrame:
     for key, by_method in groups.items():
         if NAIVE not in by_method:
             continue
-        tried = [method for method in by_method if method != NAIVE and not method.startswith(CONTROL_METHODS)]
+        tried = [method for method in by_method if method != NAIVE and not is_control(method)]
         group = [
             dict.fromkeys(SCHEMA)
             | dict(zip(GROUP, key, strict=True))

@@ -23,10 +23,11 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from analysis import tables
-from analysis.bootstrap import CONTROLS, FLOOR, GAIN, GAP, PAIR, SEED, SIDES, Sample, interval, moments, run_script
-from analysis.intervals import Noise
-from analysis.methods import CONTROL_METHODS, method_table
+from analysis import controls, tables
+from analysis.bootstrap import CONTROL_ARMS, FLOOR, GAIN, GAP, PAIR, SEED, SIDES, Sample, interval, moments, run_script
+from analysis.cells import is_control
+from analysis.intervals import Interval, Noise
+from analysis.methods import method_table
 
 ENDS = ("", "_low", "_high")
 MIN_TASKS = 6
@@ -42,7 +43,7 @@ SCHEMA = {
     "method": pl.String,
     "weak_params": pl.Int64,
     "strong_params": pl.Int64,
-    **{f"{arm}_score{end}": pl.Float64 for arm in (*SIDES, *CONTROLS) for end in ENDS},
+    **{f"{arm}_score{end}": pl.Float64 for arm in (*SIDES, *CONTROL_ARMS) for end in ENDS},
     **{f"gain{end}": pl.Float64 for end in ENDS},
     **{f"gap{end}": pl.Float64 for end in ENDS},
     "gap_too_small": pl.Boolean,
@@ -51,6 +52,7 @@ SCHEMA = {
     "floor_of": pl.String,
     **{f"pgr_above_floor{end}": pl.Float64 for end in ENDS},
     "no_headroom": pl.Boolean,
+    "above_untrained": pl.Boolean,
     "label_sensitive": pl.Boolean,
     "controls_reason": pl.String,
     **{f"pgr_median{end}": pl.Float64 for end in ENDS},
@@ -68,7 +70,7 @@ SCHEMA = {
 """`task` is null in rows that pool all tasks.
 
 `floor_of`: the models of which the floor is the best. `no_headroom`: the ceiling is not clearly above the untrained model.
-`label_sensitive`: a student of shuffled labels is clearly below this one. `controls_reason`: in words, which control fails or
+`above_untrained`: the student is clearly above it. `label_sensitive`: a student of shuffled labels is clearly below this one. `controls_reason`: in words, which control fails or
 is missing. `num_left_out`: how many cells `pgr_median` leaves out, because their gap (or that of their task) is too small.
 `num_groups`: effective number of groups of test items. `num_dropped`: cells that have no result. `noise`: what the intervals
 hold. `reason`: why a value is null."""
@@ -90,33 +92,22 @@ def pgr_table(samples: list[Sample]) -> pl.DataFrame:
     return pl.DataFrame(rows, schema=SCHEMA)
 
 
-def control_sentences(table: pl.DataFrame) -> list[str]:
-    """One sentence for each task and each control that its PGR fails: what not to conclude. `table`: that of `pgr_table`.
+def pgr_difference(a: Sample, b: Sample) -> Interval:
+    """PGR of `b` minus that of `a`, with its paired interval: to first order in the noise, of which both gaps must be clear."""
+    both = moments([a, b], arms=SIDES)
+    mean = dict(zip(both.arms, both.mean.tolist(), strict=True))
+    (pgr_a, slope_a), (pgr_b, slope_b) = (_pgr_and_slope(mean, i) for i in (0, 1))
+    difference = pgr_b - pgr_a
+    _, low, high = both.interval({name: -weight for name, weight in slope_a.items()} | slope_b)  # of a sum that is 0
+    return difference, None if low is None else difference + low, None if high is None else difference + high
 
-    Naive students speak for a task, or all other students if it has none.
-    """
-    tested = table.filter(
-        pl.col("task").is_not_null() & (pl.col("weak") != pl.col("strong")) & pl.col("pgr").is_not_null()
-    )
-    sentences = []
-    for (task,), rows in tested.group_by("task", maintain_order=True):
-        naive = rows.filter(pl.col("method") == "naive")
-        judged = (
-            rows.filter(~pl.col("method").str.contains(f"^({'|'.join(CONTROL_METHODS)})"))
-            if naive.is_empty()
-            else naive
-        )
-        failing: dict[str, list[str]] = {}
-        for row in judged.filter(pl.col("controls_reason").is_not_null()).to_dicts():
-            for reason in row["controls_reason"].split(". "):
-                failing.setdefault(reason, []).append(f"{row['weak']} to {row['strong']}")
-        for reason, pairs in failing.items():
-            pairs = list(dict.fromkeys(pairs))
-            some = f" ({', '.join(pairs[:4])}{' and others' if len(pairs) > 4 else ''})"
-            sentences.append(
-                f"{task}{some if len(pairs) < judged.select('weak', 'strong').n_unique() else ''}: {reason}."
-            )
-    return sentences
+
+def _pgr_and_slope(mean: dict[str, float], i: int) -> tuple[float, dict[str, float]]:
+    """PGR of the i-th of several samples, and how much it changes with each of its scores."""
+    weak, student, ceiling = (mean[f"{i}.{side}"] for side in SIDES)
+    gap = ceiling - weak
+    pgr = (student - weak) / gap
+    return pgr, {f"{i}.weak": (pgr - 1) / gap, f"{i}.student": 1 / gap, f"{i}.ceiling": -pgr / gap}
 
 
 def measured_noise(samples: list[Sample]) -> dict[str, Noise]:
@@ -127,7 +118,7 @@ def measured_noise(samples: list[Sample]) -> dict[str, Noise]:
         if sample.task is None or sample.moments is None or sample.moments.num_replicates < 2:
             continue
         first = sample.cells.row(0, named=True)
-        if first["weak"] == first["strong"] or first["method"].startswith(CONTROL_METHODS):
+        if first["weak"] == first["strong"] or is_control(first["method"]):
             continue
         [part] = sample.parts
         single = [moments([replace(sample, parts=(part.of_seeds({seed}),))]) for seed in part.seeds]
@@ -157,7 +148,7 @@ def _row(sample: Sample) -> dict[str, Any]:
     moments = sample.moments
     if moments is None:
         return row
-    for arm in (*SIDES, *CONTROLS):
+    for arm in (*SIDES, *CONTROL_ARMS):
         if arm in moments.arms:
             row |= _columns(f"{arm}_score", moments.interval({arm: 1}))
     row |= _columns("gain", moments.interval(GAIN)) | _columns("gap", moments.interval(GAP))
@@ -230,7 +221,7 @@ def _controls(sample: Sample) -> dict[str, Any]:
     """The flags of a sample's controls, and in words what they forbid to conclude. Sentences are separated by ". "."""
     moments = sample.moments
     assert moments is not None
-    no_headroom = label_sensitive = None
+    no_headroom = above_untrained = label_sensitive = None
     reasons = []
     if "zero_shot" in moments.arms:
         headroom = {"ceiling": 1.0, "zero_shot": -1.0}
@@ -243,6 +234,16 @@ def _controls(sample: Sample) -> dict[str, Any]:
             reasons.append(
                 "the untrained model does as well as the ceiling; its PGR does not measure what supervision adds"
             )
+        lead = {"student": 1.0, "zero_shot": -1.0}
+        above_untrained = moments.is_clear(lead)
+        if not above_untrained and not no_headroom and _seems_clear(sample, lead):
+            reasons.append(
+                f"with {moments.num_replicates} replicates it is not clear that the student is above the untrained model"
+            )
+        elif not above_untrained and not no_headroom:
+            reasons.append(
+                "the untrained model does as well as the student; its PGR does not measure what the supervisor's labels taught"
+            )
     if "shuffled" in moments.arms:
         lead = {"student": 1.0, "shuffled": -1.0}
         label_sensitive = moments.is_clear(lead)
@@ -252,7 +253,7 @@ def _controls(sample: Sample) -> dict[str, Any]:
             )
         elif not label_sensitive:
             reasons.append("shuffled labels do as well as the supervisor's; its PGR does not measure generalization")
-    if not any(arm in moments.arms for arm in CONTROLS):
+    if not any(arm in moments.arms for arm in CONTROL_ARMS):
         wanted = "controls" in sample.cells.columns and sample.cells["controls"].fill_null(False).all()
         reasons.append(
             "its controls have no result yet, so nothing vouches for its PGR"
@@ -261,6 +262,7 @@ def _controls(sample: Sample) -> dict[str, Any]:
         )
     return {
         "no_headroom": no_headroom,
+        "above_untrained": above_untrained,
         "label_sensitive": label_sensitive,
         "controls_reason": ". ".join(reasons) or None,
     }
@@ -268,12 +270,9 @@ def _controls(sample: Sample) -> dict[str, Any]:
 
 def _pool_controls(row: dict[str, Any], of_tasks: list[dict[str, Any]]) -> None:
     """The flags of a row that pools tasks: a control that fails on one of them fails here."""
-    no_headroom = [other["no_headroom"] for other in of_tasks]
-    label_sensitive = [other["label_sensitive"] for other in of_tasks]
-    row["no_headroom"] = True if True in no_headroom else None if None in no_headroom or not of_tasks else False
-    row["label_sensitive"] = (
-        False if False in label_sensitive else None if None in label_sensitive or not of_tasks else True
-    )
+    for flag, failing in (("no_headroom", True), ("above_untrained", False), ("label_sensitive", False)):
+        flags = [other[flag] for other in of_tasks]
+        row[flag] = failing if failing in flags else None if None in flags or not flags else not failing
     reasons = [f"{other['task']}: {other['controls_reason']}" for other in of_tasks if other["controls_reason"]]
     row["controls_reason"] = ". ".join(reasons) or None
 
@@ -284,8 +283,8 @@ def _write(samples: list[Sample], folder: Path) -> None:
     method_table(samples).write_csv(folder / "methods.csv")
     with pl.Config(tbl_rows=-1, tbl_cols=-1, tbl_width_chars=160):
         print(table.select(*PAIR, "task", "gap", "pgr", "pgr_low", "pgr_high", "num_seeds", "reason"))
-    for sentence in control_sentences(table):
-        print(sentence)
+    for place, verdict in controls.verdicts(table).items():
+        print(f"{place.task}, {place.family}: {verdict}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The report of a study: `python -m analysis.report OUT [--axis compute]`. OUT holds the tables of `w2s report`.
 
-Writes pgr.parquet, fits.parquet, fit_curves.parquet, tables/*.csv, figures/*.svg and *.png, and report.html. The page is one
+Writes pgr.parquet, findings.parquet, fits.parquet, fit_curves.parquet, tables/*.csv, figures/*.svg and *.png, and report.html. The page is one
 file that works without a network, on a phone, in light and dark. It says plainly what is missing and why.
 
 Here the page's content is computed as plain data; `templates/` lays it out. Every name in a study's files is untrusted: the
@@ -23,9 +23,10 @@ import jinja2
 import polars as pl
 import vl_convert as vlc
 
-from analysis import agreement, charts, controls, difficulty, stopping, tables
+from analysis import agreement, charts, controls, difficulty, findings, labels, stopping, tables
 from analysis.answers import read_answers
 from analysis.bootstrap import resample
+from analysis.captions import captions
 from analysis.cells import AXES, done, on_plain_truth
 from analysis.methods import method_table
 from analysis.pgr import pgr_table
@@ -47,12 +48,14 @@ def write_report(out: Path, *, facts: dict[str, Any] | None = None, study_text: 
     )
     samples = resample(results, predictions)
     pgr = pgr_table(samples)
+    methods = method_table(samples)
+    found = findings.findings_table(samples, pgr, methods, axis=axis)
     fits, fit_curves = fit_scaling(samples, axis=axis)
     answers = read_answers(predictions)
     bare = {
         "fits": fits,
         "fit_curves": fit_curves,
-        "methods": method_table(samples),
+        "methods": methods,
         "scores": agreement.scores_table(results, predictions),
         "agreement": agreement.agreement_table(results),
         "inverse_scaling": agreement.inverse_scaling(results, answers, axis=axis),
@@ -61,22 +64,21 @@ def write_report(out: Path, *, facts: dict[str, Any] | None = None, study_text: 
         "misfit": agreement.misfit_table(results, answers),
         "learning": agreement.learning_table(results, curves),
         "calibration": agreement.calibration_table(results, predictions, half_b),
-        "stopping": stopping.stopping_table(results, curves, pgr),
-        "copying": stopping.copying_table(results, curves),
+        "labels": labels.label_table(results, runs, answers),
+        "stopping": stopping.stopping_table(results, curves, runs, pgr),
+        "copying": stopping.copying_table(results, curves, runs),
         "difficulty": difficulty.difficulty_table(results, predictions, items),
     }
     frames = {
         "results": controls.marked(results, pgr),
         "pgr": controls.with_fails(pgr),
+        "findings": found,
         **{name: controls.marked(table, pgr) for name, table in bare.items()},
-        "runs": runs,
+        "runs": runs.with_columns(pl.col(pl.List(pl.String)).list.join(" ")),  # CSV has no lists
         "parts": parts,
     }
-    for name, table in (("pgr", pgr), ("fits", fits), ("fit_curves", fit_curves)):
+    for name, table in (("pgr", pgr), ("findings", found), ("fits", fits), ("fit_curves", fit_curves)):
         tables.write(table, out / f"{name}.parquet")
-    (out / "tables").mkdir(exist_ok=True)
-    for name, table in frames.items():
-        table.write_csv(out / "tables" / f"{name}.csv")
     specs = draw(charts.figures(frames, axis=axis), folder=out / "figures")
     path = out / "report.html"
     write_page(
@@ -88,11 +90,12 @@ def write_report(out: Path, *, facts: dict[str, Any] | None = None, study_text: 
         num_cells=results.height,
         facts=facts or {},
         study_text=study_text,
-        verdicts=controls.verdicts(pgr),
+        findings=findings.sentences(found),
         notices=[text for text in (_notice(frames, specs), _mixed_versions(runs)) if text],
         figures=_by_setting(specs),
+        captions=captions(frames, specs),
         sections=_sections(frames),
-        downloads=downloads(frames),
+        downloads=write_csv_files(frames, folder=out / "tables"),
     )
     return path
 
@@ -183,16 +186,18 @@ def _table_cell(value: Any) -> TableCell:
     return TableCell(str(value), is_number=isinstance(value, int))
 
 
-def downloads(frames: dict[str, pl.DataFrame]) -> list[Download]:
-    """A link to each table as CSV."""
-    return [Download(f"{name}.csv", _csv_address(name, table)) for name, table in frames.items()]
-
-
-def _csv_address(name: str, table: pl.DataFrame) -> str:
-    content = table.write_csv().encode()
-    if len(content) > EMBEDDED_BYTES:
-        return f"tables/{name}.csv"
-    return f"data:text/csv;base64,{base64.b64encode(content).decode()}"
+def write_csv_files(frames: dict[str, pl.DataFrame], *, folder: Path) -> list[Download]:
+    """Write each table as CSV, and return links to them. `folder` lies beside the page."""
+    folder.mkdir(exist_ok=True)
+    links = []
+    for name, table in frames.items():
+        path = folder / f"{name}.csv"
+        table.write_csv(path)
+        is_large = path.stat().st_size > EMBEDDED_BYTES
+        content = "" if is_large else base64.b64encode(path.read_bytes()).decode()
+        address = f"{folder.name}/{path.name}" if is_large else f"data:text/csv;base64,{content}"
+        links.append(Download(path.name, address))
+    return links
 
 
 def _by_setting(names: Iterable[str]) -> list[tuple[str, list[str]]]:
@@ -242,6 +247,7 @@ def _sections(frames: dict[str, pl.DataFrame]) -> list[Section]:
         _fits(frames["fits"]),
         _inverse(frames["inverse_scaling"]),
         _supervisors(frames["supervisors"]),
+        _labels(frames["labels"]),
         _imitation(frames["imitation"]),
         _misfit(frames["misfit"]),
         _stopping(frames["stopping"]),
@@ -381,6 +387,18 @@ def _supervisors(rows: pl.DataFrame) -> Section | None:
     return section("Supervisors and their labels", rows, note=note)
 
 
+def _labels(rows: pl.DataFrame) -> Section | None:
+    if rows.is_empty():
+        return None
+    note = (
+        "labels_right is the share of right labels among the rows that a student learned from, after its method chose or changed "
+        "them. labeller_score is the test score of the model that gave the labels, or the mean of several, with the best of "
+        "them beside it. ensemble_score is what several label right together on the test set: where it is not above its best "
+        "member, nothing is gained by taking several. All are means over replicates."
+    )
+    return section("The labels that students learned from", rows, note=note)
+
+
 def _imitation(rows: pl.DataFrame) -> Section | None:
     if rows.is_empty():
         return None
@@ -431,10 +449,10 @@ def _stopping(rows: pl.DataFrame) -> Section | None:
     if rows.is_empty() or "stopped" not in rows["rule"]:
         return None
     note = (
-        "Students' scores at their last step (final), where their own labels on held-out rows would have stopped them "
-        "(stopped), and at their best by ground truth (oracle), which nobody has in practice. The oracle picks the best step of "
-        "the ceiling too, so both are flattered alike: the steps are picked on the test set itself. For final and stopped the "
-        "ceiling is that of the last step. No PGR where the gap is too small for one. Without intervals."
+        "Scores of student and ceiling, both at their last step (final), at the best step by their own labels on held-out rows "
+        "(stopped), or at the best step by the test set itself (oracle), which nobody has in practice and which flatters. "
+        "is_result marks the rule by which these models predict, so that all other tables and figures hold for it. No PGR where "
+        "the gap is too small for one. Without intervals."
     )
     return section("When to stop training", rows.drop("weak_params", "strong_params"), note=note)
 
@@ -443,8 +461,8 @@ def _copying(rows: pl.DataFrame) -> Section | None:
     if rows.is_empty() or rows["truth_loss"].is_null().all():
         return None
     note = (
-        "How often students repeat their supervisor's mistakes, beside their last losses on the supervisor's labels and on "
-        "rows whose true label they were given. A loss on the labels far below the loss on the truth means that the student "
+        "How often students repeat their supervisor's mistakes, beside their losses on the supervisor's labels and on "
+        "rows whose true label they were given, at the step whose weights predict. A loss on the labels far below the loss on the truth means that the student "
         "learned to imitate its supervisor rather than the task."
     )
     return section("Copied mistakes", rows, note=note)

@@ -1,15 +1,15 @@
 """When to stop training, and whether students copy their supervisors' mistakes.
 
-A student that keeps learning weak labels may get worse (Burns et al. 2023, section 5.1.1). Its test score is taken at three
-points of its learning curve:
+A student that keeps learning weak labels may get worse (Burns et al. 2023, section 5.1.1). Scores are taken from three points
+of the learning curves, by one rule for student and ceiling alike:
 
     final     the last point
-    stopped   the first point with the highest accuracy against its own labels on held-out rows (`training.validation`)
-    oracle    the point with the highest test score. It needs ground truth, which nobody has in practice.
+    stopped   the first point with the highest accuracy against the Fit's own labels on held-out rows (`training.validation`)
+    oracle    the point with the highest test score. It needs ground truth, which nobody has in practice, and it flatters,
+              since the point is picked on the test set itself.
 
-The ceiling is taken at its last point for `final` and `stopped`. For `oracle` it is taken at its own best point, as the student
-is: a best point is picked on the test set itself, so it flatters whoever may pick it. Supervisors are taken at their last
-point, from which their labels come.
+The predictions of a Fit, from which all other tables come, are those of `final`, or those of `stopped` with
+`training.stop: validation`. Supervisors are taken as they are: from their predictions come the labels, whatever the rule.
 """
 
 from __future__ import annotations
@@ -18,76 +18,87 @@ import polars as pl
 
 from analysis.cells import done as done_cells
 
-RULES = ("final", "stopped", "oracle")
 CELL = ["setting", "family", "task", "method", "weak", "strong", "weak_params", "strong_params"]
+GAP_TOO_SMALL = "gap_too_small: the ceiling is not clearly above the supervisor"
 
 
-def stopping_table(results: pl.DataFrame, curves: pl.DataFrame, pgr: pl.DataFrame) -> pl.DataFrame:
+def stopping_table(results: pl.DataFrame, curves: pl.DataFrame, runs: pl.DataFrame, pgr: pl.DataFrame) -> pl.DataFrame:
     """Mean scores over seeds for each pair, method, task and rule, and PGR as the ratio of their sums.
 
-    There is no PGR where the pair's gap is too small for one in `pgr`, the table of pgr.parquet.
+    `is_result` marks the rule by which the Fits predict. `runs` and `pgr` are the tables of runs.parquet and pgr.parquet. There
+    is no PGR where the pair's gap is too small for one, nor under a rule whose gap is within the error of the pair's gap, since
+    learning curves have no intervals of their own.
     """
     if "test_accuracy" not in curves.columns or "step" not in curves.columns:
         return pl.DataFrame()
-    points = curves.filter(pl.col("test_accuracy").is_not_null()).sort("key", "step")
-    if "validation_accuracy" not in points.columns:
-        points = points.with_columns(pl.lit(None, pl.Float32).alias("validation_accuracy"))
-    score_by_rule = points.group_by("key").agg(
-        pl.col("test_accuracy").last().alias("final"),
-        pl.col("test_accuracy").get(pl.col("validation_accuracy").arg_max()).alias("stopped")
-        if points["validation_accuracy"].is_not_null().any()
-        else pl.lit(None, pl.Float32).alias("stopped"),
-        pl.col("test_accuracy").max().alias("oracle"),
+    stops_early = pl.col("student_key").is_in(_best_steps(runs)["key"].to_list())
+    result_rule = pl.when(stops_early).then(pl.lit("stopped")).otherwise(pl.lit("final"))
+    scores = _scores_by_rule(curves)
+    cells = done_cells(results).with_columns(result_rule.alias("result_rule"))
+    by_rule = cells.join(scores.rename({"score": "student_curve"}), left_on="student_key", right_on="key").join(
+        scores.rename({"score": "ceiling_curve"}), left_on=["ceiling_key", "rule"], right_on=["key", "rule"]
     )
-    best_ceiling = score_by_rule.select("key", pl.col("oracle").alias("best_ceiling_score"))
-    ceiling = pl.when(pl.col("rule") == "oracle").then("best_ceiling_score").otherwise("ceiling_score")
-    cells = (
-        done_cells(results)
-        .join(score_by_rule, left_on="student_key", right_on="key", how="inner")
-        .join(best_ceiling, left_on="ceiling_key", right_on="key", how="left")
-        .unpivot(
-            RULES,
-            index=[*CELL, "seed", "weak_score", "ceiling_score", "best_ceiling_score"],
-            variable_name="rule",
-            value_name="score",
-        )
-        .with_columns(ceiling.cast(pl.Float64).alias("ceiling_score"))
-    )
+    is_result = pl.col("rule") == pl.col("result_rule")
     means = (
-        cells.filter(pl.col("score").is_not_null() & pl.col("ceiling_score").is_not_null())
-        .group_by(*CELL, "rule", maintain_order=True)
+        by_rule.with_columns(
+            is_result.alias("is_result"),
+            pl.when(is_result).then("student_score").otherwise("student_curve").alias("score"),
+            pl.when(is_result).then("ceiling_score").otherwise("ceiling_curve").alias("ceiling_score"),
+        )
+        .group_by(*CELL, "rule", "is_result", maintain_order=True)
         .agg(pl.col("score", "weak_score", "ceiling_score").cast(pl.Float64).mean(), pl.len().alias("num_seeds"))
     )
     place = [name for name in CELL if not name.endswith("_params")]
-    clear = pgr.filter(~pl.col("gap_too_small")).select(*place, pl.lit(True).alias("has_clear_gap"))
     gap = pl.col("ceiling_score") - pl.col("weak_score")
+    is_clear = (~pl.col("gap_too_small") & (gap > pl.col("gap") - pl.col("gap_low"))).fill_null(False)
     return (
-        means.join(clear, on=place, how="left")
+        means.join(pgr.select(*place, "gap_too_small", "gap", "gap_low"), on=place, how="left")
         .with_columns(
-            pl.when(pl.col("has_clear_gap") & (gap > 0))
-            .then((pl.col("score") - pl.col("weak_score")) / gap)
-            .alias("pgr"),
+            pl.when(is_clear).then((pl.col("score") - pl.col("weak_score")) / gap).alias("pgr"),
             (pl.col("rule") == "oracle").alias("needs_ground_truth"),
-            pl.when(pl.col("has_clear_gap").is_null())
-            .then(pl.lit("gap_too_small: the ceiling is not clearly above the supervisor"))
-            .alias("reason"),
+            pl.when(~is_clear).then(pl.lit(GAP_TOO_SMALL)).alias("reason"),
         )
-        .drop("has_clear_gap")
+        .drop("gap_too_small", "gap", "gap_low")
         .sort(*CELL, "rule")
     )
 
 
-def copying_table(results: pl.DataFrame, curves: pl.DataFrame) -> pl.DataFrame:
+def _best_steps(runs: pl.DataFrame) -> pl.DataFrame:
+    """key, best_step: of Fits that predict with the weights of another step than the last."""
+    if "best_step" not in runs.columns:
+        return pl.DataFrame(schema={"key": pl.String, "best_step": pl.Int64})
+    return runs.select("key", "best_step").drop_nulls()
+
+
+def _scores_by_rule(curves: pl.DataFrame) -> pl.DataFrame:
+    """key, rule, score: test scores at the points that the rules choose, where there are such."""
+    points = curves.filter(pl.col("test_accuracy").is_not_null()).sort("key", "step")
+    score = pl.col("test_accuracy").cast(pl.Float64)
+    scores = {"final": score.last(), "oracle": score.max()}
+    if "validation_accuracy" in points.columns and points["validation_accuracy"].is_not_null().any():
+        scores["stopped"] = score.get(pl.col("validation_accuracy").arg_max())
+    return (
+        points.group_by("key")
+        .agg(**scores)
+        .unpivot(index="key", variable_name="rule", value_name="score")
+        .drop_nulls("score")
+    )
+
+
+def copying_table(results: pl.DataFrame, curves: pl.DataFrame, runs: pl.DataFrame) -> pl.DataFrame:
     """How often students agree with their supervisor where it is wrong, compared with naive students of the same pair.
 
-    Beside it stand the last losses on the supervisor's labels and on rows whose true label was known. A loss on the labels
-    far below the loss on the truth means that the student learned to imitate its supervisor rather than the task.
+    Beside it stand the losses on the supervisor's labels and on rows whose true label was known, at the step whose weights
+    predict. A loss on the labels far below the loss on the truth means that the student learned to imitate its supervisor rather than the task.
     """
     done = done_cells(results).filter(pl.col("weak") != pl.col("strong"))
     if done.is_empty() or "train_loss" not in curves.columns:
         return pl.DataFrame()
     truth_loss = pl.col("verified_loss").last() if "verified_loss" in curves.columns else pl.lit(None, pl.Float32)
-    last = curves.sort("key", "step").group_by("key").agg(
+    until_prediction = curves.join(_best_steps(runs), on="key", how="left").filter(
+        pl.col("best_step").is_null() | (pl.col("step") <= pl.col("best_step"))
+    )
+    last = until_prediction.sort("key", "step").group_by("key").agg(
         pl.col("train_loss").last().alias("label_loss"),
         truth_loss.alias("truth_loss"),
     )  # fmt: skip

@@ -16,11 +16,11 @@ import polars as pl
 import pytest
 from scipy.stats import binom, chi2, norm
 
-from analysis import charts, compare, methods, scaling, stopping, tables
+from analysis import charts, compare, controls, methods, scaling, stopping, tables
 from analysis.bootstrap import Sample, resample
 from analysis.intervals import Moments, Noise, critical_value
 from analysis.methods import method_table
-from analysis.pgr import control_sentences, measured_noise, pgr_table
+from analysis.pgr import measured_noise, pgr_table
 from analysis.report import write_report
 from w2s_ray.cost import measured_noise as measured_on_store
 from w2s_ray.cost import pgr_half_width
@@ -224,7 +224,8 @@ def test_the_floor_is_the_best_of_supervisor_and_controls() -> None:
     assert row["pgr_above_floor"] == pytest.approx((0.1 + step) / (0.3 + step)) and row["pgr"] == pytest.approx(0.5)
     assert row["pgr_above_floor_low"] < row["pgr_above_floor"] < row["pgr_above_floor_high"]
     assert row["no_headroom"] is False and row["label_sensitive"] is True and row["controls_reason"] is None
-    assert control_sentences(pgr_table(resample(*with_controls(zero_shot=0.6, shuffled=0.55)))) == []
+    [verdict] = controls.verdicts(pgr_table(resample(*with_controls(zero_shot=0.6, shuffled=0.55)))).values()
+    assert verdict.endswith("their PGR above the floor measures what the labels taught.")
 
 
 def test_a_task_whose_controls_do_as_well_is_told_in_plain_words() -> None:
@@ -232,9 +233,16 @@ def test_a_task_whose_controls_do_as_well_is_told_in_plain_words() -> None:
     for row in table.to_dicts():
         assert row["label_sensitive"] is False and row["no_headroom"] is True
         assert row["pgr_above_floor"] is None and "no pgr_above_floor" in row["reason"] and row["pgr"] is not None
-    assert control_sentences(table) == [
-        "chess-mate: the untrained model does as well as the ceiling; its PGR does not measure what supervision adds.",
-        "chess-mate: shuffled labels do as well as the supervisor's; its PGR does not measure generalization.",
+    [low] = (
+        pgr_table(resample(*with_controls(zero_shot=0.75, shuffled=0.6)))
+        .filter(pl.col("task").is_not_null())
+        .to_dicts()
+    )
+    assert low["no_headroom"] is False and low["above_untrained"] is False, "students below what they started from"
+    assert low["controls_reason"].startswith("the untrained model does as well as the student")
+    assert list(controls.verdicts(table).values()) == [
+        "The untrained model does as well as the ceiling; its PGR does not measure what supervision adds. "
+        "Shuffled labels do as well as the supervisor's; its PGR does not measure generalization."
     ]
 
 
@@ -245,7 +253,7 @@ def test_without_controls_nothing_vouches_for_a_pgr() -> None:
     assert "no result yet" in row["controls_reason"]
     bare = results.drop("zero_shot_key", "shuffled_key", "controls")
     table = pgr_table(resample(bare, predictions))
-    assert control_sentences(table) == ["chess-mate: the study has no controls, so nothing vouches for its PGR."]
+    assert list(controls.verdicts(table).values()) == ["The study has no controls, so nothing vouches for its PGR."]
     half = pgr_table(resample(*with_controls(zero_shot=None, shuffled=0.55))).row(0, named=True)
     assert (
         half["floor_of"] == "supervisor, shuffled" and half["no_headroom"] is None and half["label_sensitive"] is True
@@ -435,7 +443,9 @@ def test_copied_mistakes_by_hand() -> None:
         {"key": ["naive", "combined", "combined"], "step": [1, 1, 2], "train_loss": [0.3, 0.5, 0.4],
          "verified_loss": [None, 0.9, 0.6]}
     )  # fmt: skip
-    by_method = {row["method"]: row for row in stopping.copying_table(table_of(rows), curves).to_dicts()}
+    by_method = {
+        row["method"]: row for row in stopping.copying_table(table_of(rows), curves, pl.DataFrame()).to_dicts()
+    }
     assert (
         by_method["combined"]["more_than_naive"] == pytest.approx(-0.3) and by_method["naive"]["more_than_naive"] == 0
     )
@@ -443,6 +453,9 @@ def test_copied_mistakes_by_hand() -> None:
         "truth_loss"
     ] == pytest.approx(0.6)
     assert by_method["naive"]["truth_loss"] is None
+    stopped = pl.DataFrame({"key": ["naive", "combined"], "best_step": [None, 1]})
+    early = stopping.copying_table(table_of(rows), curves, stopped).filter(pl.col("method") == "combined")
+    assert early["label_loss"].to_list() == pytest.approx([0.5]), "the losses of the step whose weights predict"
 
 
 # --- two studies --------------------------------------------------------------------------------------------------
@@ -464,6 +477,7 @@ def test_two_studies_side_by_side(store: Store, tmp_path: Path) -> None:
     assert (row["pgr_a"], row["pgr_b"], row["pgr_difference"]) == (0.5, 1.0, 0.5)
     assert row["pgr_difference_low"] < 0.5 < row["pgr_difference_high"]
     assert "b (B) against a (A)" in page.read_text() and (tmp_path / "both/figures/compare.svg").exists()
+    assert pl.read_csv(tmp_path / "both/tables/compare.csv")["pgr_difference"].to_list() == [0.5, 0.5]
     same = compare.compare(*[resample(*tables.read_study(tmp_path / "a"))] * 2)
     assert same["pgr_difference"].to_list() == [0.0, 0.0]
     assert same["pgr_difference_high"].to_list() == pytest.approx([0.0, 0.0], abs=1e-6)

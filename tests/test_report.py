@@ -9,10 +9,12 @@ import numpy as np
 import polars as pl
 import pytest
 
-from analysis import agreement, charts, controls, report, scaling, stopping
+from analysis import agreement, charts, controls, findings, labels, report, scaling, stopping
 from analysis.answers import Share, Term, estimate, read_answers
-from analysis.bootstrap import Sample
+from analysis.bootstrap import Sample, resample
 from analysis.difficulty import difficulty_table
+from analysis.methods import method_table
+from analysis.pgr import pgr_table
 
 
 def results_of(*rows: dict[str, Any]) -> pl.DataFrame:
@@ -60,10 +62,16 @@ def pgr_of(*rows: dict[str, Any]) -> pl.DataFrame:
     """Rows of pgr.parquet."""
     common = {
         "setting": "classification", "task": "t", "family": "f", "weak": "s", "strong": "m", "method": "naive",
-        "gap_too_small": False, "no_headroom": False, "label_sensitive": True, "controls_reason": None, "num_cells": 1,
-        "pgr": 0.5,
+        "gap": 0.2, "gap_low": 0.15, "gap_too_small": False, "no_headroom": False, "above_untrained": True, "label_sensitive": True, "controls_reason": None, "num_cells": 1,
+        "pgr": 0.5, "pgr_above_floor_low": 0.1,
     }  # fmt: skip
-    types = {"task": pl.String, "no_headroom": pl.Boolean, "label_sensitive": pl.Boolean, "controls_reason": pl.String}
+    types = {
+        "task": pl.String,
+        "no_headroom": pl.Boolean,
+        "above_untrained": pl.Boolean,
+        "label_sensitive": pl.Boolean,
+        "controls_reason": pl.String,
+    }
     return pl.DataFrame([common | row for row in rows], schema_overrides=types, infer_schema_length=None)
 
 
@@ -319,26 +327,85 @@ def test_auroc_by_hand_counts_ties_half() -> None:
 # --- stopping -------------------------------------------------------------------------------------------------------
 
 
-def test_where_to_stop_by_hand() -> None:
-    results = results_of({}, {"seed": 1, "ceiling_score": 0.9})
+def stopping_study() -> tuple[pl.DataFrame, pl.DataFrame]:
+    """(results, curves) of two seeds. Student and ceiling are best on held-out rows at step 2, and both predict at the last."""
+    results = results_of(
+        {"student_score": 0.65, "ceiling_score": 0.85}, {"seed": 1, "student_score": 0.65, "ceiling_score": 0.85}
+    )
     curve = {"step": [1, 2, 3], "validation_accuracy": [0.7, 0.9, 0.9], "test_accuracy": [0.75, 0.7, 0.65]}
-    ceiling = {"step": [1, 2, 3], "validation_accuracy": [0.5] * 3, "test_accuracy": [0.7, 0.95, 0.85]}
+    ceiling = {"step": [1, 2, 3], "validation_accuracy": [0.5, 0.6, 0.5], "test_accuracy": [0.95, 0.9, 0.85]}
     curves = pl.concat(
         pl.DataFrame(points).with_columns(pl.lit(f"{name} t {seed}").alias("key"))
         for seed in (0, 1)
         for name, points in (("naive s m", curve), ("ceiling m", ceiling))
     )
-    rows_by_rule = {row["rule"]: row for row in stopping.stopping_table(results, curves, pgr_of({})).to_dicts()}
-    scores = {rule: row["score"] for rule, row in rows_by_rule.items()}
-    assert scores == pytest.approx({"final": 0.65, "stopped": 0.7, "oracle": 0.75})
-    assert rows_by_rule["stopped"]["pgr"] == pytest.approx(0.1 / 0.25) and rows_by_rule["stopped"]["num_seeds"] == 2
-    oracle = rows_by_rule["oracle"]
-    assert oracle["needs_ground_truth"] and oracle["ceiling_score"] == pytest.approx(0.95)
-    assert oracle["pgr"] == pytest.approx(0.15 / 0.35), "the ceiling is at its best point, too"
-    without = stopping.stopping_table(results, curves.drop("validation_accuracy"), pgr_of({}))
+    return results, curves
+
+
+def test_where_to_stop_by_hand() -> None:
+    results, curves = stopping_study()
+    table = stopping.stopping_table(results, curves, pl.DataFrame(), pgr_of({}))
+    by_rule = {row["rule"]: row for row in table.to_dicts()}
+    assert {rule: row["score"] for rule, row in by_rule.items()} == pytest.approx(
+        {"final": 0.65, "stopped": 0.7, "oracle": 0.75}
+    )
+    assert {rule: row["ceiling_score"] for rule, row in by_rule.items()} == pytest.approx(
+        {"final": 0.85, "stopped": 0.9, "oracle": 0.95}
+    ), "one rule for student and ceiling"
+    assert by_rule["stopped"]["pgr"] == pytest.approx(0.1 / 0.3) and by_rule["stopped"]["num_seeds"] == 2
+    assert by_rule["oracle"]["pgr"] == pytest.approx(0.15 / 0.35) and by_rule["oracle"]["needs_ground_truth"]
+    assert table.filter("is_result")["rule"].to_list() == ["final"], "where nothing stops, the last weights predict"
+    without = stopping.stopping_table(results, curves.drop("validation_accuracy"), pl.DataFrame(), pgr_of({}))
     assert set(without["rule"]) == {"final", "oracle"}, "nothing was held out, so nothing says where to stop"
-    unclear = stopping.stopping_table(results, curves, pgr_of({"gap_too_small": True}))
+    unclear = stopping.stopping_table(results, curves, pl.DataFrame(), pgr_of({"gap_too_small": True}))
     assert unclear["pgr"].is_null().all() and unclear["reason"].str.starts_with("gap_too_small").all()
+
+
+def test_fits_that_stop_by_validation_predict_at_their_best_point() -> None:
+    """Their scores are those of the point that validation chose, and the last point is told from the curves."""
+    results, curves = stopping_study()
+    results = results.with_columns(pl.lit(0.7).alias("student_score"), pl.lit(0.9).alias("ceiling_score"))
+    runs = pl.DataFrame({"key": [*results["student_key"], *results["ceiling_key"]], "best_step": [2] * 4})
+    table = stopping.stopping_table(results, curves, runs, pgr_of({}))
+    by_rule = {row["rule"]: row for row in table.to_dicts()}
+    assert table.filter("is_result")["rule"].to_list() == ["stopped"]
+    assert (by_rule["stopped"]["score"], by_rule["stopped"]["ceiling_score"]) == (0.7, 0.9)
+    assert (by_rule["final"]["score"], by_rule["final"]["ceiling_score"]) == pytest.approx((0.65, 0.85))
+    assert by_rule["final"]["pgr"] == pytest.approx(0.05 / 0.25)
+
+
+def test_a_rule_whose_gap_is_within_its_error_gives_no_pgr() -> None:
+    """The gap is .30 where the models stop and .25 at the last step, known to .26."""
+    results, curves = stopping_study()
+    table = stopping.stopping_table(results, curves, pl.DataFrame(), pgr_of({"gap": 0.3, "gap_low": 0.04}))
+    has_pgr = {row["rule"]: row["pgr"] is not None for row in table.to_dicts()}
+    assert has_pgr == {"final": False, "stopped": True, "oracle": True}
+
+
+# --- labels ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_labels_that_students_learned_from() -> None:
+    results = results_of({"shuffled_key": "shuffled"}, {"method": "ensemble", "shuffled_key": "shuffled"})
+    runs = pl.DataFrame(
+        {
+            "key": ["naive s m t 0", "ensemble s m t 0", "shuffled", "ceiling m t 0"],
+            "label_score": [0.7, 0.8, 0.5, None],
+            "ensemble_score": [None, 0.75, None, None],
+            "labellers": [["weak s t 0"], ["weak s t 0", "other"], [], []],
+        }
+    )
+    predictions = predictions_of([1, 1, 0, 0], weak_s_t_0=[0.9, 0.9, 0.1, 0.9], other=[0.9, 0.1, 0.9, 0.1])
+    table = labels.label_table(results, runs, read_answers(predictions))
+    by_method = {row["method"]: row for row in table.to_dicts()}
+    assert set(by_method) == {"naive", "ensemble", "shuffled"}, "ceilings learned from the truth"
+    assert by_method["naive"]["labels_right"] == 0.7 and by_method["naive"]["labeller_score"] == 0.75
+    ensemble = by_method["ensemble"]
+    assert (ensemble["num_labellers"], ensemble["labeller_score"], ensemble["best_labeller_score"]) == (2, 0.625, 0.75)
+    assert ensemble["labels_right"] == 0.8 and ensemble["ensemble_score"] == 0.75
+    assert by_method["shuffled"]["weak"] is None and by_method["shuffled"]["labels_right"] == 0.5
+    assert by_method["shuffled"]["labeller_score"] is None
+    assert labels.label_table(results, pl.DataFrame(), {}).is_empty(), "tables of an earlier version"
 
 
 # --- scaling --------------------------------------------------------------------------------------------------------
@@ -410,34 +477,44 @@ def test_the_band_holds_the_disagreement_of_the_forms() -> None:
 # --- controls -------------------------------------------------------------------------------------------------------
 
 
-SHUFFLED = "shuffled labels do as well as the supervisor's; its PGR does not measure generalization"
-UNTRAINED = "the untrained model does as well as the ceiling; its PGR does not measure what supervision adds"
-NOT_RUN = {"no_headroom": None, "label_sensitive": None}
+SHUFFLED = "Shuffled labels do as well as the supervisor's; its PGR does not measure generalization"
+UNTRAINED = "The untrained model does as well as the ceiling; its PGR does not measure what supervision adds"
+NOT_RUN = {"no_headroom": None, "above_untrained": None, "label_sensitive": None, "pgr_above_floor_low": None}
+LEVEL = "The student is not clearly above the floor, so nothing shows what its labels taught"
+VOUCHED = "Students beat their controls; their PGR above the floor measures what the labels taught"
 
 
 @pytest.mark.parametrize(
     ("rows", "sentence"),
     [
-        ([{"label_sensitive": False, "controls_reason": SHUFFLED}], f"t: {SHUFFLED}."),
-        ([{"label_sensitive": False, "controls_reason": f"{UNTRAINED}. {SHUFFLED}"}], f"t: {UNTRAINED}; moreover, {SHUFFLED}."),
-        ([{"label_sensitive": False, "controls_reason": SHUFFLED}, {"strong": "l"}], f"t: {SHUFFLED} (1 of 2 pairs)."),
-        ([{"label_sensitive": False, "controls_reason": SHUFFLED, "method": "noise"}, {}], "t: shuffled labels do worse"),
-        ([{}], "t: shuffled labels do worse than the supervisor's and the ceiling is above the untrained model; its PGR measures"),
-        ([{"no_headroom": None}], "t: shuffled labels do worse than the supervisor's; no untrained model"),
-        ([{"label_sensitive": None}], "t: the ceiling is above the untrained model; no students of shuffled labels"),
-        ([NOT_RUN], "t: no controls were run, so nothing vouches for its PGR."),
-        ([NOT_RUN | {"controls_reason": "the study has no controls, so nothing vouches for its PGR"}], "t: the study has no controls, so nothing"),
-        ([{"gap_too_small": True}], "t: no ceiling is clearly above its supervisor"),
+        ([{"label_sensitive": False, "controls_reason": SHUFFLED}], SHUFFLED),
+        ([{"label_sensitive": False, "controls_reason": f"{UNTRAINED}. {SHUFFLED}"}], f"{UNTRAINED}. {SHUFFLED}"),
+        ([{"label_sensitive": False, "controls_reason": SHUFFLED}, {"strong": "l"}], f"{SHUFFLED} (s to m). {VOUCHED} (s to l)"),
+        ([{"label_sensitive": False, "controls_reason": SHUFFLED, "method": "noise"}, {}], VOUCHED),
+        ([{}], VOUCHED),
+        ([{"pgr_above_floor_low": -0.1}], LEVEL),
+        ([{"pgr_above_floor_low": None}, {"strong": "l"}], f"{LEVEL} (s to m). {VOUCHED} (s to l)"),
+        ([{"no_headroom": None, "above_untrained": None}], f"No untrained model tells what pretraining alone gives. {VOUCHED}"),
+        ([{"label_sensitive": None}], "No students of shuffled labels vouch for its PGR"),
+        ([NOT_RUN], "No controls were run, so nothing vouches for its PGR"),
+        ([NOT_RUN | {"controls_reason": "the study has no controls, so nothing vouches for its PGR"}], "The study has no controls, so nothing vouches for its PGR"),
+        ([{"gap_too_small": True}], "No ceiling is clearly above its supervisor, so there is no PGR"),
     ],
 )  # fmt: skip
-def test_each_task_gets_a_sentence(rows: list[dict[str, Any]], sentence: str) -> None:
-    [text] = controls.verdicts(pgr_of(*rows))
-    assert text.startswith(sentence)
+def test_each_task_gets_a_verdict(rows: list[dict[str, Any]], sentence: str) -> None:
+    assert list(controls.verdicts(pgr_of(*rows)).values()) == [f"{sentence}."]
+
+
+def test_families_are_judged_one_by_one() -> None:
+    """Each has its own untrained and shuffled models."""
+    table = pgr_of({}, {"family": "g", "label_sensitive": False, "controls_reason": SHUFFLED})
+    assert list(controls.verdicts(table).values()) == [f"{VOUCHED}.", f"{SHUFFLED}."]
 
 
 def test_a_table_without_controls_vouches_for_nothing() -> None:
-    [text] = controls.verdicts(pgr_of({}).drop("no_headroom", "label_sensitive", "controls_reason"))
-    assert "nothing vouches" in text
+    bare = pgr_of({}).drop("no_headroom", "label_sensitive", "controls_reason", "pgr_above_floor_low")
+    [verdict] = controls.verdicts(bare).values()
+    assert "nothing vouches" in verdict
 
 
 def test_rows_that_fail_a_control_are_marked() -> None:
@@ -502,15 +579,16 @@ def planted_study(folder: Path, *, with_controls: bool) -> None:
 def test_without_controls_the_first_paragraph_says_that_nothing_vouches(tmp_path: Path) -> None:
     planted_study(tmp_path / "out", with_controls=False)
     page = report.write_report(tmp_path / "out").read_text()
-    assert "nothing vouches for its PGR" in page.split("</p>")[0]
+    assert "nothing vouches for its PGR" in page.split("</dl>")[0]
+    assert "Without controls there is no floor" in page.split("</dl>")[0]
     assert "The Fits of this study mix versions: torch 2.13 (1 Fits), 2.14 (2 Fits)." in page
 
 
 def test_floors_and_crosses_are_drawn(tmp_path: Path) -> None:
     planted_study(tmp_path / "out", with_controls=True)
     page = report.write_report(tmp_path / "out").read_text()
-    first = page.split("</p>")[0]
-    assert "shuffled labels do as well as the supervisor" in first and "does not measure generalization" in first
+    first = page.split("</dl>")[0]
+    assert "Shuffled labels do as well as the supervisor" in first and "does not measure generalization" in first
     for name in ("score", "pgr", "pairs", "agreement", "misfit", "learning"):
         figure = (tmp_path / f"out/figures/classification-{name}.svg").read_text()
         assert "× fails a control" in figure, name
@@ -533,3 +611,96 @@ def test_an_interval_without_an_end_is_drawn_to_the_edge() -> None:
     drawn = [row for values in figure.to_dict()["datasets"].values() for row in values]
     assert [(row["low"], row["high"]) for row in drawn] == [(-0.5, 0.7), (0.3, 1.6)]
     assert [row["pgr_low"] for row in drawn] == [-9.0, 0.3], "the tooltip tells the numbers as they are"
+
+
+def test_the_axis_decides_which_student_is_the_largest(tmp_path: Path) -> None:
+    """m has fewer parameters than l and saw more compute."""
+    out = tmp_path / "out"
+    planted_study(out, with_controls=True)
+    flops = {"s": 1e15, "m": 1e18, "l": 1e17}
+    results = pl.read_parquet(out / "results.parquet").with_columns(
+        pl.col(side).replace_strict(flops, return_dtype=pl.Float64).alias(f"{side}_flops")
+        for side in ("weak", "strong")
+    )
+    results.write_parquet(out / "results.parquet")
+    ids = pl.read_parquet(out / "predictions.parquet")["id"].unique().sort()
+    items = pl.DataFrame({"task": "t", "id": ids}).with_columns(
+        pl.int_range(pl.len()).cast(pl.Float32).alias("difficulty")
+    )
+    items.write_parquet(out / "items.parquet")
+    for axis, largest in (("params", "l"), ("compute", "m")):
+        report.write_report(out, axis=axis)
+        figure = (out / "figures/classification-difficulty.svg").read_text()
+        assert f"f, {largest}" in figure and f"f, {'l' if largest == 'm' else 'm'}" not in figure
+        found = pl.read_parquet(out / "findings.parquet")
+        assert found.select("weak", "strong").rows() == [("s", largest)]
+
+
+# --- findings -------------------------------------------------------------------------------------------------------
+
+
+def ladder_of(num_seeds: int = 1, **students: float) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """(results, predictions) of students of s, by size, at these scores: supervisor .5, ceilings .9. Answers are nested."""
+    num_items = 1000
+    names = [f"i{i:05d}" for i in range(num_items)]
+    rows, answers = [], {}
+    for seed in range(num_seeds):
+        for strong, score in students.items():
+            row = {"seed": seed, "strong": strong, "strong_params": {"m": 100, "l": 1000}[strong]}
+            keys = {"weak_key": (0.5, f"weak {seed}"), "student_key": (score, f"{strong} {seed}"), "ceiling_key": (0.9, f"top {strong} {seed}")}  # fmt: skip
+            for rate, key in keys.values():
+                answers[key] = [i < round(rate * num_items) + seed for i in range(num_items)]
+            rows.append(row | {column: key for column, (_, key) in keys.items()} | {"controls": False})
+    predictions = pl.concat(
+        pl.DataFrame({"key": key, "id": names, "group": names, "correct": right}) for key, right in answers.items()
+    )
+    return results_of(*rows), predictions
+
+
+def found_in(results: pl.DataFrame, predictions: pl.DataFrame, methods: pl.DataFrame | None = None) -> dict[str, Any]:
+    samples = resample(results, predictions, num_resamples=50)
+    tried = method_table(samples) if methods is None else methods
+    return findings.findings_table(samples, pgr_table(samples), tried).row(0, named=True)
+
+
+def test_a_finding_tells_the_widest_pair_and_how_pgr_moves_with_size() -> None:
+    row = found_in(*ladder_of(m=0.6, l=0.8))
+    assert (row["weak"], row["strong"], row["smaller_student"]) == ("s", "l", "m")
+    assert row["pgr"] == pytest.approx(0.75) and row["pgr_change"] == pytest.approx(0.5)
+    assert row["finding"].startswith(
+        "PGR is 0.75 (0.71 to 0.79) from s to l, the widest pair that has one (2 of 2 have), in one replicate. "
+    )
+    assert (
+        "Without controls there is no floor" in row["finding"]
+        and "From student m to l it rises by 0.50 (" in row["finding"]
+    )
+    falling, level = found_in(*ladder_of(2, m=0.8, l=0.6))["finding"], found_in(*ladder_of(m=0.7, l=0.7))["finding"]
+    assert "in 2 replicates" in falling and "From student m to l it falls by 0.50 (" in falling
+    assert "From student m to l it does not clearly change: +0.00" in level
+    assert "No other student of s has one" in found_in(*ladder_of(l=0.7))["finding"]
+
+
+def test_a_finding_without_pgr_says_so() -> None:
+    results, predictions = ladder_of(l=0.7)
+    level = predictions.with_columns(correct=pl.col("id") < "i00500")
+    row = found_in(results, level)
+    assert row["pgr"] is None and row["finding"] == "No pair of different sizes has a PGR."
+    assert row["verdict"] == "No ceiling is clearly above its supervisor, so there is no PGR."
+
+
+def test_a_finding_names_the_methods_that_do_better() -> None:
+    tried = pl.DataFrame(
+        {"setting": "classification", "task": "t", "family": "f", "weak": "s", "strong": "l",
+         "method": ["good", "lucky", "worse"], "difference": [0.1, 0.1, -0.1], "p_holm": [0.01, 0.2, 0.01]}
+    )  # fmt: skip
+    assert found_in(*ladder_of(l=0.7), tried)["finding"].endswith(
+        "Clearly better than naive there, of 3 other methods: good."
+    )
+    none = tried.with_columns(p_holm=pl.lit(1.0))
+    assert found_in(*ladder_of(l=0.7), none)["finding"].endswith("3 other methods: none.")
+
+
+def test_sentences_name_the_family_where_a_task_has_several() -> None:
+    rows = [{"task": "t", "family": "f", "verdict": "a", "finding": "b"}, {"task": "t", "family": "g", "verdict": "c", "finding": "d"}]  # fmt: skip
+    assert findings.sentences(pl.DataFrame(rows)) == [("t, f", ["a", "b"]), ("t, g", ["c", "d"])]
+    assert findings.sentences(pl.DataFrame(rows[:1]))[0][0] == "t"

@@ -87,7 +87,7 @@ PACKAGES = ("w2s_ray", "torch", "transformers", "deepspeed", "ray")
 PHASES = ("load", "features", "train", "eval", "checkpoint", "commit")
 """The phases of a Fit whose seconds are recorded."""
 
-RUNS = {
+RUNS: dict[str, Any] = {
     "key": pl.String,
     "role": pl.String,
     "task": pl.String,
@@ -101,12 +101,16 @@ RUNS = {
     "flops": pl.Int64,
     "label_score": pl.Float64,
     "ensemble_score": pl.Float64,
+    "labellers": pl.List(pl.String),
+    "best_step": pl.Int64,
     **{f"{phase}_s": pl.Float64 for phase in PHASES},
     **dict.fromkeys(PACKAGES, pl.String),
     "stamp": pl.String,
 }
 """`label_score`: share of right labels among the rows that a student learned from. `ensemble_score`: share of test rows that a
-student's supervisors, if it has several, label right together. `stamp`: of the commit that was read (`store.Commit`). Rows of another commit of the same Fit are not reused."""
+student's supervisors, if it has several, label right together. `labellers`: keys of the Fits whose labels it learned from. `best_step`:
+with `stop: validation`, the step whose weights predict; else null. `stamp`: of the commit that was read (`store.Commit`). Rows of
+another commit of the same Fit are not reused."""
 
 TABLES = "4"
 """Version of the meaning of these tables. Tables of another version are not reused but made again."""
@@ -235,6 +239,7 @@ class Collector:
             half_b = self._judged_predictions(fit, commit.folder, file).select(*named, pl.all())
         curve = self._read_table(commit.folder, "curve.parquet").select(pl.lit(fit.key).alias("key"), pl.all())
         run = columns | self._provenance(commit.folder) | {"stamp": commit.stamp}
+        run |= {"labellers": [labeller.key for labeller in fit.labels]}
         return FitTables(test, half_b, curve, run)
 
     def items(self, fits: Iterable[Fit]) -> pl.DataFrame:
@@ -335,6 +340,7 @@ class Collector:
             "flops": provenance.get("flops"),
             "label_score": provenance.get("label_score"),
             "ensemble_score": provenance.get("ensemble_score"),
+            "best_step": provenance.get("best_step"),
             **{f"{phase}_s": seconds.get(phase) for phase in PHASES},
             **{package: versions.get(package) for package in PACKAGES},
         }

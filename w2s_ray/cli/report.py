@@ -78,14 +78,16 @@ def _report_from_store(plan: Plan, store_uri: str, folder: Path, *, axis: Axis, 
 def write_tables_and_report(
     plan: Plan, store: Store, folder: Path, *, facts: dict[str, Any], axis: Axis = "params"
 ) -> None:
-    """Write everything that belongs into a study's folder, and say what its controls allow one to conclude."""
-    from analysis.controls import read_verdicts
+    """Write everything that belongs into a study's folder, and say for each task what was found."""
+    from analysis.findings import read_sentences
     from analysis.report import write_report
     from w2s_ray.results import write_results
 
     facts = facts | {"fits": len(plan.fits), "cells": len(plan.cells)}
     write_results(plan.cells, study=plan.study.name, store=store, out=folder)
     path = write_report(folder, facts=facts, study_text=plan.path.read_text(encoding="utf-8"), axis=axis)
-    for sentence in read_verdicts(folder):
-        out.print(f"  {escape(sentence)}")
+    for task, sentences in read_sentences(folder):
+        out.print(f"  {escape(task)}")
+        for sentence in sentences:
+            out.print(f"    {escape(sentence)}")
     out.print(f"report: {path}")
