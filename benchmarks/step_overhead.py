@@ -33,7 +33,7 @@ TRAINING = Training(
 )  # fmt: skip
 MODEL = Model(
     fingerprint="", tokenizer="", pooling="last", depth=None, family="", size="", source="", revision=None,
-    num_params=1, pretraining_tokens=None,
+    num_params=1, pretraining_flops=None,
 )  # fmt: skip
 
 

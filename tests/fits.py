@@ -51,7 +51,7 @@ def model(size: str = "s", **changes: Any) -> Model:
         "source": "somewhere",
         "revision": None,
         "num_params": {"s": 1000, "m": 10_000, "l": 100_000}[size],
-        "pretraining_tokens": 1_000_000,
+        "pretraining_flops": 6e9,
     }
     return Model(**whole | changes)
 

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from w2s_ray import families
 from w2s_ray.errors import InputError
+from w2s_ray.families import Family
 from w2s_ray.families.model_folder import count_params, fingerprint_tokenizer, fingerprint_weights
+from w2s_ray.families.pretraining import Shape, flops_per_token, read_shape
+from w2s_ray.study import ModelEntry
 
 from tiny import save_model
 
@@ -19,12 +25,73 @@ def test_a_shipped_family_goes_from_weak_to_strong(name: str) -> None:
     family = families.load_family(name)
     params = [size.params for size in family.sizes]
     assert params == sorted(params) and family.name == name
-    compute = [size.params * size.pretraining_tokens for size in family.sizes if size.pretraining_tokens]
+    known = [families.pretraining_flops(family, size.size) for size in family.sizes]
+    compute = [flops for flops in known if flops is not None]
     assert compute == sorted(compute) and len({size.size for size in family.sizes}) == len(params)
     for size in family.sizes:
         assert 16 * size.params / size.gpus < 80e9, "states of full fine-tuning on its GPUs, ZeRO-3 at most"
         if family.name in ("chess", "minilm"):
             assert families.model(family, size.size).num_params == size.params
+
+
+def decades(values: Sequence[float]) -> float:
+    return math.log10(values[-1] / values[0])
+
+
+@pytest.mark.parametrize(
+    ("name", "weakest", "weights_alone", "with_unembedding", "whole"),
+    [("chess", "xs", 2.08, 1.72, 1.71), ("pythia", "70m", 2.78, 2.41, 2.37)],
+)
+def test_compute_counts_the_unembedding_and_attention(
+    name: str, weakest: str, weights_alone: float, with_unembedding: float, whole: float
+) -> None:
+    family = families.load_family(name)
+    names = [size.size for size in family.sizes]
+    sizes = family.sizes[names.index(weakest) :]
+    shapes = [size.shape or read_shape(families.local_folder(family, size.size) or Path()) for size in sizes]
+    pairs = [(size.params, shape) for size, shape in zip(sizes, shapes, strict=True) if shape]
+    assert decades([params for params, _ in pairs]) == pytest.approx(weights_alone, abs=0.005)
+    no_attention = [(params, shape.model_copy(update={"layers": 0})) for params, shape in pairs]
+    spans = [
+        decades([flops_per_token(params, shape, depth=None, is_causal=True) for params, shape in each])
+        for each in (no_attention, pairs)
+    ]
+    assert spans == pytest.approx([with_unembedding, whole], abs=0.005)
+    flops = [families.pretraining_flops(family, size.size) or math.nan for size in sizes]
+    assert decades(flops) == pytest.approx(whole, abs=0.005), "all sizes saw the same tokens"
+
+
+def test_the_compute_of_a_local_model_by_hand(tmp_path: Path) -> None:
+    """Of vocabulary 64, width 16, two layers with two heads of 8, and a context of 64 tokens."""
+    params = count_params(save_model(tmp_path, "llama"))
+
+    def flops_of(pooling: str = "last", **size: Any) -> float | None:
+        entry = {"size": "s", "source": str(tmp_path), "params": params, "pretraining_tokens": 10, "learning_rate": 0.1}
+        family = Family.model_validate({"name": "own", "pooling": pooling, "sizes": [entry | size], "path": tmp_path})
+        return families.pretraining_flops(family, "s")
+
+    assert flops_of() == 10 * 6 * (params + 64 * 16 + 2 * 64 * 16)
+    assert flops_of(depth=1) == 10 * 6 * (params + 64 * 16 + 64 * 16)
+    assert flops_of("mean") == 10 * 6 * (params + 64 * 16 + 2 * 2 * 64 * 16), "attention looks both ways"
+    shape = {"vocabulary": 64, "width": 16, "layers": 2, "context_tokens": 8, "attention_width": 32}
+    assert flops_of(shape=shape) == 10 * 6 * (params + 64 * 16 + 2 * 8 * 32)
+    assert flops_of(pretraining_tokens=None) is None
+    assert flops_of(source="EleutherAI/pythia-70m") is None, "6ND would not compare with the others"
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"sliding_window": 8}))
+    assert flops_of() is None
+
+
+def test_gpt2_calls_its_shape_by_other_names(tmp_path: Path) -> None:
+    shape = read_shape(save_model(tmp_path, "gpt2"))
+    assert shape == Shape(vocabulary=64, width=16, layers=2, context_tokens=64)
+
+
+def test_the_shape_of_a_hub_model_stands_in_the_study(tmp_path: Path) -> None:
+    shape = {"vocabulary": 64, "width": 16, "layers": 2, "context_tokens": 8}
+    entry = {"name": "m", "hub": "me/m", "params": 100, "pretraining_tokens": 10}
+    family = families.from_models([ModelEntry.model_validate(entry | {"shape": shape})], base=tmp_path)
+    assert families.pretraining_flops(family, "m") == 10 * 6 * (100 + 64 * 16 + 2 * 8 * 16)
 
 
 def test_a_fingerprint_follows_the_weights(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ def test_a_cell_by_hand(store: Store, tmp_path: Path) -> None:
     assert row["agreement"] == 0.75 and row["agreement_when_weak_right"] == 1.0
     assert row["agreement_when_weak_wrong"] == 0.5
     assert row["n_test"] == 8 and row["status"] == "done" and row["zero_shot_score"] is None
-    assert row["weak_flops"] == 6 * 1000 * 1_000_000
+    assert row["weak_flops"] == 6e9
 
 
 def test_agreement_on_half_b_and_of_the_control_by_hand(store: Store, tmp_path: Path) -> None:

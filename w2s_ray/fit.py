@@ -61,7 +61,8 @@ class Model:
     revision: str | None = field(metadata=LOCATION)
     num_params: int = field(metadata=LOCATION)
     """Parameters without token and position embeddings and without the language-model head."""
-    pretraining_tokens: int | None = field(metadata=LOCATION)
+    pretraining_flops: float | None = field(metadata=LOCATION)
+    """What the pretraining cost; None if that is not known. See `families/pretraining.py`."""
     trust_remote_code: bool = field(default=False, metadata=LOCATION)
 
     @property

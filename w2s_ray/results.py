@@ -72,7 +72,8 @@ SCHEMA = {
     "status": pl.String,
     "reason": pl.String,
 }
-"""`swapped`: the twin of a seed, with halves A and B exchanged. `controls`: whether the grid has controls. `floor_score`: the
+"""`weak_flops`, `strong_flops`: what the models' pretraining cost; null if the family does not say how many tokens they saw, or
+lacks their shape (`families/pretraining.py`). `swapped`: the twin of a seed, with halves A and B exchanged. `controls`: whether the grid has controls. `floor_score`: the
 highest of supervisor, zero-shot and shuffled; null before all controls of the cell are done. `half_b_weak_score`: the
 supervisor's, over the whole half. `half_b_*agreement*`: on those rows that the student learned from; null for an untrained
 student, for one that learned from part of the half only, such as a chain's, and for Fits of an earlier version of this package.
@@ -422,8 +423,8 @@ def _row(
         "strong": student.model.size,
         "weak_params": weak.model.num_params,
         "strong_params": student.model.num_params,
-        "weak_flops": _pretraining_flops(weak),
-        "strong_flops": _pretraining_flops(student),
+        "weak_flops": weak.model.pretraining_flops,
+        "strong_flops": student.model.pretraining_flops,
         "method": cell.method,
         "seed": cell.seed,
         "swapped": cell.is_swapped,
@@ -468,12 +469,6 @@ def _control_scores(cell: Cell, fit_tables: dict[str, FitTables], *, weak_score:
     known = [score for score in scores if score is not None]
     is_whole = cell.controls.shuffled is not None and len(known) == len(scores)
     return row | {"floor_score": max(known) if is_whole else None}
-
-
-def _pretraining_flops(fit: Fit) -> float | None:
-    """6ND for N parameters and D tokens (Kaplan et al. 2020, section 2.1). None if D is not known."""
-    tokens = fit.model.pretraining_tokens
-    return 6.0 * fit.model.num_params * tokens if tokens else None
 
 
 def _accuracy(judged: pl.DataFrame) -> float:

@@ -14,6 +14,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from w2s_ray.errors import InputError, nearest
+from w2s_ray.families.pretraining import Shape
 from w2s_ray.methods import PARAMS
 
 MAX_CELLS = 1_000_000
@@ -108,6 +109,7 @@ class ModelEntry(Section):
     depth: int | None = _identity(None, "layers to keep, from the first; default all", ge=0)
     params: int | None = _identity(None, "non-embedding parameters; needed for a hub id", ge=1)
     pretraining_tokens: int | None = _identity(None, "for the compute axis", ge=1)
+    shape: Shape | None = _execution(None, "for the compute axis; default: that of the folder, none for a hub id")
     learning_rate: float | None = _identity(None, "default: by size", gt=0)
 
 
@@ -206,9 +208,10 @@ class Study(Section):
     compute: Compute = _execution(Compute())
 
 
-SECTIONS: dict[str, type[Section]] = {
+SECTIONS: dict[str, type[BaseModel]] = {
     "grids": Grid,
     "models": ModelEntry,
+    "shape": Shape,
     "training": Training,
     "split": Split,
     "difficulty": Difficulty,

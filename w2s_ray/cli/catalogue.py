@@ -160,7 +160,7 @@ def print_families(facts: list[dict[str, Any]]) -> None:
 
 
 def family_facts(name: str) -> dict[str, Any]:
-    from w2s_ray.families import load_family
+    from w2s_ray.families import load_family, pretraining_flops
 
     family = load_family(name, base=Path.cwd())
     return {
@@ -173,6 +173,7 @@ def family_facts(name: str) -> dict[str, Any]:
                 "source": size.source,
                 "params": size.params,
                 "pretraining_tokens": size.pretraining_tokens,
+                "pretraining_flops": pretraining_flops(family, size.size),
                 "learning_rate": size.learning_rate,
                 "gpus": size.gpus,
                 "zero_stage": size.zero_stage,
@@ -184,16 +185,16 @@ def family_facts(name: str) -> dict[str, Any]:
 
 def print_family(facts: dict[str, Any]) -> None:
     table = Table(
-        "size", "source", "params", "pretraining tokens", "6ND", "learning rate", "80 GB GPUs", "ZeRO", box=None
+        "size", "source", "params", "pretraining tokens", "FLOPs", "learning rate", "80 GB GPUs", "ZeRO", box=None
     )
     for size in facts["sizes"]:
-        tokens = size["pretraining_tokens"]
+        tokens, flops = size["pretraining_tokens"], size["pretraining_flops"]
         table.add_row(
             size["size"],
             size["source"],
             f"{size['params']:,}",
             f"{tokens:,}" if tokens else "?",
-            f"{6 * size['params'] * tokens:.2g}" if tokens else "?",
+            f"{flops:.2g}" if flops else "?",
             f"{size['learning_rate']:g}",
             str(size["gpus"]),
             str(size["zero_stage"]),

@@ -26,6 +26,7 @@ from w2s_ray.families.model_folder import (
     read_config,
     sha256_of,
 )
+from w2s_ray.families.pretraining import Shape, flops_per_token, read_shape
 from w2s_ray.fit import Model
 
 CATALOGUE = Path(__file__).parent / "catalogue"
@@ -65,7 +66,8 @@ class Size(BaseModel):
     params: int = Field(ge=1)
     """Non-embedding parameters."""
     pretraining_tokens: int | None = Field(default=None, ge=1)
-    context_tokens: int = Field(default=2048, ge=1)
+    shape: Shape | None = None
+    """For the compute axis. Default: that of a local folder's config.json; a model of the hub has none."""
     learning_rate: float = Field(gt=0)
     optimizer: Literal["adam", "adamw"] = "adam"
     gpus: int = Field(default=1, ge=1)
@@ -159,6 +161,7 @@ def from_models(entries: Sequence[Any], *, base: Path) -> Family:
                 depth=entry.depth,
                 params=params,
                 pretraining_tokens=entry.pretraining_tokens,
+                shape=entry.shape,
                 learning_rate=entry.learning_rate or default_learning_rate(params),
             )
         )
@@ -199,9 +202,29 @@ def model(family: Family, size: str, *, trust_remote_code: bool = False) -> Mode
         source=source,
         revision=revision,
         num_params=entry.params,
-        pretraining_tokens=entry.pretraining_tokens,
+        pretraining_flops=pretraining_flops(family, size),
         trust_remote_code=trust_remote_code,
     )
+
+
+def pretraining_flops(family: Family, size: str) -> float | None:
+    """What a size's pretraining cost. None if its tokens or its shape are not known."""
+    entry = family.size(size)
+    if entry.pretraining_tokens is None:
+        return None
+    shape = entry.shape
+    if shape is None and entry.source.startswith(LOCAL):
+        folder = local_folder(family, size)
+        shape = read_shape(folder) if folder else None
+    if shape is None:
+        return None
+    is_causal = family.pooling == "last"
+    per_token = flops_per_token(entry.params, shape, depth=entry.depth, is_causal=is_causal)
+    return per_token * entry.pretraining_tokens
+
+
+LOCAL = ("./", "/", "package:")
+"""How a source begins that is a folder rather than a hub id."""
 
 
 def local_folder(family: Family, size: str) -> Path | None:
