@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from w2s_ray.fit import Execution
 from w2s_ray.plan import load_plan
 from w2s_ray.study import ModelEntry
 from w2s_ray.training.batches import pad
+from w2s_ray.training.data import prepare
 from w2s_ray.training.model import ModelSpec
 from w2s_ray.training.settings import classification, comparison
 
@@ -109,3 +111,19 @@ def test_adapters_learn_and_the_rest_stays(kind: str, tmp_path: Path) -> None:
     assert learned and all("lora_" in name or name.startswith("head.") for name in learned)
     whole = load_plan(save_study(tmp_path, grid=grid | {"training": ODD_BATCHES})).fits[0]
     assert whole.key != supervisor.key and "lora_rank" not in whole.identity["training"]
+
+
+def test_a_tokenizer_with_code_of_its_own_is_loaded_only_if_it_is_trusted(tmp_path: Path) -> None:
+    """Both for the rows and, as one of the grid's, to tell which rows are short enough for all."""
+    study = save_study(tmp_path)
+    for name in ("small", "big"):
+        (tmp_path / name / "tokenization_own.py").write_text(
+            "from transformers import PreTrainedTokenizerFast\n\n\nclass Own(PreTrainedTokenizerFast):\n    pass\n"
+        )
+        path = tmp_path / name / "tokenizer_config.json"
+        own = {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": [None, "tokenization_own.Own"]}}
+        path.write_text(json.dumps(json.loads(path.read_text()) | own))
+    trusted, refused = (load_plan(study, trust_remote_code=trusts).fits[0] for trusts in (True, False))
+    assert len(prepare(trusted).parts["B"]) == 96
+    with pytest.raises(InputError, match="contains custom code"):
+        prepare(refused)

@@ -80,7 +80,8 @@ def _fits_all_models(fit: Fit, table: pa.Table) -> np.ndarray:
     texts, completions = _texts(table)
     is_short = np.ones(table.num_rows, dtype=bool)
     for source, revision in fit.data.tokenizer_sources:
-        sequences, answers = setting_of(fit).encode(load_tokenizer(source, revision), texts, completions)
+        tokenizer = load_tokenizer(source, revision, trust_remote_code=fit.model.trust_remote_code)
+        sequences, answers = setting_of(fit).encode(tokenizer, texts, completions)
         lengths = np.array([max(map(len, row)) for row in sequences], dtype=int)
         if answers is not None:
             lengths += np.array(list(map(len, answers)), dtype=int)

@@ -254,7 +254,7 @@ def load_tokenizer_of(model: Model) -> PreTrainedTokenizerBase:
     return load_tokenizer(model.source, model.revision, trust_remote_code=model.trust_remote_code)
 
 
-def load_tokenizer(source: str, revision: str | None, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+def load_tokenizer(source: str, revision: str | None, *, trust_remote_code: bool) -> PreTrainedTokenizerBase:
     try:
         return AutoTokenizer.from_pretrained(source, revision=revision or "main", trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
