@@ -212,33 +212,32 @@ class Fit:
 
     @property
     def identity(self) -> dict[str, Any]:
+        return {
+            "model": self.model.identity,
+            "data": self.data.identity,
+            "method": self.method.identity,
+            "training": self.training.identity,
+        } | self._own_identity
+
+    @property
+    def _own_identity(self) -> dict[str, Any]:
+        """The identity without the parts that many Fits share."""
         labels: Any = "truth"
         if self.labels:
             keys = [fit.key for fit in self.labels]
             labels = {"fit": keys[0]} if len(keys) == 1 else {"fits": keys}
-        return {
-            "model": self.model.identity,
-            "data": self.data.identity,
-            "half": self.half,
-            "labels": labels,
-            "method": self.method.identity,
-            "training": self.training.identity,
-            "seed": self.seed,
-            "semantics": self.semantics,
-        } | ({"start": {"fit": self.warm_start.key}} if self.warm_start else {})
+        start = {"start": {"fit": self.warm_start.key}} if self.warm_start else {}
+        return {"half": self.half, "labels": labels, "seed": self.seed, "semantics": self.semantics} | start
 
     @cached_property
     def key(self) -> str:
         """SHA-256 of the identity as canonical JSON, put together from parts that many Fits share."""
-        parts: dict[str, Model | Data | Method | Training] = {
-            "data": self.data,
-            "method": self.method,
-            "model": self.model,
-            "training": self.training,
-        }
-        own = {name: value for name, value in self.identity.items() if name not in parts}
-        texts = {name: part.identity_json for name, part in parts.items()}
-        texts |= {name: canonical_json(value) for name, value in own.items()}
+        texts = {
+            "data": self.data.identity_json,
+            "method": self.method.identity_json,
+            "model": self.model.identity_json,
+            "training": self.training.identity_json,
+        } | {name: canonical_json(value) for name, value in self._own_identity.items()}
         text = ",".join(f'"{name}":{texts[name]}' for name in sorted(texts))
         return hashlib.sha256(f"{{{text}}}".encode()).hexdigest()
 
@@ -315,9 +314,12 @@ BUSY = ("features", "train", "eval")
 """Phases that count as work; the others (load, checkpoint, commit) are overhead."""
 
 
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
 def canonical_json(value: Any) -> str:
     """The one JSON text of a value: sorted keys, no blanks, no NaN."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return _CANONICAL.encode(value)
 
 
 def describe(fit: Fit) -> dict[str, Any]:

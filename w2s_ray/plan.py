@@ -92,6 +92,8 @@ class Plan:
         unique: dict[str, Fit] = {}
         for cell in self.cells:
             for fit in cell.fits:
+                if fit.key in unique:  # and so are its ancestors
+                    continue
                 for ancestor in (*reversed(fit.ancestors), fit):
                     unique.setdefault(ancestor.key, ancestor)
         return tuple(unique.values())
@@ -131,7 +133,8 @@ def expand(study: Study, *, path: Path, trust_remote_code: bool = False, with_pa
             ]
             ladder = Ladder(sizes, data, data, models, trainings, grid.ceiling_split)
             for cell in _cells(grid, grid_pairs, words, circumstances, ladder=ladder, family=family.name):
-                if _keys(cells.setdefault(cell.name, cell)) != _keys(cell):
+                earlier = cells.setdefault(cell.name, cell)
+                if earlier is not cell and _keys(earlier) != _keys(cell):
                     raise InputError(
                         f"{path}: grids[{i}]: an earlier grid has the cell {cell.name} too, with other settings. The "
                         "results could not tell the two apart; give one of the grids a 'label'"
@@ -355,9 +358,8 @@ def method_label(method: Method) -> str:
 
 def _parts(data: Data, grid: Grid) -> dict[str, tasks.PartFacts] | str:
     """Rows and groups of each part of the first replicate, before tokenisation; or why it cannot be dealt."""
-    rows = tasks.read_rows(tasks.load_pinned(data.source, commits=data.commits))
+    rows = tasks.read_task(tasks.load_pinned(data.source, commits=data.commits)).rows
     try:
-        dealt = tasks.deal(rows, tasks.Deal.of(_data_of_seed(data, grid, grid.seed_list[0])))
+        return tasks.facts_of_deal(rows, tasks.Deal.of(_data_of_seed(data, grid, grid.seed_list[0])))
     except InputError as error:
         return str(error)
-    return {name: tasks.part_facts(part) for name, part in dealt.items()}

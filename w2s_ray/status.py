@@ -38,9 +38,10 @@ def status(plan: Plan, *, store: Store) -> Status:
     leases = Leases(store.storage).read_alive()
     failures = store.read_failures()
     running = {f.key: leases[f.key] for f in plan.fits if f.key in leases and f.key not in done}
-    failed = {f.key: failures[f.key] for f in plan.fits if f.key in failures and f.key not in done | running.keys()}
+    known = done | running.keys()
+    failed = {f.key: failures[f.key] for f in plan.fits if f.key in failures and f.key not in known}
     blocked = {}
-    for fit in plan.fits:
+    for fit in plan.fits if failed else ():
         cause = next((dependency.key for dependency in fit.ancestors if dependency.key in failed), None)
         if cause and fit.key not in done and fit.key not in failed:
             blocked[fit.key] = cause

@@ -61,7 +61,8 @@ def print_tasks(facts: list[dict[str, Any]]) -> None:
 
 
 def task_facts(name: str) -> dict[str, Any]:
-    from w2s_ray.tasks import Deal, deal, dropped, files, load_task, near_duplicates, part_facts, read_rows
+    from w2s_ray.tasks import Deal, deal, dropped, files, load_task, part_facts, read_rows
+    from w2s_ray.tasks.near_duplicates import near_duplicates
 
     task = load_task(name, base=Path.cwd())
     rows = read_rows(task)

@@ -14,7 +14,6 @@ from w2s_ray.cli.catalogue import part_in_words
 from w2s_ray.cli.console import out, print_json
 from w2s_ray.cli.options import DEFAULT_STORE, JsonOption, StoreOption, StudyFile
 from w2s_ray.errors import InputError
-from w2s_ray.tasks import MIN_EFFECTIVE_GROUPS
 
 if TYPE_CHECKING:
     from w2s_ray.plan import Plan
@@ -169,6 +168,8 @@ def print_plan(facts: dict[str, Any]) -> None:
 
 def _part_lines(task: str, parts: dict[str, Any] | str) -> list[str]:
     """What is worth saying about a task's parts: that they can't be dealt, or that they hold few groups."""
+    from w2s_ray.tasks import MIN_EFFECTIVE_GROUPS
+
     if isinstance(parts, str):
         return [f"[yellow]{escape(task)}: {escape(parts)}[/yellow]"]
     lines = []

@@ -6,10 +6,9 @@ left in two parts, and `size_estimate.py` tells a task's size without reading al
 ship.
 """
 
-from w2s_ray.tasks.near_duplicates import near_duplicates
-from w2s_ray.tasks.rows import check, dropped, read_rows
+from w2s_ray.tasks.rows import check, dropped, read_rows, read_task
 from w2s_ray.tasks.size_estimate import Size, num_rows, size
-from w2s_ray.tasks.split import MIN_EFFECTIVE_GROUPS, Deal, PartFacts, deal, part_facts
+from w2s_ray.tasks.split import MIN_EFFECTIVE_GROUPS, Deal, PartFacts, deal, facts_of_deal, part_facts
 from w2s_ray.tasks.task import Task, files, fingerprint, load_pinned, load_task, resolve_commits, task_names
 
 __all__ = [
@@ -21,14 +20,15 @@ __all__ = [
     "check",
     "deal",
     "dropped",
+    "facts_of_deal",
     "files",
     "fingerprint",
     "load_pinned",
     "load_task",
-    "near_duplicates",
     "num_rows",
     "part_facts",
     "read_rows",
+    "read_task",
     "resolve_commits",
     "size",
     "task_names",

@@ -3,6 +3,9 @@
 `check`, `read_rows` and `dropped` share one pass over a task's files (`read_task`), whose result is kept for the last
 task.
 
+Between the files and `read_rows` a row is a dict. To make an Arrow column from Python values, pyarrow imports pandas, which
+takes longer than all else that `w2s plan` does for a small study.
+
 Promises: a bad row is an `InputError` that names the file, the row and the column, and the first bad row is the one named;
 a row's text never depends on other rows or on its place in the file; no row is left out without being counted, but those
 that the task itself leaves out (`where`, `max_rows`).
@@ -20,6 +23,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from w2s_ray.errors import InputError, nearest
@@ -42,8 +46,8 @@ ROWS = pa.schema(
 """`text`: the prompt, where there are completions. `label`: 0 or 1; in a comparison, 1 means that the first completion is
 the better one; null in a generation, whose one completion is the right one. `difficulty`: null where a task has none.
 `part`: `train` or `test`."""
-UNGROUPED = ROWS.set(ROWS.get_field_index("group"), pa.field("group", pa.list_(pa.string())))
-"""The same before rows are grouped: `group` has the values of the task's group columns."""
+Row = dict[str, Any]
+"""A row as ROWS says. Before rows are grouped, `group` has the values of the task's group columns."""
 OPTIONAL_PUZZLE_COLUMNS = ("GameId", "GameUrl", "PuzzleId")
 """Lichess has published puzzles in two schemas, each with some of these columns."""
 
@@ -64,7 +68,7 @@ def read_rows(task: Task) -> pa.Table:
     about the right answer are dropped altogether, and so is a comparison of a text with itself. Training rows that share a
     group or a text with a row of the test file are dropped.
     """
-    return read_task(task).table
+    return pa.Table.from_pylist(read_task(task).rows, schema=ROWS)
 
 
 def dropped(task: Task) -> dict[str, int]:
@@ -76,8 +80,7 @@ def dropped(task: Task) -> dict[str, int]:
 class TaskRows:
     """What one pass over files gives."""
 
-    table: pa.Table
-    """As ROWS says."""
+    rows: list[Row]
     dropped: Counter[str]
     """Reason -> number of rows that can't be used."""
 
@@ -87,14 +90,14 @@ def read_task(task: Task) -> TaskRows:
     """Read all files of a task and fill its templates."""
     test_task = load_test_task(task)
     own = [_fill_part(task, name, part=name) for name in task.sources]
-    reasons: Counter[str] = sum((rows.dropped for rows in own), Counter())
-    tables = [_grouped([rows.table for rows in reversed(own)], task)]
+    reasons: Counter[str] = sum((part.dropped for part in own), Counter())
+    rows = _grouped(own, task)
     if test_task:
         other = [_fill_part(test_task, name, part="test") for name in test_task.sources]
-        tables.insert(0, _grouped([rows.table for rows in reversed(other)], test_task))
+        rows = [*_grouped(other, test_task), *rows]
     # test rows come first, so that a row in both parts stays in the test set
-    table = _without_duplicates(pa.concat_tables(tables), reasons)
-    return TaskRows(_without_rows_near_the_test_file(table, reasons), reasons)
+    rows = _without_duplicates(rows, reasons)
+    return TaskRows(_without_rows_near_the_test_file(rows, reasons), reasons)
 
 
 def _fill_part(task: Task, name: str, *, part: str) -> TaskRows:
@@ -102,22 +105,22 @@ def _fill_part(task: Task, name: str, *, part: str) -> TaskRows:
     return TaskRows(items.rows(part), items.dropped)
 
 
-def _grouped(tables: list[pa.Table], task: Task) -> pa.Table:
-    """The rows of all parts, with a group for each in place of the values of its group columns."""
-    table = pa.concat_tables(tables)
-    parts = table["part"].to_pylist()
-    columns = zip(*table["group"].to_pylist(), strict=True)
+def _grouped(task_parts: list[TaskRows], task: Task) -> list[Row]:
+    """The rows of all parts, the last part first, with a group for each in place of the values of its group columns."""
+    rows = [row for part in reversed(task_parts) for row in part.rows]
+    parts = [row["part"] for row in rows]
+    columns = zip(*(row["group"] for row in rows), strict=True)
     keys = [group_keys(values, parts, task.group_by) for values in columns]
     groups = keys[0] if len(keys) == 1 else join(list(zip(*keys, strict=True)))
-    return table.set_column(ROWS.get_field_index("group"), ROWS.field("group"), [groups])
+    return [row | {"group": group} for row, group in zip(rows, groups, strict=True)]
 
 
-def _without_duplicates(table: pa.Table, reasons: Counter[str]) -> pa.Table:
+def _without_duplicates(rows: list[Row], reasons: Counter[str]) -> list[Row]:
     answers: dict[str, Any] = {}
     reason_of: dict[str, str] = {}
     is_first: list[bool] = []
-    ids = table["id"].to_pylist()
-    for id_, completions, label in zip(ids, table["completions"].to_pylist(), table["label"].to_pylist(), strict=True):
+    for row in rows:
+        id_, completions, label = row["id"], row["completions"], row["label"]
         is_comparison = len(completions) == 2
         answer = completions[1 - label] if is_comparison else (label, *completions)
         is_first.append(id_ not in answers)
@@ -125,30 +128,30 @@ def _without_duplicates(table: pa.Table, reasons: Counter[str]) -> pa.Table:
             reason_of[id_] = "both completions are the same"
         elif answers.setdefault(id_, answer) != answer:
             reason_of[id_] = "the same row again, with another right answer (all of them are left out)"
-    for id_, first in zip(ids, is_first, strict=True):
-        if id_ in reason_of:
-            reasons[reason_of[id_]] += 1
-        elif not first:
+    kept = []
+    for row, first in zip(rows, is_first, strict=True):
+        if row["id"] in reason_of:
+            reasons[reason_of[row["id"]]] += 1
+        elif first:
+            kept.append(row)
+        else:
             reasons["the same row again"] += 1
-    is_kept = [first and id_ not in reason_of for id_, first in zip(ids, is_first, strict=True)]
-    return table.filter(pa.array(is_kept))
+    return kept
 
 
-def _without_rows_near_the_test_file(table: pa.Table, reasons: Counter[str]) -> pa.Table:
+def _without_rows_near_the_test_file(rows: list[Row], reasons: Counter[str]) -> list[Row]:
     """Without the training rows that share a group or a text with a row of the test file."""
-    parts = table["part"].to_pylist()
-    if len(set(parts)) == 1:
-        return table
-    columns = (table[name].to_pylist() for name in ("group", "text", "completions"))
-    groups = join([[f"group:{group}", *_texts_shown(text, shown)] for group, text, shown in zip(*columns, strict=True)])
-    of_test = {group for group, part in zip(groups, parts, strict=True) if part == "test"}
-    is_kept = [part == "test" or group not in of_test for group, part in zip(groups, parts, strict=True)]
-    if num_dropped := is_kept.count(False):
+    if len({row["part"] for row in rows}) == 1:
+        return rows
+    groups = join([[f"group:{row['group']}", *_texts_shown(row["text"], row["completions"])] for row in rows])
+    of_test = {group for row, group in zip(rows, groups, strict=True) if row["part"] == "test"}
+    kept = [row for row, group in zip(rows, groups, strict=True) if row["part"] == "test" or group not in of_test]
+    if num_dropped := len(rows) - len(kept):
         reasons["in a group with a row of the test file"] += num_dropped
-    return table.filter(pa.array(is_kept))
+    return kept
 
 
-def _texts_shown(text: str, completions: list[str]) -> list[str]:
+def _texts_shown(text: str, completions: tuple[str, ...]) -> list[str]:
     """What no two parts may share: a text, or in a comparison the prompt with either completion."""
     return [f"text:{text}\0{completion}" for completion in (completions if len(completions) == 2 else [""])]
 
@@ -167,8 +170,8 @@ class PartItems:
     file: str
     """The part's file in error messages, or the first of its files."""
 
-    def rows(self, part: str) -> pa.Table:
-        """The rows of these items, as UNGROUPED says."""
+    def rows(self, part: str) -> list[Row]:
+        """The rows of these items, not yet grouped."""
         if not self.items:
             raise InputError(f"{self.file}: no row can be used")
         labels, difficulties = self.labels(), self.difficulties()
@@ -185,8 +188,10 @@ class PartItems:
             for i, id_ in enumerate(ids):
                 if int(text_hash(f"order:{id_}"), 16) % 2:
                     completions[i], labels[i] = completions[i][::-1], 1 - (labels[i] or 0)
-        values = [ids, texts, completions, [list(map(str, group)) for group in groups], labels, difficulties]
-        return pa.table(dict(zip(ROWS.names, [*values, [part] * len(ids)], strict=True)), schema=UNGROUPED)
+        values = zip(
+            ids, texts, completions, [list(map(str, group)) for group in groups], labels, difficulties, strict=True
+        )
+        return [dict(zip(ROWS.names, [*row, part], strict=True)) for row in values]
 
     def fill(self, template: str) -> list[str]:
         """A template's text for every item. Only the prompt of a comparison may be empty, and then for all items."""
@@ -236,7 +241,7 @@ class PartItems:
         for item, number in zip(self.items, self.column(name), strict=True):
             if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number):
                 raise InputError(f"{self.file}: row {item.row}, column '{name}': given {number!r}, allowed are numbers")
-            difficulties.append(float(number))
+            difficulties.append(float(np.float32(number)))  # as it is in a table
         return difficulties
 
     def column(self, name: str) -> list[Any]:
@@ -345,7 +350,8 @@ def _read_file(task: Task, path: Path) -> pa.Table:
     if path.suffix == ".parquet":
         import pyarrow.parquet as pq
 
-        return pq.read_table(path)
+        with pq.ParquetFile(path) as file:  # pq.read_table imports pandas
+            return file.read()
     if path.suffix in (".csv", ".tsv"):
         import pyarrow.csv
 

@@ -13,15 +13,13 @@ from __future__ import annotations
 import math
 from collections import Counter
 from dataclasses import dataclass
-from typing import Any
 
 import pyarrow as pa
 
 from w2s_ray.errors import InputError
 from w2s_ray.fit import Data
-from w2s_ray.tasks.rows import text_hash
+from w2s_ray.tasks.rows import Row, text_hash
 
-Row = dict[str, Any]
 Group = list[Row]
 """Rows that must stay in one part."""
 ANY_DIFFICULTY = (-math.inf, math.inf)
@@ -77,40 +75,53 @@ class PartFacts:
 
 
 def part_facts(part: pa.Table) -> PartFacts:
-    sizes = Counter(part["group"].to_pylist()).values()
+    return _facts(part["group"].to_pylist())
+
+
+def facts_of_deal(rows: list[Row], how: Deal) -> dict[str, PartFacts]:
+    """The facts of the parts that `deal` makes."""
+    return {name: _facts([row["group"] for row in part]) for name, part in _deal(rows, how).items()}
+
+
+def _facts(groups: list[str]) -> PartFacts:
+    sizes = Counter(groups).values()
     return PartFacts(
-        num_rows=part.num_rows,
+        num_rows=len(groups),
         num_groups=len(sizes),
         largest_group=max(sizes, default=0),
-        effective_groups=sum(sizes) ** 2 / sum(size**2 for size in sizes) if sizes else 0.0,
+        effective_groups=len(groups) ** 2 / sum(size**2 for size in sizes) if sizes else 0.0,
     )
 
 
 def deal(rows: pa.Table, how: Deal) -> dict[str, pa.Table]:
     """Deal rows into `A`, `B` and `test`. In the result `group` is the group after merging those that share a text."""
-    groups = _groups_in_hash_order(rows.to_pylist(), split_seed=how.seed)
+    dealt = _deal(rows.to_pylist(), how)
+    return {name: pa.Table.from_pylist(part, schema=rows.schema) for name, part in dealt.items()}
+
+
+def _deal(rows: list[Row], how: Deal) -> dict[str, list[Row]]:
+    groups = _groups_in_hash_order(rows, split_seed=how.seed)
     if how.rows_per_group is not None:
         groups = [group[: how.rows_per_group] for group in groups]
     if max(map(len, groups), default=0) > 1 and _has_named_groups(rows):
-        parts = _deal_groups(groups, how, num_rows=rows.num_rows)
+        parts = _deal_groups(groups, how, num_rows=len(rows))
     else:
-        parts = _deal_rows(groups, how, num_rows=rows.num_rows)
+        parts = _deal_rows(groups, how, num_rows=len(rows))
     for name, part in parts.items():
         num_wanted = (how.num_test if name == "test" else how.num_train) or 2
         if len(part) < num_wanted // 2 * 2:
             raise InputError(
                 f"split: {num_wanted} rows with balanced labels are wanted in {name}, but only {len(part)} are "
-                f"left of {rows.num_rows} in {len(groups)} groups; lower split.num_train or split.num_test"
+                f"left of {len(rows)} in {len(groups)} groups; lower split.num_train or split.num_test"
             )
     if how.is_swapped:
         parts["A"], parts["B"] = parts["B"], parts["A"]
-    return {name: pa.Table.from_pylist(part, schema=rows.schema) for name, part in parts.items()}
+    return parts
 
 
-def _has_named_groups(rows: pa.Table) -> bool:
+def _has_named_groups(rows: list[Row]) -> bool:
     """Whether the task names a group column. Without one, a row's group is its own text, or its id where that is empty."""
-    columns = (rows[name].to_pylist() for name in ("group", "text", "id"))
-    return any(group not in (text, id_) for group, text, id_ in zip(*columns, strict=True))
+    return any(row["group"] not in (row["text"], row["id"]) for row in rows)
 
 
 # --- rows without groups: parts are cut one after another --------------------------------------------------------------
