@@ -19,10 +19,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
-
-from analysis import student_t
 
 LEVEL = 0.95
 HALF_SHARES = (0.2, 0.4)
@@ -36,17 +35,24 @@ Interval = tuple[float, float | None, float | None]
 """(estimate, low, high). An end that no data can give is None."""
 
 
+@lru_cache(maxsize=4096)
+def _t_quantile(df: float, level: float) -> float:
+    from scipy.special import stdtrit  # scipy.stats takes a second to import, scipy.special a quarter of one, and `w2s plan` needs this module
+
+    return float(-stdtrit(df, (1 - level) / 2))
+
+
 def critical_value(share: float, *, num_replicates: int, num_groups: float = math.inf, level: float = LEVEL) -> float:
     """How many standard errors an interval reaches to each side. `share`: what part of the variance is between replicates.
 
     The variance between few replicates is known badly, but that matters only if it is a large part of the whole.
     """
-    of_items = student_t.quantile(min(num_groups - 1, 1e6), level)
+    of_items = _t_quantile(min(num_groups - 1, 1e6), level)
     if num_replicates < 2:
         return of_items
     half = HALF_SHARES[num_replicates > 2]
     weight = math.sqrt(share) * share**3 * (1 + half**3) / (share**3 + half**3)
-    return of_items + (student_t.quantile(num_replicates - 1, level) - of_items) * weight
+    return of_items + (_t_quantile(num_replicates - 1, level) - of_items) * weight
 
 
 @dataclass(frozen=True)
