@@ -163,7 +163,7 @@ class _NextTokenLoss(torch.autograd.Function):
         return loss / len(hidden)
 
     @staticmethod
-    def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None]:
         of_hidden, of_embeddings = ctx.saved_tensors
         return of_hidden * upstream, of_embeddings * upstream, None
 
