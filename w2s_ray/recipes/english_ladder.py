@@ -109,8 +109,8 @@ def new_tokenizer(pages: list[Page]) -> PreTrainedTokenizerFast:
 
 
 def windows(pages: list[Page], tokenizer: PreTrainedTokenizerFast) -> np.ndarray:
-    """[window, token]: all sentences in the order of the pages, one start token between two. The last window overlaps its
-    neighbour's last token, so that each token but the first is a target."""
+    """[window, token]: all sentences in the order of the pages, each after a start token. A window begins with the last token
+    of the one before, so that every token is a target once."""
     texts = [text for page in pages for text in page.sentences]
     ids = tokenizer(texts)["input_ids"]
     stream = np.array([token for sentence in ids for token in sentence[:-1]], dtype=np.int16)
@@ -163,7 +163,7 @@ class _NextTokenLoss(torch.autograd.Function):
         return loss / len(hidden)
 
     @staticmethod
-    def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None]:
         of_hidden, of_embeddings = ctx.saved_tensors
         return of_hidden * upstream, of_embeddings * upstream, None
 

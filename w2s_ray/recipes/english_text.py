@@ -84,7 +84,8 @@ def read_pages(folder: Path) -> list[Page]:
         for path in paths:
             source = path.read_text(encoding="utf-8", errors="replace")
             paragraphs = pod_paragraphs(source) if path.suffix == ".pod" else html_paragraphs(source)
-            sentences = [text for text in sentences_of(paragraphs) if not (text in seen or seen.add(text))]
+            sentences = [text for text in dict.fromkeys(sentences_of(paragraphs)) if text not in seen]
+            seen.update(sentences)
             if sentences:
                 pages.append(Page(manual, str(path.relative_to(root).with_suffix("")), tuple(sentences)))
     return pages
