@@ -53,7 +53,8 @@ def _by_task(own: dict[str, pl.DataFrame]) -> pl.DataFrame:
 
 
 def _range(values: pl.Series) -> str:
-    least, most = values.min(), values.max()
+    numbers = values.to_list()
+    least, most = min(numbers), max(numbers)
     return f"{least:.2f} to {most:.2f}" if least != most else f"{least:.2f}"
 
 

@@ -37,7 +37,9 @@ Interval = tuple[float, float | None, float | None]
 
 @lru_cache(maxsize=4096)
 def _t_quantile(df: float, level: float) -> float:
-    from scipy.special import stdtrit  # scipy.stats takes a second to import, scipy.special a quarter of one, and `w2s plan` needs this module
+    from scipy.special import (
+        stdtrit,
+    )  # scipy.stats takes a second to import, scipy.special a quarter of one, and `w2s plan` needs this module
 
     return float(-stdtrit(df, (1 - level) / 2))
 

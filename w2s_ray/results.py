@@ -236,7 +236,7 @@ class Collector:
         test = self._judged_predictions(fit, commit.folder, "test.parquet").select(*named, pl.all())
         half_b = pl.DataFrame(schema=PREDICTIONS)
         file = _file_of_half_b(fit)
-        if file in self.store.read_done(commit.folder)["files"]:
+        if file is not None and file in self.store.read_done(commit.folder)["files"]:
             half_b = self._judged_predictions(fit, commit.folder, file).select(*named, pl.all())
         curve = self._read_table(commit.folder, "curve.parquet").select(pl.lit(fit.key).alias("key"), pl.all())
         run = columns | self._provenance(commit.folder) | {"stamp": commit.stamp}
