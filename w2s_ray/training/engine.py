@@ -9,7 +9,6 @@ from __future__ import annotations
 import gc
 import logging
 import math
-from functools import cache
 from typing import Any
 
 import deepspeed
@@ -26,22 +25,10 @@ for _name in ("DeepSpeed", "deepspeed"):
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
-@cache
-def freeze_libraries() -> None:
-    """Take what the libraries made at their import out of garbage collection, once a process.
-
-    They are half a million objects and live as long as the process. To go through them after each Fit takes longer than to train
-    a tiny model.
-    """
-    gc.collect()
-    gc.freeze()
-
-
 class Engine:
     """Wraps `deepspeed.initialize`. Its learning rate is 0 until `set_learning_rate`."""
 
     def __init__(self, module: nn.Module, *, training: Training, execution: Execution) -> None:
-        freeze_libraries()
         kind = torch.optim.AdamW if training.optimizer == "adamw" else torch.optim.Adam
         parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
         optimizer = kind(parameters, lr=0.0, betas=(0.9, 0.999), eps=1e-8, weight_decay=training.weight_decay)
