@@ -19,6 +19,7 @@ from w2s_ray.training.engine import Engine
 from w2s_ray.training.loop import learning_rate
 from w2s_ray.training.loss import BatchLoss
 from w2s_ray.training.model import ModelSpec
+from w2s_ray.training.pack import set_imports_aside
 from w2s_ray.training.rows import Rows
 from w2s_ray.training.settings import classification
 from w2s_ray.training.training_set import TrainingSet
@@ -77,6 +78,7 @@ def test_bf16_stays_near_fp32(zero_stage: Any, folder: Path, tmp_path: Path) -> 
 def test_hundreds_of_engines_leave_no_trace(folder: Path) -> None:
     fit = fits_of(folder)[0]
     join_processes()
+    set_imports_aside()
     loss, batch = BatchLoss.of(fit, pad_id=0), batch_of([[5, 6]] * 16, np.ones(16, np.float32))
 
     def one(stage: Any) -> None:

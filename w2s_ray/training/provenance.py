@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from dataclasses import asdict, dataclass
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,7 @@ def provenance(fit: Fit, task: PreparedTask, training_set: TrainingSet, circumst
     num_tokens, clock = _num_training_tokens(fit, task, training_set), circumstances.clock
     num_rows = {name: len(rows) for name, rows in task.parts.items()} | {"learned": len(training_set)}
     return {
-        "versions": {name: metadata.version(name) for name in PACKAGES},
+        "versions": versions(),
         "python": sys.version.split()[0],
         "git_commit": git_commit(),
         "host": platform.node(),
@@ -83,6 +84,12 @@ def _flops(fit: Fit, num_tokens: int) -> int:
     return (4 if fit.training.tune == "lora" else 6) * fit.model.num_params * num_tokens
 
 
+@cache
+def versions() -> dict[str, str]:
+    return {name: metadata.version(name) for name in PACKAGES}
+
+
+@cache
 def git_commit() -> str | None:
     """The commit of the running code, if it runs from a checkout."""
     command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
