@@ -223,16 +223,22 @@ def test_a_budget_stops_in_good_order_and_the_same_command_goes_on(tmp_path: Pat
 def test_a_pack_that_waits_for_its_place_is_explained(
     tmp_path: Path, ray_here: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import threading
-
     import ray
 
     from w2s_ray.scheduling import watch
 
-    monkeypatch.setattr(watch, "SILENT_S", 2.0)
     holder = ray.remote(num_cpus=2)(dict).remote()  # takes every CPU for itself
     ray.get(holder.__ray_ready__.remote())
-    threading.Timer(20.0, lambda: ray.kill(holder)).start()
+    resources = watch.resources
+
+    def free_once_explained() -> str:
+        line = resources()
+        if "1 group(s) of workers wait" in line:
+            ray.kill(holder)
+        return line
+
+    monkeypatch.setattr(watch, "SILENT_S", 2.0)
+    monkeypatch.setattr(watch, "resources", free_once_explained)
     save_study(tmp_path, grid={"pairs": [["small", "small"]]}, compute={"fits_per_pack": 8})
     result = w2s("run", tmp_path / "study.yaml", "--store", tmp_path / "store", "--out", tmp_path / "out")
     assert result.exit_code == 0, result.output

@@ -313,7 +313,6 @@ def write_family(out: Path) -> None:
                     "source": f"./english/{name}",
                     "params": recipe["non_embedding_params"],
                     "pretraining_tokens": recipe["tokens"],
-                    "context_tokens": WINDOW_TOKENS,
                     "learning_rate": size.fine_tuning_rate,
                 }
             )

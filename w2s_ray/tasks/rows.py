@@ -341,7 +341,8 @@ def _read_columns(task: Task, path: Path) -> pa.Table:
                 f"there are: {', '.join(table.column_names)}"
             )
     optional = OPTIONAL_PUZZLE_COLUMNS if task.shape.puzzle else ()
-    columns = table.select([*task.columns, *(column for column in optional if column in table.column_names)])
+    names = dict.fromkeys((*task.columns, *(column for column in optional if column in table.column_names)))
+    columns = table.select(list(names))
     check_text(columns, path)
     return columns
 
