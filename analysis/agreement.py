@@ -142,8 +142,8 @@ IMITATION = {
     "num_replicates": pl.Int64,
 }
 """All shares are of those items of `part` (TEST or HALF_B) on which the supervisor is wrong. On half B these are the rows that
-the student learned from. `shuffled` and `noise` are the agreement of students
-of the same size that learned from shuffled labels, or from the truth with as many random errors as the supervisor makes."""
+the student learned from. `shuffled` and `noise` are the agreement of students of the same size that learned from shuffled labels,
+or from the truth with as many random errors as the supervisor makes."""
 
 
 def imitation_table(

@@ -1,14 +1,14 @@
 """The Fits' answers to items of the test set or of half B, and how often two Fits agree, with an interval.
 
 All models of a task answer the same test items, and those of one replicate the same rows of half B, so their common noise cancels
-in a difference. What an interval holds is said in
-`analysis.intervals`: the noise of the items, drawn by groups, as far as replicates share them, and what differs between replicates.
+in a difference. What an interval holds is said in `analysis.intervals`: the noise of the items that replicates share, drawn by
+groups, and what differs between replicates.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -41,15 +41,14 @@ class Answers:
         kept = np.isin(self.item, other.item)
         if kept.sum() < len(other.item):
             return None
-        label = None if self.label is None else self.label[kept]
-        return Answers(
-            self.item[kept],
-            self.answer[kept],
-            self.probability[kept],
-            label,
-            self.correct[kept],
-            self.group[kept],
-            self.num_groups,
+        return replace(
+            self,
+            item=self.item[kept],
+            answer=self.answer[kept],
+            probability=self.probability[kept],
+            label=None if self.label is None else self.label[kept],
+            correct=self.correct[kept],
+            group=self.group[kept],
         )
 
 

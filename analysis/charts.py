@@ -272,28 +272,47 @@ LEARNED_FROM = {"agreement": "its supervisor", "shuffled": "shuffled labels", "n
 
 
 def imitation_chart(rows: pl.DataFrame, *, axis: str) -> Figure | None:
-    """How often students repeat their supervisor's mistakes on the test set and on half B, beside students of other labels."""
+    """How often students repeat their supervisor's mistakes on the test set and on half B, with 95 % intervals, beside students of
+    other labels."""
     rows = rows.filter(pl.col("strong_size").is_not_null())
     if rows.is_empty():
         return None
-    rows = rows.with_columns(pl.format("{}: {}, {}", "task", "method", "part").alias("panel"))
-    lines = rows.unpivot(
-        list(LEARNED_FROM),
-        index=["panel", "family", "weak", "strong", "weak_size", "strong_size", "method", "fails"],
-        variable_name="learned_from",
-        value_name="share",
-    ).filter(pl.col("share").is_not_null())
-    lines = lines.with_columns(pl.col("learned_from").replace(LEARNED_FROM))
-    base = alt.Chart().encode(
-        x=_size_axis(axis),
-        y=alt.Y("share:Q", title="mistakes of the supervisor repeated", scale=alt.Scale(zero=False)),
-        color=_supervisor_color(lines),
-        tooltip=_tooltip("share", extra="learned_from"),
+    place = ["family", "weak", "strong", "weak_size", "strong_size", "method"]
+    of_own_labels = {
+        name: pl.when(pl.col("learned_from") == "agreement").then(name) for name in ("low", "high", "fails")
+    }
+    lines = (
+        rows.with_columns(pl.format("{}: {}, {}", "task", "method", "part").alias("panel"))
+        .rename({"agreement_low": "low", "agreement_high": "high"})
+        .unpivot(
+            list(LEARNED_FROM),
+            index=["panel", *place, *of_own_labels],
+            variable_name="learned_from",
+            value_name="share",
+        )
+        .filter(pl.col("share").is_not_null())
+        .with_columns(**of_own_labels)
+        .with_columns(pl.col("learned_from").replace(LEARNED_FROM))
+    )
+    base = alt.Chart().encode(x=_size_axis(axis), color=_supervisor_color(lines))
+    shares = base.encode(
+        y=alt.Y("share:Q", title="mistakes repeated", scale=alt.Scale(zero=False)),
+        tooltip=_tooltip("share", "low", "high", extra="learned_from"),
     )
     order = list(LEARNED_FROM.values())
-    dash = alt.StrokeDash("learned_from:N", title="learned from", sort=order, legend=DASHES)
-    layers = alt.layer(base.mark_line().encode(strokeDash=dash), _points(base))
-    return _panels(layers, lines, title=_title("Imitated mistakes", lines), width=SMALL, height=SMALL)
+    dash = alt.StrokeDash("learned_from:N", sort=order, legend=None)
+    shape = alt.Shape("learned_from:N", title="learned from", sort=order)
+    bars = base.mark_rule(opacity=0.55, strokeWidth=2).encode(y="low:Q", y2="high:Q").transform_filter(
+        "isValid(datum.low) && isValid(datum.high)"
+    )  # fmt: skip
+    layers = alt.layer(
+        bars,
+        shares.mark_line().encode(strokeDash=dash),
+        crosses(shares, "share"),
+        shares.mark_point(filled=True, size=70, opacity=1).encode(shape=shape),
+    )
+    title = _title("Mistakes of the supervisor that are repeated", lines)
+    return _panels(layers, lines, title=title, width=SMALL, height=SMALL)
 
 
 def misfit_chart(rows: pl.DataFrame) -> Figure | None:

@@ -66,7 +66,7 @@ def fill(study: Path, store: Path, *, num_items: int) -> int:
         table = pa.table({"id": ids, "probability": probabilities})
         with tempfile.TemporaryDirectory() as folder:
             pq.write_table(table[:num_items], Path(folder, "test.parquet"))
-            if fit.labels_others or fit.keeps_half_b:
+            if fit.labelled_parts or fit.keeps_half_b:
                 name = "half_b.parquet" if fit.keeps_half_b else "labels.parquet"
                 pq.write_table(table[num_items:], Path(folder, name))
             curve = {

@@ -92,6 +92,52 @@ def test_a_chain_climbs_the_sizes_and_each_step_sees_rows_of_its_own(folder: Pat
     assert abs(len(seen[0]) - len(seen[1])) <= 2
 
 
+WITHOUT_FRESH = {"num_train": 48, "num_test": 64}
+FRESH = WITHOUT_FRESH | {"fresh": 2}
+
+
+def test_a_chain_over_fresh_parts_has_a_full_set_at_each_step(folder: Path) -> None:
+    plain, plan = (planned(folder, "naive", "bootstrap", split=split) for split in (WITHOUT_FRESH, FRESH))
+    naive, bootstrap = plan.cells
+    [middle] = bootstrap.student.labels
+    [labeller] = middle.labels
+    assert (middle.model.size, middle.half, bootstrap.student.half, labeller.half) == ("m", "F1", "B", "A")
+    assert bootstrap.supervisor == naive.supervisor and bootstrap.ceiling == naive.ceiling
+    assert {fit.key for fit in plan.fits} > {fit.key for fit in plain.fits if "/" not in fit.half}, "other Fits stay"
+    parts = [set(prepare(fit).parts[fit.half].ids) for fit in (labeller, middle, bootstrap.student)]
+    assert [len(ids) for ids in parts] == [48] * 3 and len(set.union(*parts)) == 3 * 48
+    assert prepare(labeller).parts["A"].ids == prepare(naive.supervisor).parts["A"].ids
+
+
+def test_fresh_parts_are_learned_with_labels_of_the_step_before(folder: Path, tmp_path: Path) -> None:
+    plan = planned(folder, {"name": "iterate", "rounds": 3}, split=FRESH)
+    [cell] = plan.cells
+    store = trained(plan, tmp_path)
+    chain = [cell.student, *cell.student.ancestors]
+    assert [(fit.model.size, fit.half) for fit in chain] == [("l", "B"), ("l", "F2"), ("l", "F1"), ("s", "A")]
+    for fit in chain[:-1]:
+        rows = learned(fit, store).rows
+        weak = read_labels(fit.labels[0], prepare(fit).parts[fit.half].in_order_of(rows.ids), store)
+        assert len(rows) == 48 and rows.labels == pytest.approx(weak.values)
+    kept = [set(store.read_table(fit, "labels.parquet")["id"].to_pylist()) for fit in (*chain[1:], cell.supervisor)]
+    assert [len(ids) for ids in kept] == [48, 96, 96, 48], "half B, and the next fresh part if there is one"
+    probabilities = [
+        dict(zip(table["id"].to_pylist(), table["probability"].to_pylist(), strict=True))
+        for table in (store.read_table(fit, "labels.parquet") for fit in (cell.supervisor, chain[-1]))
+    ]
+    assert probabilities[0].items() <= probabilities[1].items(), "two Fits of the same rows"
+    row = scores(plan.cells, store, tmp_path)[cell.method]
+    assert row["status"] == "done" and row["half_b_agreement"] is not None and row["half_b_weak_score"] is not None
+
+
+def test_too_few_fresh_parts_are_refused_with_the_number_that_is_needed(folder: Path) -> None:
+    chain = {"name": "iterate", "rounds": 4}
+    with pytest.raises(InputError, match=r"grids\[0\].split.fresh: given 2, but a chain from s .* has 4 steps.*give 3"):
+        planned(folder, chain, split=FRESH)
+    with pytest.raises(InputError, match="fresh: given 1, but without num_train the halves take all rows"):
+        planned(folder, chain, split={"fresh": 1})
+
+
 def test_a_chain_without_a_size_between_is_one_step(folder: Path) -> None:
     plan = planned(folder, "naive", "bootstrap", pairs=[["m", "l"]])
     by_method = {cell.method: cell for cell in plan.cells}

@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from w2s_ray.errors import InputError
 from w2s_ray.tasks import Deal, deal, part_facts
 from w2s_ray.tasks.rows import ROWS
 
@@ -75,8 +76,34 @@ def test_what_is_promised_of_the_parts(seed: int, kind: str) -> None:
         anew = deal(rows, replace(large, halves_seed=seed_of_halves))
         assert anew["test"].equals(many["test"]), "the test set is common to all replicates"
         assert set(anew["A"]["id"].to_pylist()) != set(many["A"]["id"].to_pylist())
+    tiny = replace(small, num_train=20)
+    without, with_fresh = deal(rows, tiny), deal(rows, replace(tiny, num_fresh=1))
+    assert all(with_fresh[name].equals(part) for name, part in without.items()), "fresh parts change no other"
+    fresh = set(with_fresh["F1"]["group"].to_pylist())
+    assert with_fresh["F1"].num_rows == 20 and not any(fresh & set(p["group"].to_pylist()) for p in without.values())
     twin = deal(rows, replace(large, is_swapped=True))
     assert twin["A"].equals(many["B"]) and twin["B"].equals(many["A"]) and twin["test"].equals(many["test"])
+
+
+def test_fresh_parts_are_cut_behind_the_halves_and_refused_when_the_rows_are_spent() -> None:
+    rows = table([1] * 200).set_column(3, "group", table([1] * 200)["text"])
+    plain, one, two = (deal(rows, Deal(num_train=30, num_test=50, num_fresh=k)) for k in (0, 1, 2))
+    assert list(two) == ["A", "B", "test", "F1", "F2"] and two["F1"].equals(one["F1"])
+    for name, part in plain.items():
+        assert part.equals(two[name])
+    ids = [id_ for part in two.values() for id_ in part["id"].to_pylist()]
+    assert len(ids) == len(set(ids)) == 170
+    assert [sum(two[name]["label"].to_pylist()) for name in ("F1", "F2")] == [15, 15]
+    twin = deal(rows, Deal(num_train=30, num_test=50, num_fresh=2, is_swapped=True))
+    assert twin["F1"].equals(two["F1"]) and twin["A"].equals(two["B"])
+    with pytest.raises(InputError, match=r"30 rows .* are wanted in F3, but only .* lower .* split.fresh"):
+        deal(rows, Deal(num_train=30, num_test=50, num_fresh=4))
+
+
+def test_fresh_parts_of_few_groups_are_refused() -> None:
+    """Halves of more rows than groups touch all groups, and leave none."""
+    with pytest.raises(InputError, match="wanted in F1, but only 0 are left"):
+        deal(table([20] * 30), Deal(num_train=100, num_test=100, num_fresh=1))
 
 
 def test_a_group_can_be_capped() -> None:

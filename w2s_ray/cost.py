@@ -55,8 +55,8 @@ def costs(plan: Plan) -> dict[str, Cost]:
     by_key = {}
     for fit in plan.fits:
         execution, size, data = plan.executions[fit.model], sizes[fit.data.source], fit.data
-        rows = (data.source, data.num_train, data.num_test, data.max_tokens)
-        kind = (id(fit.model), rows, id(fit.training), fit.half, fit.method)  # seeds cost the same
+        rows = (data.source, data.num_train, data.num_test, data.max_tokens, data.num_fresh)
+        kind = (id(fit.model), rows, id(fit.training), fit.half, fit.method, fit.keeps_half_b)  # seeds cost the same
         if kind not in by_kind:
             by_kind[kind] = cost(fit, execution=execution, size=size)
         by_key[fit.key] = by_kind[kind]
@@ -81,8 +81,7 @@ def cost(fit: Fit, *, execution: Execution, size: tasks.Size) -> Cost:
         num_predicted = 0
     if fit.role == "untrained":
         epochs, num_predicted = 0, num_test
-    if fit.labels_others or fit.keeps_half_b:
-        num_predicted += num_train
+    num_predicted += num_train * (len(fit.labelled_parts) + fit.keeps_half_b)
     epochs, num_learned = epochs * share.steps, num_train * share.rows / num_parts
     num_steps = epochs * math.ceil(num_learned / fit.training.batch_size)
     overhead_s = STEP_OVERHEAD_S * (num_steps + num_predicted / 64)

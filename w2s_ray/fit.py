@@ -108,6 +108,8 @@ class Data:
     """Whether half A and half B are exchanged."""
     rows_per_group: int | None = field(default=None, metadata=IDENTITY_IF_SET)
     """No part takes more rows of one group."""
+    num_fresh: int = field(default=0, metadata=IDENTITY_IF_SET)
+    """Further parts of `num_train` rows each, F1, F2, ..., from which the inner steps of a chain learn."""
 
     @cached_property
     def identity(self) -> dict[str, Any]:
@@ -172,7 +174,7 @@ class Training:
 
 @dataclass(frozen=True)
 class Part:
-    """Half A or B of a task, or one of several equal parts of it."""
+    """Half A or B of a task, one of several equal parts of it, or a fresh part."""
 
     half: str
     number: int = 1
@@ -181,10 +183,10 @@ class Part:
     @staticmethod
     @cache
     def parse(text: str) -> Part:
-        """`A`, `B`, or `B2/3` for the second third of B."""
-        match = re.fullmatch(r"([AB])(?:([1-9]\d*)/([1-9]\d*))?", text)
+        """`A`, `B`, `B2/3` for the second third of B, or `F1` for the first fresh part."""
+        match = re.fullmatch(r"([AB]|F[1-9]\d*)(?:([1-9]\d*)/([1-9]\d*))?", text)
         if match is None:
-            raise ValueError(f"half: given {text!r}, allowed are A, B and parts such as B1/2")
+            raise ValueError(f"half: given {text!r}, allowed are A, B, parts such as B1/2 and fresh parts such as F1")
         half, number, count = match.groups()
         return Part(half, int(number or 1), int(count or 1))
 
@@ -196,7 +198,8 @@ class Fit:
     model: Model = field(metadata=IDENTITY)
     data: Data = field(metadata=IDENTITY)
     half: str = field(metadata=IDENTITY)
-    """`A`, `B`, or a part that no other step of a chain learns from: `B2/3` is the second third of B. See `part`."""
+    """`A`, `B`, or a part that no other step of a chain learns from: `B2/3` is the second third of B, `F1` the first of
+    `Data.num_fresh` parts. See `part`."""
     labels: tuple[Fit, ...] = field(metadata=IDENTITY)
     """The Fits whose predictions are the labels; empty for the ground truth."""
     method: Method = field(metadata=IDENTITY)
@@ -266,10 +269,13 @@ class Fit:
         return "student" if self.labels else ("supervisor" if self.half == "A" else "ceiling")
 
     @property
-    def labels_others(self) -> bool:
-        """Whether its predictions on half B are kept, for students to learn from. A Fit that learned from the whole of
-        half B labels for nobody."""
-        return self.half != "B"
+    def labelled_parts(self) -> tuple[str, ...]:
+        """The parts of which its predictions are kept, for other Fits to learn from: half B and, if there is one, the next fresh
+        part. A Fit that learned from the whole of half B labels for nobody."""
+        if self.half == "B":
+            return ()
+        number = int(self.half[1:]) if self.half.startswith("F") else 0
+        return ("B", f"F{number + 1}") if number < self.data.num_fresh else ("B",)
 
     @property
     def keeps_half_b(self) -> bool:

@@ -131,8 +131,11 @@ def expand(study: Study, *, path: Path, trust_remote_code: bool = False, with_pa
                 _method(entry, circumstances, sizes=list(sizes), where=f"{path}: grids[{i}].methods[{j}]")
                 for j, entry in enumerate(grid.methods)
             ]
-            ladder = Ladder(sizes, data, data, models, trainings, grid.ceiling_split)
-            for cell in _cells(grid, grid_pairs, words, circumstances, ladder=ladder, family=family.name):
+            ladder = Ladder(sizes, data, data, models, trainings, grid.ceiling_split, grid.split.fresh)
+            of_grid = _cells(
+                grid, grid_pairs, words, circumstances, ladder=ladder, family=family.name, where=f"{path}: grids[{i}]"
+            )
+            for cell in of_grid:
                 earlier = cells.setdefault(cell.name, cell)
                 if earlier is not cell and _keys(earlier) != _keys(cell):
                     raise InputError(
@@ -298,6 +301,7 @@ def _cells(
     *,
     ladder: Ladder,
     family: str,
+    where: str,
 ) -> Iterator[Cell]:
     for seed, replicate in _replicates(grid, ladder):
         controls = {
@@ -306,7 +310,10 @@ def _cells(
         }
         for method in words:
             for weak, strong in pairs:
-                fits = methods.cell_fits(method, Pair(replicate, weak, strong, seed))
+                try:
+                    fits = methods.cell_fits(method, Pair(replicate, weak, strong, seed))
+                except InputError as error:
+                    raise InputError(f"{where}.{error}") from error
                 yield Cell(
                     family=family,
                     method=method_label(method),
@@ -358,8 +365,9 @@ def method_label(method: Method) -> str:
 
 def _parts(data: Data, grid: Grid) -> dict[str, tasks.PartFacts] | str:
     """Rows and groups of each part of the first replicate, before tokenisation; or why it cannot be dealt."""
+    data = replace(_data_of_seed(data, grid, grid.seed_list[0]), num_fresh=grid.split.fresh)
     rows = tasks.read_task(tasks.load_pinned(data.source, commits=data.commits)).rows
     try:
-        return tasks.facts_of_deal(rows, tasks.Deal.of(_data_of_seed(data, grid, grid.seed_list[0])))
+        return tasks.facts_of_deal(rows, tasks.Deal.of(data))
     except InputError as error:
         return str(error)

@@ -280,7 +280,8 @@ class Collector:
     def _judged_predictions(self, fit: Fit, folder: str, file: str) -> pl.DataFrame:
         """A Fit's predictions beside the ground truth: id and the columns JUDGED, in the order of the ids.
 
-        Those of the test set are of all its rows, those of half B may be of some.
+        Predictions of the test set are of all its rows, and a supervisor's labels of all of half B. A student's answers are of those
+        rows of half B that it learned from.
         """
         generates, half = fit.data.setting == "generation", "test" if file == "test.parquet" else "B"
         truth, predicted = self._truth(fit, half), self._read_table(folder, file)
@@ -288,7 +289,7 @@ class Collector:
         if missing := set(columns) - set(predicted.columns):
             raise _unusable(folder, file, f"has no column {' or '.join(sorted(missing))}")
         joined = predicted.select(columns).unique("id").join(truth, on="id", how="inner")
-        num_expected = truth.height if half == "test" else predicted.height
+        num_expected = predicted.height if file == "half_b.parquet" else truth.height
         if not 0 < joined.height == predicted.height == num_expected:
             counts = (
                 f"{predicted.height} predictions for {truth.height} rows of {half}, and {joined.height} ids are in both"

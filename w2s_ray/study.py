@@ -94,9 +94,24 @@ class Split(Section):
     per_seed: bool = _identity(True, "deal the halves anew for each seed of the grid, so that seeds are replicates")
     swap: bool = _identity(False, "give each seed a twin with A and B exchanged")
     rows_per_group: int | None = _identity(None, "no part takes more rows of one group; default no limit", ge=1)
+    fresh: int = _identity(
+        0,
+        "further parts of num_train rows each, so that every step of a chain has rows of its own: half B for the last step, "
+        "one of these for each before it; 0: steps share half B",
+        ge=0,
+        le=100,
+    )
     difficulty: Difficulty = _identity(
         Difficulty(), "deal the halves from rows of this range, for easy-to-hard; the test set keeps all"
     )
+
+    @model_validator(mode="after")
+    def _rows_left_for_fresh_parts(self) -> Split:
+        if self.fresh and self.num_train is None:
+            raise ValueError(
+                f"fresh: given {self.fresh}, but without num_train the halves take all rows; set num_train"
+            )
+        return self
 
 
 class ModelEntry(Section):

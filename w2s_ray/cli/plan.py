@@ -176,7 +176,8 @@ def _part_lines(task: str, parts: dict[str, Any] | str) -> list[str]:
     for name, part in parts.items():
         if part["num_groups"] == part["num_rows"]:
             continue
-        line = f"{escape(task)}, {'test set' if name == 'test' else f'half {name}'}: {part_in_words(part)}"
+        part_name = "test set" if name == "test" else f"fresh part {name}" if name.startswith("F") else f"half {name}"
+        line = f"{escape(task)}, {part_name}: {part_in_words(part)}"
         if part["effective_groups"] < MIN_EFFECTIVE_GROUPS:
             line = f"[yellow]{line}. Fewer than {MIN_EFFECTIVE_GROUPS}: no interval over groups can be trusted[/yellow]"
         lines.append(line)

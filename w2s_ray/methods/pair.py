@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
+from w2s_ray.errors import InputError
 from w2s_ray.fit import Data, Fit, Method, Model, Training
 
 NAIVE = Method("naive")
@@ -24,6 +25,8 @@ class Ladder:
     models: dict[str, Model]
     trainings: dict[str, Training]
     ceiling_split: str
+    num_fresh: int = 0
+    """Fresh parts for the steps of chains; without any, these share half B."""
     made: dict[tuple[str, str, int], Fit] = field(default_factory=dict)
     """Fits that were made already: many cells share them."""
 
@@ -66,13 +69,38 @@ class Pair:
     def chain(self, sizes: list[str], *, loss: Method) -> Fit:
         """The last of several Fits of which each learns from the one before it, the first from the supervisor.
 
-        Each works on a part of half B that none before it has seen (Burns et al. 2023, section 4.3.1).
+        Each learns from rows that none before it has seen (Burns et al. 2023, section 4.3.1): the last from half B and the others
+        from fresh parts of that size, or all from equal parts of half B if the grid deals no fresh ones.
         """
+        num_steps = len(sizes)
+        if num_steps == 1:
+            return self.fit(sizes[0], "B", self.supervisor, method=loss)
+        if self.ladder.num_fresh:
+            return self._fresh_chain(sizes, loss=loss)
         labeller = self.supervisor
         for step, size in enumerate(sizes, start=1):
-            half = "B" if len(sizes) == 1 else f"B{step}/{len(sizes)}"
-            labeller = self.fit(size, half, labeller, method=loss)
+            labeller = self.fit(size, f"B{step}/{num_steps}", labeller, method=loss)
         return labeller
+
+    def _fresh_chain(self, sizes: list[str], *, loss: Method) -> Fit:
+        """The chain over fresh parts.
+
+        Only its inner steps know of these parts, and a supervisor like the cell's own, which labels the first of them. So the
+        other Fits keep their keys when fresh parts are added.
+        """
+        num_fresh = self.ladder.num_fresh
+        if len(sizes) - 1 > num_fresh:
+            raise InputError(
+                f"split.fresh: given {num_fresh}, but a chain from {self.weak} through {' and '.join(sizes)} has "
+                f"{len(sizes)} steps: half B for the last and a fresh part for each before it; give {len(sizes) - 1}, or 0 to "
+                "share half B between the steps"
+            )
+        data = replace(self.ladder.data, num_fresh=num_fresh)
+        inner = replace(self, ladder=replace(self.ladder, data=data, made={}))
+        labeller = inner.supervisor
+        for step, size in enumerate(sizes[:-1], start=1):
+            labeller = inner.fit(size, f"F{step}", labeller, method=loss)
+        return self.fit(sizes[-1], "B", labeller, method=loss)
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,9 @@
-"""Dealing a task's rows into half A, half B and the test set.
+"""Dealing a task's rows into half A, half B and the test set, and into fresh parts F1, F2, ... for chains, if wanted.
 
-Promises: the three parts share no group and no text; every label is equally frequent in each part; the result depends on
+Promises: the parts share no group and no text; every label is equally frequent in each part; the result depends on
 the rows' ids and the seeds alone, not on the order of the file nor on the process; the test set stays the same when the
-halves grow, are dealt anew, or are limited to a range of difficulty; halves that grow keep the rows that they had.
+halves grow, are dealt anew, or are limited to a range of difficulty; halves that grow keep the rows that they had; fresh parts
+take groups that the halves leave, and change nothing of them.
 
 Where rows come in groups, every part gets its share of the groups and takes its rows from them in turns: the first row of
 each group, then the second, and so on. So a part holds rows of as many groups as it can, and no group dominates it.
@@ -46,7 +47,9 @@ class Deal:
     rows_per_group: int | None = None
     """No part takes more rows of one group."""
     difficulty: tuple[float, float] = ANY_DIFFICULTY
-    """Limits the halves, never the test set."""
+    """Limits the halves and the fresh parts, never the test set."""
+    num_fresh: int = 0
+    """Fresh parts, each as large as a half. They need `num_train`."""
 
     @classmethod
     def of(cls, data: Data) -> Deal:
@@ -59,6 +62,7 @@ class Deal:
             is_swapped=data.is_swapped,
             rows_per_group=data.rows_per_group,
             difficulty=data.difficulty[1:] if data.difficulty else ANY_DIFFICULTY,
+            num_fresh=data.num_fresh,
         )
 
 
@@ -94,7 +98,7 @@ def _facts(groups: list[str]) -> PartFacts:
 
 
 def deal(rows: pa.Table, how: Deal) -> dict[str, pa.Table]:
-    """Deal rows into `A`, `B` and `test`. In the result `group` is the group after merging those that share a text."""
+    """Deal rows into `A`, `B`, `test` and the fresh parts. In the result `group` is the group after merging those that share a text."""
     dealt = _deal(rows.to_pylist(), how)
     return {name: pa.Table.from_pylist(part, schema=rows.schema) for name, part in dealt.items()}
 
@@ -110,9 +114,14 @@ def _deal(rows: list[Row], how: Deal) -> dict[str, list[Row]]:
     for name, part in parts.items():
         num_wanted = (how.num_test if name == "test" else how.num_train) or 2
         if len(part) < num_wanted // 2 * 2:
+            lower = (
+                "split.num_train, split.num_test or split.fresh"
+                if how.num_fresh
+                else "split.num_train or split.num_test"
+            )
             raise InputError(
                 f"split: {num_wanted} rows with balanced labels are wanted in {name}, but only {len(part)} are "
-                f"left of {len(rows)} in {len(groups)} groups; lower split.num_train or split.num_test"
+                f"left of {len(rows)} in {len(groups)} groups; lower {lower}"
             )
     if how.is_swapped:
         parts["A"], parts["B"] = parts["B"], parts["A"]
@@ -129,8 +138,15 @@ def _has_named_groups(rows: list[Row]) -> bool:
 
 def _deal_rows(groups: list[Group], how: Deal, *, num_rows: int) -> dict[str, list[Row]]:
     test, rest = _take_test_set(groups, num_test=how.num_test, num_rows=num_rows)
-    half_a, half_b = _take_halves(_within(how.difficulty, _reordered(rest, how)), num_train=how.num_train)
-    return {"A": half_a, "B": half_b, "test": test}
+    (half_a, half_b), rest = _take_halves(_within(how.difficulty, _reordered(rest, how)), num_train=how.num_train)
+    parts = {"A": half_a, "B": half_b, "test": test}
+    for name in _fresh_names(how):
+        parts[name], rest = _take_balanced(rest, how.num_train)
+    return parts
+
+
+def _fresh_names(how: Deal) -> list[str]:
+    return [f"F{number}" for number in range(1, how.num_fresh + 1)]
 
 
 def _take_test_set(groups: list[Group], *, num_test: int | None, num_rows: int) -> tuple[list[Row], list[Group]]:
@@ -165,16 +181,17 @@ def _reordered(groups: list[Group], how: Deal) -> list[Group]:
     return sorted(by_row, key=lambda group: text_hash(f"{seed}:group:{group[0]['group']}"))
 
 
-def _take_halves(groups: list[Group], *, num_train: int | None) -> tuple[list[Row], list[Row]]:
+def _take_halves(groups: list[Group], *, num_train: int | None) -> tuple[tuple[list[Row], list[Row]], list[Group]]:
+    """The halves, and the groups that they leave."""
     if num_train is not None:
         half_a, rest = _take_balanced(groups, num_train)
-        half_b, _ = _take_balanced(rest, num_train)
-        return half_a, half_b
+        half_b, rest = _take_balanced(rest, num_train)
+        return (half_a, half_b), rest
     # every other group, cut to the size of the smaller half
     halves = [_take_balanced(groups[start::2], None)[0] for start in (0, 1)]
     size = min(map(len, halves))
     half_a, half_b = (_take_balanced([[row] for row in half], size)[0] for half in halves)
-    return half_a, half_b
+    return (half_a, half_b), []
 
 
 # --- rows in groups: groups are dealt to the parts, rows are drawn in turns ---------------------------------------------
@@ -185,12 +202,19 @@ def _deal_groups(groups: list[Group], how: Deal, *, num_rows: int) -> dict[str, 
     num_test = how.num_test
     if num_test is None and not _test_file(groups)[0]:
         num_test = num_rows // 5
-    halves = [_within(how.difficulty, half) for half in _halves_by_weight(_reordered(rest, how))]
+    ordered = _reordered(rest, how)
+    halves = [_within(how.difficulty, half) for half in _deal_by_weight(ordered, num_parts=2)]
     num_train = how.num_train
     if num_train is None:
         num_train = min(_num_balanced(half) for half in halves)
     half_a, half_b = (_draw_in_turns(half, num_train) for half in halves)
-    return {"A": half_a, "B": half_b, "test": _draw_in_turns(test_groups, num_test)}
+    parts = {"A": half_a, "B": half_b, "test": _draw_in_turns(test_groups, num_test)}
+    if how.num_fresh:
+        touched = {row["group"] for row in (*half_a, *half_b)}
+        left = [group for group in _within(how.difficulty, ordered) if group[0]["group"] not in touched]
+        dealt = _deal_by_weight(left, num_parts=how.num_fresh)
+        parts |= {name: _draw_in_turns(part, num_train) for name, part in zip(_fresh_names(how), dealt, strict=True)}
+    return parts
 
 
 def _test_groups(groups: list[Group], *, num_test: int | None, num_rows: int) -> tuple[list[Group], list[Group]]:
@@ -216,15 +240,15 @@ def _weights(groups: list[Group]) -> list[float]:
     return [min(float(len(group)), mean) for group in groups]
 
 
-def _halves_by_weight(groups: list[Group]) -> tuple[list[Group], list[Group]]:
-    """Each group in turn goes to the half that weighs less so far."""
-    halves: tuple[list[Group], list[Group]] = ([], [])
-    totals = [0.0, 0.0]
+def _deal_by_weight(groups: list[Group], *, num_parts: int) -> list[list[Group]]:
+    """Each group in turn goes to the part that weighs least so far."""
+    parts: list[list[Group]] = [[] for _ in range(num_parts)]
+    totals = [0.0] * num_parts
     for group, weight in zip(groups, _weights(groups), strict=True):
-        lighter = int(totals[1] < totals[0])
-        halves[lighter].append(group)
-        totals[lighter] += weight
-    return halves
+        lightest = totals.index(min(totals))
+        parts[lightest].append(group)
+        totals[lightest] += weight
+    return parts
 
 
 def _draw_in_turns(groups: list[Group], num_rows: int | None) -> list[Row]:

@@ -54,7 +54,7 @@ def _features(fit: Fit, task: PreparedTask, worker: Worker) -> Features:
     return features | _cached(fit, test, f"test-{_digest(fit, test_data)}", task, worker)
 
 
-OF_THE_HALVES = ("halves_seed", "is_swapped", "num_train", "difficulty")
+OF_THE_HALVES = ("halves_seed", "is_swapped", "num_train", "difficulty", "num_fresh")
 """What of a Fit's data does not change its test set."""
 
 

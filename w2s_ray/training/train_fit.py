@@ -117,7 +117,7 @@ class Products:
 
     test: pa.Table | None = None
     labels: pa.Table | None = None
-    """Predictions of half B, for Fits that learn from this one."""
+    """Predictions of half B and of a fresh part, for Fits that learn from this one."""
     half_b: pa.Table | None = None
     """A student's predictions of the rows of half B that it learned from."""
     weights: dict[str, torch.Tensor] | None = None
@@ -136,13 +136,12 @@ class Products:
 def make_products(fit: Fit, engine: Engine, task: PreparedTask, training_set: TrainingSet) -> Products:
     if fit.role == "start":
         return Products(weights=engine.full_weights())
-    test, half_b = task.parts["test"], task.parts["B"]
-    rows = {"test": test}
-    if fit.labels_others:
-        rows["labels"] = half_b
+    parts = task.parts
+    test = predict_rows(engine, fit, task, parts["test"])
+    labels = [predict_rows(engine, fit, task, parts[part]) for part in fit.labelled_parts]
+    half_b = None
     if fit.keeps_half_b:
-        rows["half_b"] = half_b.in_order_of(training_set.rows.ids)
-    predictions = {name: predict_rows(engine, fit, task, part) for name, part in rows.items()}
-    if not np.isfinite(predictions["test"]["probability"]).all():
+        half_b = predict_rows(engine, fit, task, parts["B"].in_order_of(training_set.rows.ids))
+    if not np.isfinite(test["probability"]).all():
         raise TrainingFailed("nan", "predictions on the test set are not finite")
-    return Products(**predictions)
+    return Products(test, pa.concat_tables(labels) if labels else None, half_b)

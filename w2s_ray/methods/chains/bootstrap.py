@@ -1,8 +1,8 @@
 """Labels handed up a chain of sizes (Burns et al. 2023, section 4.3.1): weak -> middle -> ... -> strong.
 
-Each size learns from the one before it, on a part of half B that no other step sees. A chain of n steps therefore learns from 1/n
-of the rows at each step, where the paper has a fresh set of full size. Compare it with {name: naive, rows: 1/n}, not with naive on
-the whole half.
+Each size learns from the one before it, on rows that no other step sees. With `split: {fresh: n - 1}` these are a fresh part for
+each of the first n - 1 steps, and half B for the last, as in the paper. Without, each of n steps learns from 1/n of half B: then
+compare with {name: naive, rows: 1/n}, not with naive on the whole half.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ REFUSES: Refusals = {}
 
 
 class Params(WithLoss):
-    """Labels handed up a chain of sizes, each of n steps on a fresh 1/n of half B. Its control is {name: naive, rows: 1/n}."""
+    """Labels handed up a chain of sizes, each step on rows of its own: fresh parts and half B (split: {fresh: steps - 1}), or 1/n
+    of half B for each of n steps, whose control is {name: naive, rows: 1/n}."""
 
     through: Literal["auto"] | tuple[str, ...] = "auto"
     """Sizes between the weak and the strong one. `auto` takes all that the grid has."""

@@ -1,6 +1,7 @@
-"""The student labels the next part of half B for a fresh copy of itself, several times over.
+"""The student labels rows that it has not seen for a fresh copy of itself, several times over.
 
-Each of n rounds learns from 1/n of half B. Compare with {name: naive, rows: 1/n}, not with naive on the whole half.
+With `split: {fresh: n - 1}` each of n rounds has a set of full size: fresh parts, then half B. Without, it learns from 1/n of half
+B: then compare with {name: naive, rows: 1/n}, not with naive on the whole half.
 """
 
 from __future__ import annotations
@@ -15,10 +16,11 @@ REFUSES: Refusals = {}
 
 
 class Params(WithLoss):
-    """The student labels the next part of half B for a fresh copy of itself. Its control is {name: naive, rows: 1/rounds}."""
+    """The student labels new rows for a fresh copy of itself: fresh parts and half B (split: {fresh: rounds - 1}), or parts of half
+    B, with the control {name: naive, rows: 1/rounds}."""
 
     rounds: int = Field(default=2, ge=2, le=10)
-    """Parts of half B, and so copies of the student."""
+    """Copies of the student."""
 
 
 def cell_fits(pair: Pair, params: Params) -> CellFits:
