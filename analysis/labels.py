@@ -43,7 +43,12 @@ def label_table(results: pl.DataFrame, runs: pl.DataFrame, answers: Mapping[str,
         }
         for run in runs.filter(pl.col("label_score").is_not_null()).iter_rows(named=True)
     ]
-    types: dict[str, Any] = {"key": pl.String, "labels_right": pl.Float64, "ensemble_score": pl.Float64, "scores": pl.List(pl.Float64)}
+    types: dict[str, Any] = {
+        "key": pl.String,
+        "labels_right": pl.Float64,
+        "ensemble_score": pl.Float64,
+        "scores": pl.List(pl.Float64),
+    }
     learners = fits_by_role(results).filter(pl.col("role").is_in(["student", "control"]))
     return (
         learners.join(pl.DataFrame(labelled, schema=types), on="key", how="inner", maintain_order="left")
