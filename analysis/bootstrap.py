@@ -276,7 +276,8 @@ def _item_covariance(entries: list[tuple[int, Part, str, float]], num_arms: int)
     Products of different replicates alone tell what they share.
     """
     panels = {id(part.panel): part.panel for _, part, _, _ in entries}
-    groups = np.unique(np.concatenate([panel.groups for panel in panels.values()]))
+    groups = np.concatenate([panel.groups for panel in panels.values()])
+    groups = np.unique(groups) if len(panels) > 1 else groups  # a panel's are in order, each once
     seeds = sorted({seed for _, part, _, _ in entries for seed in part.seeds})
     added = np.zeros((num_arms, len(seeds), len(groups)), np.float32)
     for j, part, arm, weight in entries:

@@ -6,23 +6,22 @@ Nothing is computed here that no table holds. Words such as "clearly" mean a 95 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import polars as pl
 
 from analysis.agreement import HALF_B, TEST
 from analysis.cells import CONTROLS, has_method
+from analysis.charts import RULE_TEXTS, drawn_curves, largest_by_difficulty
 from analysis.findings import SIGNIFICANT, interval_text
 
 FALL = 0.01
 """A learning curve that ends this far below its best point is said to fall."""
-CROSS = (
-    "A red cross marks what fails a control: the ceiling or the student is not clearly above the untrained model, or the student not "
-    "clearly above one of shuffled labels. There, PGR is no evidence."
-)
+CROSS = "A red cross: there the untrained model or shuffled labels do about as well, so PGR is no evidence of what supervision adds."
 
 
 def captions(frames: dict[str, pl.DataFrame], names: Iterable[str]) -> dict[str, str]:
-    """Name of a figure -> its caption. `frames`: the tables of the report. `names`: such as `classification-pgr`."""
+    """Name of a figure -> its caption. `frames`: the tables that were drawn. `names`: such as `classification-pgr`."""
     texts = {}
     for name in names:
         setting, _, kind = name.partition("-")
@@ -91,11 +90,16 @@ def _pgr(own: dict[str, pl.DataFrame]) -> list[str]:
     found = rows.filter(pl.col("pgr").is_not_null()).sort("pgr")
     least, most = found.row(0, named=True), found.row(-1, named=True)
     num_without = rows["pgr"].is_null().sum()
+    has_methods = rows["method"].n_unique() > 1
+
+    def named(row: dict[str, Any]) -> str:
+        method = f", {row['method']}" if has_methods else ""
+        return f"{row['pgr']:.2f} ({row['weak']} to {row['strong']}{method})"
+
     return [
         "The share of the gap between supervisor and ceiling that the student recovers: 0 is the supervisor, the dashed line at 1 the "
         "ceiling. Bars are 95 % intervals; one that ends at the edge of the figure may go on.",
-        f"Here PGR goes from {least['pgr']:.2f} ({least['weak']} to {least['strong']}) to {most['pgr']:.2f} ({most['weak']} to "
-        f"{most['strong']}).",
+        f"Here PGR goes from {named(least)} to {named(most)}." if found.height > 1 else f"Here PGR is {named(least)}.",
         f"{num_without} of {rows.height} pairs are not drawn, because their ceiling is not clearly above the supervisor."
         if num_without
         else "",
@@ -118,8 +122,8 @@ def _methods(own: dict[str, pl.DataFrame]) -> list[str]:
     return [
         "PGR of each method with its 95 % interval. Intervals of two methods may overlap although one is clearly better, because "
         'they share supervisor, ceiling and test items; the table "Methods against naive" compares them in pairs.',
-        f"Here {better.height} of {tried.height} comparisons with naive students on one pair and task are clearly in a method's favour, "
-        "after correction for the number of methods."
+        f"Here the method is clearly better than naive in {better.height} of {tried.height} comparisons on one pair and task, after "
+        "correction for the number of methods."
         if tried.height
         else "",
     ]
@@ -182,15 +186,18 @@ def _misfit(own: dict[str, pl.DataFrame]) -> list[str]:
 
 
 def _learning(own: dict[str, pl.DataFrame]) -> list[str]:
-    rows = own["learning"].filter((pl.col("role") == "student") & pl.col("test_accuracy").is_not_null())
-    line = ["family", "task", "strong", "weak", "method"]
-    means = rows.group_by(*line, "epoch").agg(pl.col("test_accuracy").mean()).sort("epoch")
-    ends = means.group_by(line).agg(pl.col("test_accuracy").max().alias("best"), pl.col("test_accuracy").last())
+    rows = drawn_curves(own["learning"]).filter(pl.col("role") == "student")
+    ends = (
+        rows.sort("epoch")
+        .group_by("panel", "family", "line")
+        .agg(pl.col("test_accuracy").max().alias("best"), pl.col("test_accuracy").last())
+    )
+    which = "the largest students, one panel a method" if rows["method"].n_unique() > 1 else "students"
     num_falling = (ends["test_accuracy"] < ends["best"] - FALL).sum()
     return [
-        "Test score along training, the mean over replicates: students in the colour of their supervisor, ceilings in black. A "
+        f"Test score along training, the mean over replicates: {which}, in the colour of their supervisor, and ceilings in black. A "
         "line that falls at its end overfits to its labels.",
-        FLOOR if "floor" in rows.columns and rows["floor"].is_not_null().any() else "",
+        FLOOR if rows["floor"].is_not_null().any() else "",
         f"Here {num_falling} of {ends.height} students end a point or more below their best.",
     ]
 
@@ -218,17 +225,15 @@ def _fit_curves(own: dict[str, pl.DataFrame]) -> list[str]:
 
 
 def _difficulty(own: dict[str, pl.DataFrame]) -> list[str]:
-    ceilings = own["difficulty"].filter(pl.col("role") == "ceiling").sort("difficulty")
-    easiest, hardest = (
-        ceilings.filter(pl.col("difficulty") == end).select(pl.col("score").mean()).item()
-        for end in (ceilings["difficulty"].min(), ceilings["difficulty"].max())
-    )
+    rows = largest_by_difficulty(own["difficulty"])
+    ceilings = rows.filter(pl.col("role") == "ceiling").group_by("difficulty").agg(pl.col("score").mean())
+    scores = ceilings.sort("difficulty")["score"]
     return [
         "Test score by how hard the items are, for the largest student, its smallest supervisor's labels and the truth. Colours tell which "
         "rows were learned from.",
-        FLOOR if ceilings.height and own["difficulty"].filter(pl.col("role") == "control").height else "",
-        f"Ceilings go from {easiest:.2f} on the easiest items to {hardest:.2f} on the hardest."
-        if ceilings.height
+        FLOOR if rows["floor"].is_not_null().any() else "",
+        f"Ceilings go from {scores[0]:.2f} on the easiest items to {scores[-1]:.2f} on the hardest."
+        if len(scores)
         else "",
     ]
 
@@ -236,11 +241,13 @@ def _difficulty(own: dict[str, pl.DataFrame]) -> list[str]:
 def _stopping(own: dict[str, pl.DataFrame]) -> list[str]:
     rows = own["stopping"].filter(pl.col("pgr").is_not_null() & (pl.col("weak") != pl.col("strong")))
     means = dict(rows.group_by("rule").agg(pl.col("pgr").mean()).iter_rows())
+    results = rows.filter("is_result")["rule"].unique().to_list()
     parts = [f"{name} {means[rule]:.2f}" for rule, name in STOPPED.items() if rule in means]
     return [
         "PGR if student and ceiling stop at their last step, at the best step by their own labels, or at the best by the test set. The "
         "last needs ground truth and flatters.",
         f"Mean PGR: {', '.join(parts)}." if parts else "",
+        f"All other figures show models {RULE_TEXTS[results[0]]}." if len(results) == 1 else "",
     ]
 
 

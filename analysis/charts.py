@@ -12,18 +12,26 @@ from functools import partial
 from typing import Any, TypeAlias
 
 import altair as alt
+import numpy as np
 import polars as pl
 
 from analysis.cells import AXES, CONTROLS, has_method, sized
 
-WIDTH, HEIGHT = 320, 260
-SMALL = 200
+WIDTH, HEIGHT = 420, 300
+SMALL = 210
+COLOURS = ("#3b528b", "#21918c", "#5ec962", "#b5a000", "#d95f02", "#e7298a", "#7b3294", "#8c564b")
+"""Of supervisors, from the smallest size of a family on: the same in all figures."""
+DODGE = 0.018
+"""What has one size is drawn side by side, at this share of the axis apart."""
+MARGIN = 0.08
+"""Of the size axis on each side, as a share of its length."""
 RED = "#d40000"
 CROSS = "M-1,-1L1,1M1,-1L-1,1"
 """An SVG path."""
 DOTTED = [2, 3]
 DASHES = alt.Legend(symbolType="stroke", symbolSize=400)
 """Lines with dashes get their points from a layer of their own: with points on the lines, this legend would draw no strokes."""
+FEW_TICKS = alt.Axis(tickCount=5, format="~g")
 AXIS_FORMATS = {"params": ".2~s", "compute": ".0e", "fraction": "~g"}
 PGR_EDGES = (-0.5, 1.6)
 MAX_METHODS = 5
@@ -34,11 +42,19 @@ Figure: TypeAlias = alt.TopLevelMixin
 alt.data_transformers.disable_max_rows()  # a large study has more rows than the default allows
 
 
+def with_sizes(frames: dict[str, pl.DataFrame], *, axis: str) -> dict[str, pl.DataFrame]:
+    """The tables as they are drawn: with `weak_size` and `strong_size` on the axis, `weak_number` and `strong_number`, which count a
+    family's sizes, and with `fails` and `floor`, null if unknown."""
+    sizes = _sizes(frames["results"], axis)
+    return {
+        name: _with_sizes(_with_marks(table), sizes) for name, table in frames.items() if "setting" in table.columns
+    }
+
+
 def figures(tables: dict[str, pl.DataFrame], *, axis: str = "params") -> dict[str, Figure]:
-    """Name -> chart, setting by setting. With many methods the charts with a panel or line for each method are left out, and a
-    list of the methods takes their place."""
-    sizes = _sizes(tables["results"], axis)
-    pgr = _with_sizes(_with_marks(tables["pgr"]), sizes)
+    """Name -> chart, setting by setting. `tables`: those of `with_sizes`. With many methods the charts with a panel or line for
+    each method are left out, and a list of the methods takes their place."""
+    pgr = tables["pgr"]
     charts: dict[str, Figure] = {}
     for setting in pgr["setting"].unique(maintain_order=True):
         rows = pgr.filter(pl.col("setting") == setting)
@@ -55,11 +71,10 @@ def figures(tables: dict[str, pl.DataFrame], *, axis: str = "params") -> dict[st
                 "methods": methods_chart(over_tasks, axis=axis),
                 "tasks": tasks_chart(by_task, axis=axis),
             }
-        by_table = {kind: partial(draw, axis=axis) for kind, draw in CHARTS_WITH_SIZES.items()} | CHARTS_BY_TABLE
+        by_table = {kind: partial(draw, axis=axis) for kind, draw in CHARTS_WITH_AXIS.items()} | CHARTS_BY_TABLE
         for kind, draw in by_table.items():
-            if kind in tables and tables[kind].height and not (has_many_methods and kind in DRAWN_BY_METHOD):
-                table = tables[kind].filter(pl.col("setting") == setting)
-                drawn[kind] = draw(_with_sizes(_with_marks(table), sizes))
+            if kind in tables and not (has_many_methods and kind in DRAWN_BY_METHOD):
+                drawn[kind] = draw(tables[kind].filter(pl.col("setting") == setting))
         charts |= {f"{setting}-{kind}": _styled(chart) for kind, chart in drawn.items() if chart is not None}
     return charts
 
@@ -73,20 +88,24 @@ def _with_marks(rows: pl.DataFrame) -> pl.DataFrame:
 
 
 def _sizes(results: pl.DataFrame, axis: str) -> pl.DataFrame:
-    """family, name, size: where each model is on the size axis."""
+    """family, name, size, number: where each model is on the size axis, and how many of its family are smaller."""
     cells = sized(results, axis)
     sides = (
         cells.select("family", pl.col(side).alias("name"), pl.col(f"{side}_size").alias("size"))
         for side in ("weak", "strong")
     )
-    return pl.concat(sides).unique(["family", "name"], keep="first", maintain_order=True)
+    sizes = pl.concat(sides).unique(["family", "name"], keep="first", maintain_order=True)
+    return sizes.sort("size", nulls_last=True, maintain_order=True).with_columns(
+        pl.int_range(pl.len()).over("family").alias("number")
+    )
 
 
 def _with_sizes(rows: pl.DataFrame, sizes: pl.DataFrame) -> pl.DataFrame:
-    """Add `weak_size` and `strong_size` to rows of pairs."""
+    """Add each side's size and number to rows of pairs. What has a size already, such as a point of a curve, keeps it."""
     for side in ("weak", "strong"):
-        if side in rows.columns and f"{side}_size" not in rows.columns:
-            named = sizes.rename({"name": side, "size": f"{side}_size"})
+        if side in rows.columns:
+            named = sizes.rename({"name": side, "size": f"{side}_size", "number": f"{side}_number"})
+            named = named.drop(name for name in named.columns if name.endswith("_size") and name in rows.columns)
             rows = rows.join(named, on=["family", side], how="left", maintain_order="left")
     return rows
 
@@ -99,17 +118,16 @@ def score_chart(rows: pl.DataFrame, *, axis: str) -> Figure | None:
     rows = _with_panel(rows.filter(pl.col("student_score").is_not_null() & pl.col("strong_size").is_not_null()))
     if rows.is_empty():
         return None
-    base = alt.Chart().encode(x=_size_axis(axis))
-    has_ends = "isValid(datum.student_score_low) && isValid(datum.student_score_high)"
-    spread = base.mark_rule(opacity=0.55, strokeWidth=2).transform_filter(has_ends).encode(
-        y="student_score_low:Q", y2="student_score_high:Q", color=_supervisor_color(rows)
-    )  # fmt: skip
-    return _panels(_score_layers(base, rows, spread), rows, title=_score_title("Test score", rows))
+    rows = _side_by_side(rows, by="weak_number").with_columns(
+        pl.col("student_score_low", "student_score_high").clip(0, 1)
+    )
+    return _panels(_score_layers(rows, axis=axis, has_bars=True), rows, title=_score_title("Test score", rows))
 
 
-def _score_layers(base: alt.Chart, rows: pl.DataFrame, *below: alt.Chart) -> alt.LayerChart:
-    """Ceilings, floors and students. `below`: what is drawn under the students."""
+def _score_layers(rows: pl.DataFrame, *, axis: str, has_bars: bool) -> alt.LayerChart:
+    """Ceilings, floors and students, with their intervals if `has_bars`."""
     color = _supervisor_color(rows)
+    base = alt.Chart().encode(x=_size_axis(rows, axis, field="drawn_size"))
     students = base.mark_line(point=alt.OverlayMarkDef(size=55)).encode(
         y=alt.Y("student_score:Q", title="test score", scale=alt.Scale(zero=False)),
         color=color,
@@ -118,19 +136,29 @@ def _score_layers(base: alt.Chart, rows: pl.DataFrame, *below: alt.Chart) -> alt
             *_tooltip("student_score", "weak_score", "ceiling_score", "floor", extra="fails"),
         ],
     )
-    ceiling = base.mark_line(point=alt.OverlayMarkDef(color="black", size=55), color="black").encode(
-        y=alt.Y("mean(ceiling_score):Q"), tooltip=[alt.Tooltip("mean(ceiling_score):Q", format=".3f", title="ceiling")]
+    ceiling = (
+        alt.Chart()
+        .mark_line(point=alt.OverlayMarkDef(color="black", size=55), color="black")
+        .encode(
+            x=_size_axis(rows, axis),
+            y=alt.Y("mean(ceiling_score):Q"),
+            tooltip=[alt.Tooltip("mean(ceiling_score):Q", format=".3f", title="ceiling")],
+        )
     )
-    layers = [ceiling, *below, crosses(base, "student_score"), students]
+    layers = [ceiling, crosses(base, "student_score"), students]
+    if has_bars:
+        has_ends = "isValid(datum.student_score_low) && isValid(datum.student_score_high)"
+        bars = base.mark_rule(opacity=0.55, strokeWidth=2).transform_filter(has_ends)
+        layers.insert(1, bars.encode(y="student_score_low:Q", y2="student_score_high:Q", color=color))
     if rows["floor"].is_not_null().any():
-        stroke = alt.OverlayMarkDef(shape="stroke", size=120, filled=False)
+        stroke = alt.OverlayMarkDef(shape="stroke", size=180, strokeWidth=2, filled=False)
         layers.insert(0, base.mark_line(strokeDash=DOTTED, point=stroke).encode(y="floor:Q", color=color))
     return alt.layer(*layers)
 
 
-def _score_title(title: str, rows: pl.DataFrame) -> str:
+def _score_title(text: str, rows: pl.DataFrame) -> alt.TitleParams:
     legend = "ceiling in black, floor dotted" if rows["floor"].is_not_null().any() else "ceiling in black"
-    return _title(f"{title} ({legend})", rows)
+    return _title(text, rows, legend=legend)
 
 
 def _points(base: alt.Chart) -> alt.Chart:
@@ -139,14 +167,20 @@ def _points(base: alt.Chart) -> alt.Chart:
 
 def crosses(base: alt.Chart, field: str) -> alt.Chart:
     """A red cross behind every point that fails a control. The point itself, which lies above it, keeps its colour and shape."""
-    crosses = base.mark_point(shape=CROSS, filled=False, size=280, strokeWidth=2.5, opacity=1).encode(
+    crosses = base.mark_point(shape=CROSS, filled=False, size=170, strokeWidth=2, opacity=1).encode(
         y=f"{field}:Q", color=alt.value(RED), tooltip=["fails:N"]
     )
     return crosses.transform_filter("isValid(datum.fails)")
 
 
-def _title(title: str, rows: pl.DataFrame) -> str:
-    return f"{title}; × fails a control" if rows["fails"].is_not_null().any() else title
+def _title(text: str, rows: pl.DataFrame, *, legend: str = "") -> alt.TitleParams:
+    """A title, with what the marks mean below it."""
+    marks = [legend, "× fails a control" if rows["fails"].is_not_null().any() else ""]
+    return alt.TitleParams(text, subtitle="; ".join(filter(None, marks)), anchor="start")
+
+
+def _panel_title(panel: object) -> alt.TitleParams:
+    return alt.TitleParams(str(panel), fontSize=15, fontWeight="normal")
 
 
 def pgr_chart(rows: pl.DataFrame, *, axis: str) -> Figure | None:
@@ -154,12 +188,13 @@ def pgr_chart(rows: pl.DataFrame, *, axis: str) -> Figure | None:
     rows = _with_panel(_with_pgr(rows))
     if rows.is_empty():
         return None
+    rows = _side_by_side(rows, by="weak_number")
     title = _title("Performance gap recovered", rows)
     return _panels(_pgr_layers(rows, axis, _supervisor_color(rows)), rows, title=title)
 
 
 def _pgr_layers(rows: pl.DataFrame, axis: str, color: alt.Color) -> alt.LayerChart:
-    base = alt.Chart().encode(x=_size_axis(axis), color=color)
+    base = alt.Chart().encode(x=_size_axis(rows, axis, field="drawn_size"), color=color)
     lines = base.mark_line(point=alt.OverlayMarkDef(size=55)).encode(
         y=alt.Y("pgr:Q", title="PGR", scale=_pgr_scale(rows)),
         tooltip=_tooltip("pgr", "pgr_low", "pgr_high", extra="fails"),
@@ -190,9 +225,8 @@ def pair_map(rows: pl.DataFrame) -> Figure | None:
         text=alt.Text("text:N"),
         color=alt.condition(alt.datum.pgr > 0.6, alt.value("black"), alt.value("white")),
     )
-    rows = rows.with_columns(
-        pl.format("{}{}", pl.col("pgr").round(2), pl.when(pl.col("fails").is_null()).then(pl.lit("")).otherwise(pl.lit(" ×"))).alias("text")
-    )  # fmt: skip
+    texts = [f"{pgr:.2f}{' ×' if fails else ''}" for pgr, fails in rows.select("pgr", "fails").iter_rows()]
+    rows = rows.with_columns(pl.Series("text", texts))
     title = _title("PGR of every pair", rows)
     return _panels(alt.layer(cells, text), rows, title=title, width=SMALL, height=SMALL)
 
@@ -208,6 +242,9 @@ def methods_chart(rows: pl.DataFrame, *, axis: str) -> Figure | None:
         (pl.format("{}, from {}", "family", "weak") if has_families else pl.format("from {}", "weak")).alias("panel")
     )
     color = alt.Color("method:N", sort=order, scale=alt.Scale(domain=order, scheme="dark2"))
+    rows = _side_by_side(
+        rows.with_columns(pl.col("method").replace_strict(order, range(len(order))).alias("number")), by="number"
+    )
     title = _title("Methods compared", rows)
     return _panels(_pgr_layers(rows, axis, color), rows, title=title, width=SMALL, height=SMALL, columns=3)
 
@@ -232,7 +269,9 @@ def methods_list(rows: pl.DataFrame) -> Figure | None:
         failing = crosses(base.encode(x=alt.X("pgr:Q", scale=scale)), "method").encode(y=y)
         bounds = [alt.Chart().mark_rule(strokeDash=[4, 4], color="grey").encode(x=alt.datum(bound)) for bound in (0, 1)]
         panels.append(
-            alt.layer(*bounds, bars, failing, points).properties(width=WIDTH, height=alt.Step(18), title=str(panel))
+            alt.layer(*bounds, bars, failing, points).properties(
+                width=WIDTH, height=alt.Step(18), title=_panel_title(panel)
+            )
         )
     return alt.concat(*panels, columns=2, title=_title("Methods compared", rows))
 
@@ -243,7 +282,8 @@ def tasks_chart(rows: pl.DataFrame, *, axis: str) -> Figure | None:
     if rows["task"].n_unique() < 2:
         return None
     rows = rows.with_columns(pl.format("{}: {}", "method", "task").alias("panel"))
-    layers = _score_layers(alt.Chart().encode(x=_size_axis(axis)), rows)
+    rows = _side_by_side(rows, by="weak_number")
+    layers = _score_layers(rows, axis=axis, has_bars=False)
     return _panels(layers, rows, title=_score_title("Task by task", rows), width=SMALL, height=SMALL, columns=3)
 
 
@@ -256,7 +296,8 @@ def agreement_chart(rows: pl.DataFrame, *, axis: str) -> Figure | None:
     rows = _with_panel(rows.filter(pl.col("weak") != pl.col("strong")))
     if rows.is_empty():
         return None
-    base = alt.Chart().encode(x=_size_axis(axis))
+    rows = _side_by_side(rows, by="weak_number")
+    base = alt.Chart().encode(x=_size_axis(rows, axis, field="drawn_size"))
     base = base.encode(
         y=alt.Y("agreement:Q", title="agreement with the supervisor", scale=alt.Scale(zero=False)),
         color=_supervisor_color(rows),
@@ -277,7 +318,7 @@ def imitation_chart(rows: pl.DataFrame, *, axis: str) -> Figure | None:
     rows = rows.filter(pl.col("strong_size").is_not_null())
     if rows.is_empty():
         return None
-    place = ["family", "weak", "strong", "weak_size", "strong_size", "method"]
+    place = ["family", "weak", "strong", "weak_number", "weak_size", "strong_size", "method"]
     of_own_labels = {
         name: pl.when(pl.col("learned_from") == "agreement").then(name) for name in ("low", "high", "fails")
     }
@@ -294,7 +335,7 @@ def imitation_chart(rows: pl.DataFrame, *, axis: str) -> Figure | None:
         .with_columns(**of_own_labels)
         .with_columns(pl.col("learned_from").replace(LEARNED_FROM))
     )
-    base = alt.Chart().encode(x=_size_axis(axis), color=_supervisor_color(lines))
+    base = alt.Chart().encode(x=_size_axis(lines, axis), color=_supervisor_color(lines))
     shares = base.encode(
         y=alt.Y("share:Q", title="mistakes repeated", scale=alt.Scale(zero=False)),
         tooltip=_tooltip("share", "low", "high", extra="learned_from"),
@@ -322,7 +363,7 @@ def misfit_chart(rows: pl.DataFrame) -> Figure | None:
     if rows.is_empty():
         return None
     top = max(0.01, rows.select(pl.col("misfit").max()).item())
-    base = alt.Chart().encode(x=alt.X("misfit:Q", title="misfit (squared difference)"))
+    base = alt.Chart().encode(x=alt.X("misfit:Q", title="misfit (squared difference)", axis=FEW_TICKS))
     points = base.mark_point(filled=True, size=70, opacity=0.8).encode(
         y=alt.Y("gain:Q", title="gain in squared error"),
         color=_supervisor_color(rows),
@@ -334,43 +375,56 @@ def misfit_chart(rows: pl.DataFrame) -> Figure | None:
     panels = []
     for (panel,), group in rows.group_by("panel", maintain_order=True):
         layers = (layer.properties(data=group) for layer in (crosses(base, "gain"), points))
-        panels.append(alt.layer(line, *layers).properties(width=WIDTH, height=HEIGHT, title=str(panel)))
-    return alt.concat(*panels, columns=2, title=_title("Misfit and gain (theory: above the dashed line)", rows))
+        panels.append(alt.layer(line, *layers).properties(width=WIDTH, height=HEIGHT, title=_panel_title(panel)))
+    return alt.concat(*panels, columns=2, title=_title("Misfit and gain", rows, legend="theory: above the dashed line"))
+
+
+def drawn_curves(rows: pl.DataFrame) -> pl.DataFrame:
+    """The learning curves that are drawn, as means over seeds: all of them where there is one method, else those of the largest
+    students, with a panel for each method. The last point of a curve keeps its mark."""
+    rows = rows.filter(pl.col("test_accuracy").is_not_null())
+    methods = rows.filter(pl.col("role") == "student")["method"].unique(maintain_order=True).to_list()
+    family = pl.format("{}, ", "family") if rows["family"].n_unique() > 1 else pl.lit("")
+    panel = pl.format("{}, {}{}", "task", family, "strong")
+    if len(methods) > 1:
+        rows = rows.filter((pl.col("strong_number") == pl.col("strong_number").max().over("family")).fill_null(True))
+        students = rows.filter(pl.col("role") == "student")
+        ceilings = rows.filter(pl.col("role") == "ceiling").drop("method")
+        places = students.select("family", "task", "strong", "method").unique(maintain_order=True)
+        columns = students.columns
+        rows = pl.concat([students, ceilings.join(places, on=["family", "task", "strong"]).select(columns)])
+        panel = pl.format("{}, {}{}: {}", "task", family, "strong", "method")
+    line = ["family", "task", "strong", "strong_number", "role", "weak", "weak_number", "method", "line"]
+    means = rows.group_by(*line, "epoch", maintain_order=True).agg(
+        pl.col("test_accuracy").mean(), pl.col("floor").mean(), pl.col("fails").first()
+    )
+    is_last = pl.col("epoch") == pl.col("epoch").max().over(line)
+    return means.with_columns(pl.when(is_last).then("fails").alias("fails"), panel.alias("panel")).sort(
+        "task", "strong_number", "epoch", maintain_order=True
+    )
 
 
 def learning_chart(rows: pl.DataFrame) -> Figure | None:
     """Test score during training. A student whose line falls at the end overfits to its labels."""
-    rows = _with_marks(rows)
-    rows = rows.filter(pl.col("test_accuracy").is_not_null())
-    points = rows.group_by("family", "task", "strong", "role", "weak", "method").agg(pl.col("epoch").n_unique())
-    if rows.is_empty() or (points["epoch"] < 2).all():
+    rows = drawn_curves(rows)
+    line = ["panel", "family", "role", "line"]
+    num_points = pl.len().over(line)
+    if rows.is_empty() or rows.select(num_points.max()).item() < 2:
         return None
-    line = ["family", "task", "strong", "strong_params", "role", "weak", "weak_params", "method", "line"]
-    rows = rows.group_by(*line, "epoch", maintain_order=True).agg(
-        pl.col("test_accuracy").mean(), pl.col("floor").mean(), pl.col("fails").first()
-    )
-    is_last = pl.col("epoch") == pl.col("epoch").max().over(line)
-    rows = rows.with_columns(pl.when(is_last).then("fails").alias("fails"))
     position = pl.col("epoch").rank("ordinal").over(line)
-    stride = (pl.len().over(line) / MAX_CURVE_POINTS).ceil().cast(pl.Int64)
-    rows = rows.filter((pl.len().over(line) - position) % stride == 0)  # counted from the end, so the last point stays
-    rows = rows.sort("task", "strong_params", "epoch").with_columns(pl.format("{} {}", "task", "strong").alias("panel"))
-    order = [
-        "ceiling",
-        *rows.filter(pl.col("role") == "student").sort("weak_params")["line"].unique(maintain_order=True),
-    ]
-    base = alt.Chart().encode(x=alt.X("epoch:Q", axis=alt.Axis(format="~g")))
-    color = alt.Color("line:N", title="supervisor", sort=order, scale=_scheme(order, black="ceiling"))
-    base = base.encode(
+    stride = (num_points / MAX_CURVE_POINTS).ceil().cast(pl.Int64)
+    rows = rows.filter((num_points - position) % stride == 0)  # counted from the end, so the last point stays
+    base = alt.Chart().encode(
+        x=alt.X("epoch:Q", axis=FEW_TICKS),
         y=alt.Y("test_accuracy:Q", title="test score", scale=alt.Scale(zero=False)),
-        color=color,
+        color=_supervisor_color(rows, name="line", black="ceiling"),
         tooltip=["line:N", "method:N", "epoch:Q", alt.Tooltip("test_accuracy:Q", format=".3f")],
     )
-    lines = base.mark_line().encode(strokeDash=alt.StrokeDash("method:N", legend=DASHES))
-    layers = [lines, crosses(base, "test_accuracy"), _points(base)]
+    layers = [base.mark_line(), crosses(base, "test_accuracy"), base.mark_point(filled=True, size=25, opacity=1)]
     if rows["floor"].is_not_null().any():
-        students = alt.Chart().transform_filter("isValid(datum.floor)")
-        layers.insert(0, students.mark_rule(strokeDash=DOTTED).encode(y="mean(floor):Q", color=color))
+        floors = alt.Chart().transform_filter("isValid(datum.floor)").mark_rule(strokeDash=DOTTED, strokeWidth=2)
+        color = _supervisor_color(rows, name="line", black="ceiling")
+        layers.insert(0, floors.encode(y="mean(floor):Q", color=color))
     title = _score_title("Learning curves", rows)
     return _panels(alt.layer(*layers), rows, title=title, width=SMALL, height=SMALL, columns=3)
 
@@ -402,7 +456,7 @@ def calibration_chart(rows: pl.DataFrame) -> Figure | None:
         return None
     rows = _with_panel(rows)
     lines = alt.Chart().mark_line(point=alt.OverlayMarkDef(size=45)).encode(
-        x=alt.X("said:Q", title="predicted probability", scale=alt.Scale(domain=[0, 1])),
+        x=alt.X("said:Q", title="predicted probability", scale=alt.Scale(domain=[0, 1]), axis=FEW_TICKS),
         y=alt.Y("was:Q", title="observed share", scale=alt.Scale(domain=[0, 1])),
         color=alt.Color("role:N", sort=order, scale=alt.Scale(domain=order, scheme="dark2")),
         tooltip=["role:N", alt.Tooltip("said:Q", format=".3f", title="predicted"),
@@ -413,8 +467,16 @@ def calibration_chart(rows: pl.DataFrame) -> Figure | None:
     )
     panels = []
     for (panel,), group in rows.group_by("panel", maintain_order=True):
-        panels.append((line + lines.properties(data=group)).properties(width=WIDTH, height=HEIGHT, title=str(panel)))
-    return alt.concat(*panels, columns=2, title="Calibration on the test set")
+        panels.append(
+            (line + lines.properties(data=group)).properties(width=WIDTH, height=HEIGHT, title=_panel_title(panel))
+        )
+    return alt.concat(*panels, columns=2, title=alt.TitleParams("Calibration on the test set", anchor="start"))
+
+
+def _fit_axis(axis: str) -> alt.X:
+    """Students' sizes and beyond."""
+    scale, ticks = alt.Scale(type="log", nice=False), alt.Axis(format=AXIS_FORMATS[axis], tickCount=4)
+    return alt.X("strong_size:Q", title=AXES[axis], scale=scale, axis=ticks)
 
 
 def fit_chart(rows: pl.DataFrame, *, axis: str) -> Figure | None:
@@ -424,19 +486,20 @@ def fit_chart(rows: pl.DataFrame, *, axis: str) -> Figure | None:
         return None
     seam = rows.filter(~pl.col("extrapolated")).group_by("panel", "weak").agg(pl.all().sort_by("strong_size").last())
     rows = pl.concat([rows, seam.with_columns(pl.lit(True).alias("extrapolated")).select(rows.columns)])
-    base = alt.Chart().encode(x=_size_axis(axis), color=_supervisor_color(rows))
+    base = alt.Chart().encode(x=_fit_axis(axis), color=_supervisor_color(rows))
     band = base.mark_area(opacity=0.15).encode(y=alt.Y("low:Q", title="PGR"), y2="high:Q")
     dash = alt.StrokeDash("extrapolated:N", title="beyond the data", scale=alt.Scale(range=[[1, 0], [5, 4]]))
     tooltip = [alt.Tooltip(f"{name}:Q", format=".3f") for name in ("value", "low", "high")]
     line = base.mark_line().encode(y="value:Q", strokeDash=dash, tooltip=["weak:N", *tooltip])
-    return _panels(alt.layer(band, line), rows, title="Scaling of PGR, all forms weighted (dashed: extrapolated)")
+    return _panels(
+        alt.layer(band, line),
+        rows,
+        title=_title("Scaling of PGR, all forms weighted", rows, legend="dashed: extrapolated"),
+    )
 
 
-def difficulty_chart(rows: pl.DataFrame, *, axis: str) -> Figure | None:
-    """Test score by difficulty of the items, with a line for each training set. Shows the largest students on the size axis, with
-    the smallest supervisor, and their ceilings."""
-    if rows.is_empty():
-        return None
+def largest_by_difficulty(rows: pl.DataFrame) -> pl.DataFrame:
+    """The largest students with the smallest supervisor, and their ceilings, with the floor in each bin of difficulty."""
     largest = (pl.col("strong_size") == pl.col("strong_size").max().over("family")).fill_null(False)
     smallest = (pl.col("weak_size") == pl.col("weak_size").min().over("family", "role")).fill_null(False)
     role, is_pair = pl.col("role"), (pl.col("weak") != pl.col("strong")).fill_null(True)
@@ -447,14 +510,26 @@ def difficulty_chart(rows: pl.DataFrame, *, axis: str) -> Figure | None:
         .group_by("family", "task", "difficulty")
         .agg(pl.col("score").max().alias("floor"))
     )
-    rows = rows.filter(largest & is_pair & ((role == "ceiling") | ((role == "student") & smallest)))
-    rows = rows.join(floors, on=["family", "task", "difficulty"], how="left", maintain_order="left").with_columns(
-        pl.when(role == "ceiling").then(pl.lit("ground truth")).otherwise("method").alias("labels"),
+    drawn = rows.filter(largest & is_pair & ((role == "ceiling") | ((role == "student") & smallest)))
+    return drawn.drop("floor").join(floors, on=["family", "task", "difficulty"], how="left", maintain_order="left")
+
+
+def difficulty_chart(rows: pl.DataFrame) -> Figure | None:
+    """Test score by difficulty of the items, with a line for each training set. Shows the largest students on the size axis, with
+    the smallest supervisor, and their ceilings."""
+    if rows.is_empty():
+        return None
+    rows = largest_by_difficulty(rows).with_columns(
+        pl.when(pl.col("role") == "ceiling").then(pl.lit("ground truth")).otherwise("method").alias("labels"),
         pl.format("{}, {}", "family", "strong").alias("panel"),
     )
+    if rows.is_empty():
+        return None
     order = rows["task"].unique(maintain_order=True).sort().to_list()
     color = alt.Color("task:N", title="trained on", sort=order, scale=alt.Scale(scheme="dark2"))
-    base = alt.Chart().encode(x=alt.X("difficulty:Q", title="difficulty of test items", scale=alt.Scale(zero=False)))
+    base = alt.Chart().encode(
+        x=alt.X("difficulty:Q", title="difficulty of test items", scale=alt.Scale(zero=False), axis=FEW_TICKS)
+    )
     scored = base.encode(
         y=alt.Y("score:Q", title="test score", scale=alt.Scale(zero=False)),
         color=color,
@@ -465,8 +540,8 @@ def difficulty_chart(rows: pl.DataFrame, *, axis: str) -> Figure | None:
     has_floor = rows["floor"].is_not_null().any()
     if has_floor:
         layers.insert(0, base.mark_line(strokeDash=DOTTED).encode(y="max(floor):Q", color=color))
-    title = "Score by difficulty (floor dotted)" if has_floor else "Score by difficulty"
-    return _panels(alt.layer(*layers), rows, title=_title(title, rows))
+    title = _title("Score by difficulty", rows, legend="floor dotted" if has_floor else "")
+    return _panels(alt.layer(*layers), rows, title=title)
 
 
 RULE_TEXTS = {
@@ -488,29 +563,26 @@ def stopping_chart(rows: pl.DataFrame) -> Figure | None:
         pl.format("{}, {} to {}", "task", "weak", "strong").alias("panel"),
     )
     y = alt.Y("method:N", title=None, sort=rows["method"].unique(maintain_order=True).to_list())
-    base = alt.Chart().encode(x=alt.X("pgr:Q", title="PGR"))
+    rules, legend = list(RULE_TEXTS.values()), alt.Legend(labelLimit=400)
+    base = alt.Chart().encode(x=alt.X("pgr:Q", title="PGR", axis=FEW_TICKS))
     points = base.mark_point(filled=True, size=80, opacity=1).encode(
         y=y,
-        color=alt.Color("rule:N", title="stopped", scale=alt.Scale(scheme="dark2"), legend=alt.Legend(labelLimit=400)),
-        shape=alt.Shape("rule:N", title="stopped"),
+        color=alt.Color("rule:N", title="stopped", sort=rules, scale=alt.Scale(scheme="dark2"), legend=legend),
+        shape=alt.Shape("rule:N", title="stopped", sort=rules),
         tooltip=["task:N", "method:N", "rule:N", *(alt.Tooltip(f"{n}:Q", format=".3f") for n in ("score", "pgr"))],
     )
-    layers = alt.layer(crosses(base, "method").encode(y=y), points)
-    return _panels(layers, rows, title=_title("When to stop training", rows), height=alt.Step(18))
+    failing = crosses(base, "method").encode(y=y).transform_filter("datum.is_result")
+    return _panels(alt.layer(failing, points), rows, title=_title("When to stop training", rows), height=alt.Step(18))
 
 
-CHARTS_WITH_SIZES = {
-    "agreement": agreement_chart,
-    "imitation": imitation_chart,
-    "fit_curves": fit_chart,
-    "difficulty": difficulty_chart,
-}
-"""Name of a table -> the function that draws it with sizes of the chosen axis, given the rows of one setting."""
+CHARTS_WITH_AXIS = {"agreement": agreement_chart, "imitation": imitation_chart, "fit_curves": fit_chart}
+"""Name of a table -> the function that draws it on the size axis, given the rows of one setting."""
 
 CHARTS_BY_TABLE: dict[str, Callable[[pl.DataFrame], Figure | None]] = {
     "misfit": misfit_chart,
     "learning": learning_chart,
     "calibration": calibration_chart,
+    "difficulty": difficulty_chart,
     "stopping": stopping_chart,
 }
 """The same for tables without a size axis."""
@@ -549,27 +621,43 @@ def _with_panel(rows: pl.DataFrame) -> pl.DataFrame:
     return rows.with_columns((pl.format("{}, {}", "family", method) if has_families else method).alias("panel"))
 
 
-def _size_axis(axis: str) -> alt.X:
-    return alt.X(
-        "strong_size:Q",
-        title=AXES[axis],
-        scale=alt.Scale(type="log", nice=False, padding=14),
-        axis=alt.Axis(format=AXIS_FORMATS[axis], tickCount=4),
-    )
+def _size_axis(rows: pl.DataFrame, axis: str, *, field: str = "strong_size") -> alt.X:
+    """The axis of students' sizes, with a tick at each size. Families have axes of their own, with ticks at round numbers."""
+    ticks: dict[str, Any] = {"tickCount": 4}
+    scale = alt.Scale(type="log", nice=False, padding=20)
+    if rows["family"].n_unique() == 1:
+        sizes = rows["strong_size"].unique().sort()
+        margin = 10 ** (_decades(sizes) * MARGIN)
+        scale = alt.Scale(type="log", nice=False, domain=[sizes[0] / margin, sizes[-1] * margin])
+        ticks = {"values": sizes.to_list(), "labelOverlap": "greedy"}
+    return alt.X(f"{field}:Q", title=AXES[axis], scale=scale, axis=alt.Axis(format=AXIS_FORMATS[axis], **ticks))
 
 
-def _supervisor_color(rows: pl.DataFrame) -> alt.Color:
-    size = "weak_size" if "weak_size" in rows.columns else "weak_params"
-    order = rows.sort(size, maintain_order=True)["weak"].unique(maintain_order=True).to_list()
-    legend, scale = alt.Legend(symbolOpacity=1), alt.Scale(domain=order, scheme="viridis")
-    return alt.Color("weak:N", title="supervisor", sort=order, scale=scale, legend=legend)
+def _decades(sizes: pl.Series) -> float:
+    """How many powers of ten these sizes span, or half a one if it is less."""
+    values = sizes.to_numpy()
+    return max(0.5, float(np.log10(values.max() / values.min())))
 
 
-def _scheme(order: list[str], *, black: str) -> alt.Scale:
-    """A colour for each name, and black for one of them."""
-    colours = ["#440154", "#3b528b", "#21918c", "#5ec962", "#b5a000", "#d95f02", "#e7298a", "#66a61e"]
-    return alt.Scale(
-        domain=order, range=["black" if name == black else colours[i % 8] for i, name in enumerate(order, -1)]
+def _side_by_side(rows: pl.DataFrame, *, by: str) -> pl.DataFrame:
+    """Add `drawn_size`: the student's size, moved a little so that the marks of several supervisors or methods do not hide each
+    other."""
+    place, num = pl.col(by).rank("dense") - 1, rows[by].n_unique()
+    step = min(DODGE, MARGIN / num) * _decades(rows["strong_size"])
+    return rows.with_columns((pl.col("strong_size") * 10.0 ** ((place - (num - 1) / 2) * step)).alias("drawn_size"))
+
+
+def _supervisor_color(rows: pl.DataFrame, *, name: str = "weak", black: str | None = None) -> alt.Color:
+    """A colour for each supervisor by its number, and black for the line of this name."""
+    numbered = rows.sort("weak_number", maintain_order=True).unique(name, keep="first", maintain_order=True)
+    colours = {
+        line: COLOURS[(number or 0) % len(COLOURS)] for line, number in numbered.select(name, "weak_number").iter_rows()
+    }
+    if black in colours:
+        colours = {black: "black"} | {line: colour for line, colour in colours.items() if line != black}
+    scale = alt.Scale(domain=list(colours), range=list(colours.values()))
+    return alt.Color(
+        f"{name}:N", title="supervisor", sort=list(colours), scale=scale, legend=alt.Legend(symbolOpacity=1)
     )
 
 
@@ -582,7 +670,7 @@ def _panels(
     layers: alt.LayerChart,
     rows: pl.DataFrame,
     *,
-    title: str,
+    title: alt.TitleParams,
     width: int = WIDTH,
     height: int | alt.Step = HEIGHT,
     columns: int = 2,
@@ -604,6 +692,6 @@ def _panels(
 def _styled(chart: Any) -> Figure:
     return (
         chart.configure_axis(labelFontSize=14, titleFontSize=15)
-        .configure_legend(labelFontSize=14, titleFontSize=14)
-        .configure_title(fontSize=17)
+        .configure_legend(labelFontSize=14, titleFontSize=14, orient="bottom", labelLimit=300)
+        .configure_title(fontSize=17, subtitleFontSize=14)
     )

@@ -79,7 +79,8 @@ def write_report(out: Path, *, facts: dict[str, Any] | None = None, study_text: 
     }
     for name, table in (("pgr", pgr), ("findings", found), ("fits", fits), ("fit_curves", fit_curves)):
         tables.write(table, out / f"{name}.parquet")
-    specs = draw(charts.figures(frames, axis=axis), folder=out / "figures")
+    drawn = charts.with_sizes(frames, axis=axis)
+    specs = draw(charts.figures(drawn, axis=axis), folder=out / "figures")
     path = out / "report.html"
     write_page(
         path,
@@ -93,7 +94,7 @@ def write_report(out: Path, *, facts: dict[str, Any] | None = None, study_text: 
         findings=findings.sentences(found),
         notices=[text for text in (_notice(frames, specs), _mixed_versions(runs)) if text],
         figures=_by_setting(specs),
-        captions=captions(frames, specs),
+        captions=captions(drawn, specs),
         sections=_sections(frames),
         downloads=write_csv_files(frames, folder=out / "tables"),
     )
@@ -126,9 +127,14 @@ TEMPLATES.policies["json.dumps_kwargs"] = {}  # not sorted: the order of keys ma
 
 DRAW = """
 for (const [name, spec] of Object.entries(JSON.parse(document.getElementById("specs").textContent)))
-  vegaEmbed(document.getElementById(`fig-${name}`), spec, {actions: false});
+  vegaEmbed(document.getElementById(`fig-${name}`), spec, {actions: false, renderer: "svg"}).then(() => {
+    const drawing = document.querySelector(`#fig-${name} svg`);
+    drawing.style = `max-width: 100%; min-width: ${0.65 * drawing.width.baseVal.value}px; height: auto`;
+  });
+addEventListener("beforeprint", () => document.querySelectorAll("details").forEach((table) => (table.open = true)));
 """
-"""Draws every figure in its place. The specifications are read as JSON, so no name becomes a part of the script."""
+"""Draws every figure in its place, a third smaller where the window is narrow, and opens the tables for printing. The specifications are read as JSON, so no name becomes a
+part of the script."""
 
 
 class TableCell(NamedTuple):
@@ -279,15 +285,21 @@ def _ladder(results: pl.DataFrame) -> Section | None:
 
 
 def _pgr(pgr: pl.DataFrame) -> Section:
-    def interval(name: str) -> pl.Expr:
-        ends = [pl.col(f"{name}{end}").round(2).cast(pl.String) for end in ("_low", "_high")]
-        has_any = pl.any_horizontal(end.is_not_null() for end in ends)
-        text = pl.format("{} to {}", *(end.fill_null("–") for end in ends))
-        return pl.when(has_any).then(text).alias(f"{name} 95 %".replace("_", " "))
+    is_double = pl.col("task").is_null() & (pl.col("num_tasks") < 2)
+    rows = pgr.filter(~is_double)
+
+    def interval(name: str, *, title: str) -> pl.Series:
+        texts = [
+            None
+            if low is None and high is None
+            else " to ".join("–" if end is None else f"{end:.2f}" for end in (low, high))
+            for low, high in rows.select(f"{name}_low", f"{name}_high").iter_rows()
+        ]
+        return pl.Series(f"{title} 95 %", texts, dtype=pl.String)
 
     flags = [pl.col(name) for name in ("no_headroom", "label_sensitive")]
     untested = pl.when(pl.all_horizontal(flag.is_null() for flag in flags)).then(pl.lit("not tested"))
-    shown = pgr.select(
+    shown = rows.select(
         pl.col("task").fill_null("all tasks"),
         "family",
         "weak",
@@ -297,14 +309,14 @@ def _pgr(pgr: pl.DataFrame) -> Section:
         pl.col("student_score").alias("student"),
         pl.col("ceiling_score").alias("ceiling"),
         "floor",
-        "pgr",
-        interval("pgr"),
+        pl.col("pgr").alias("PGR"),
+        interval("pgr", title="PGR"),
         pl.col("pgr_above_floor").alias("PGR above floor"),
-        interval("pgr_above_floor"),
+        interval("pgr_above_floor", title="PGR above floor"),
         "gain",
-        interval("gain"),
+        interval("gain", title="gain"),
         pl.col("pgr_median").alias("median"),
-        interval("pgr_median"),
+        interval("pgr_median", title="median"),
         pl.col("num_left_out").alias("left out of the median"),
         pl.col("num_seeds").alias("seeds"),
         pl.col("num_dropped").alias("dropped"),
@@ -329,7 +341,13 @@ def _pgr(pgr: pl.DataFrame) -> Section:
 def _fits(fits: pl.DataFrame) -> Section | None:
     if fits.is_empty():
         return None
-    shown = fits.drop("num_points").with_columns(pl.col("reason").fill_null(""))
+    is_fitted = pl.col("value").is_not_null()
+    form = ["setting", "family", "method", "target", "axis", "form"]
+    shown = fits.filter(is_fitted | (pl.int_range(pl.len()).over(form) == 0)).with_columns(
+        pl.when(is_fitted).then("parameter").alias("parameter"),  # one row for all of a form that could not be fitted
+        pl.col("reason").fill_null(""),
+    )
+    shown = shown.drop("num_points")
     note = (
         "Student score and PGR as functions of the size of both models (axis), fitted in four forms. Intervals are 95 %, from "
         "refits to the bootstrap's resamples. The chosen form is the one that predicts the largest student best when it is "
@@ -372,7 +390,10 @@ def _methods(rows: pl.DataFrame) -> Section | None:
         "intervals. Whoever tries many methods finds one that seems better by chance: p_holm is adjusted for the num_methods "
         "methods that were tried on the same pair and task (Holm 1979). Controls are left out."
     )
-    shown = rows.with_columns(pl.col("task").fill_null("all tasks"), pl.col("reason").fill_null(""))
+    num_tasks = pl.col("task").drop_nulls().n_unique().over("setting", "family", "weak", "strong", "method")
+    shown = rows.filter(pl.col("task").is_not_null() | (num_tasks > 1)).with_columns(
+        pl.col("task").fill_null("all tasks"), pl.col("reason").fill_null("")
+    )
     return section("Methods against naive", shown, note=note)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -435,7 +437,9 @@ def test_sizes_of_the_same_parameters_give_a_curve_of_compute() -> None:
     slope = fits.filter((pl.col("target") == "score") & (pl.col("form") == "log-linear") & (pl.col("parameter") == "b"))
     assert slope["value"][0] == pytest.approx(0.05, abs=0.01) and set(fits["axis"]) == {"compute"}
     assert set(curves["target"]) == {"pgr", "score"} and curves["strong_size"].min() >= 1e18
-    figure = charts.fit_chart(curves, axis="compute")
+    figure = charts.fit_chart(
+        curves.with_columns(pl.lit(0).alias("weak_number"), pl.lit(None, pl.String).alias("fails")), axis="compute"
+    )
     assert figure is not None and "pretraining compute" in str(figure.to_dict())
     by_params, none = scaling.fit_scaling(samples)
     assert none.is_empty() and by_params["reason"].str.contains("same parameters").all()
@@ -601,7 +605,7 @@ def test_floors_and_crosses_are_drawn(tmp_path: Path) -> None:
 
 def test_an_interval_without_an_end_is_drawn_to_the_edge() -> None:
     """Fieller's interval may be unbounded, or so wide that it would squeeze all others."""
-    common = {"family": "f", "weak": "s", "task": "t", "weak_size": 1.0, "fails": None, "pgr": 0.5}
+    common = {"family": "f", "weak": "s", "task": "t", "weak_size": 1.0, "weak_number": 0, "fails": None, "pgr": 0.5}
     rows = [
         common | {"strong": "m", "strong_size": 10.0, "method": "naive", "pgr_low": -9.0, "pgr_high": 0.7},
         common | {"strong": "l", "strong_size": 100.0, "method": "naive", "pgr_low": 0.3, "pgr_high": None},
@@ -704,3 +708,35 @@ def test_sentences_name_the_family_where_a_task_has_several() -> None:
     rows = [{"task": "t", "family": "f", "verdict": "a", "finding": "b"}, {"task": "t", "family": "g", "verdict": "c", "finding": "d"}]  # fmt: skip
     assert findings.sentences(pl.DataFrame(rows)) == [("t, f", ["a", "b"]), ("t, g", ["c", "d"])]
     assert findings.sentences(pl.DataFrame(rows[:1]))[0][0] == "t"
+
+
+# --- figures and the page -------------------------------------------------------------------------------------------
+
+
+def supervisor_scales(part: Any) -> list[dict[str, list[str]]]:
+    """The colour scales of supervisors anywhere in a figure's specification."""
+    if isinstance(part, list):
+        return [scale for entry in part for scale in supervisor_scales(entry)]
+    if not isinstance(part, dict):
+        return []
+    own = [part["scale"]] if part.get("title") == "supervisor" and "scale" in part else []
+    return own + supervisor_scales(list(part.values()))
+
+
+def test_a_supervisor_has_one_colour_in_all_figures_and_every_figure_a_caption(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    planted_study(out, with_controls=True)
+    page = report.write_report(out).read_text()
+    specs = json.loads(page.split('id="specs">')[1].split("</script>")[0])
+    scales = {name: supervisor_scales(spec) for name, spec in specs.items()}
+    for kind in ("score", "pgr", "agreement", "misfit", "learning"):
+        assert scales[f"classification-{kind}"], kind
+        for scale in scales[f"classification-{kind}"]:
+            colours = dict(zip(scale["domain"], scale["range"], strict=True))
+            assert colours.pop("ceiling", "black") == "black"
+            assert colours.items() <= {"s": charts.COLOURS[0], "m": charts.COLOURS[1], "l": charts.COLOURS[2]}.items()
+    captions = re.findall(r"<figcaption>(.*?)</figcaption>", page, re.S)
+    assert len(captions) == page.count("<figure>") and all(len(caption) > 80 for caption in captions)
+    assert "Here PGR goes from" in page and "A red cross" in page
+    assert re.search(r"clearly above its floor for \d of 3 pairs", page)
+    assert page.count("<td>all tasks</td>") == 0, "with one task, the rows over all tasks would say the same twice"
