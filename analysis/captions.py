@@ -203,7 +203,7 @@ def _learning(own: dict[str, pl.DataFrame]) -> list[str]:
 
 
 def _calibration(own: dict[str, pl.DataFrame]) -> list[str]:
-    rows = own["calibration"].filter((pl.col("role") != "control") & ~has_method(*CONTROLS))
+    rows = own["calibration"].filter((pl.col("part") == TEST) & (pl.col("role") != "control") & ~has_method(*CONTROLS))
     off = (pl.col("num_items") * (pl.col("said") - pl.col("was")).abs()).sum() / pl.col("num_items").sum()
     by_role = dict(rows.group_by("role").agg(off).iter_rows())
     parts = [f"{role}s {by_role[role]:.2f}" for role in ("supervisor", "student", "ceiling") if role in by_role]

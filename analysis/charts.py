@@ -15,6 +15,7 @@ import altair as alt
 import numpy as np
 import polars as pl
 
+from analysis.agreement import TEST
 from analysis.cells import AXES, CONTROLS, has_method, sized
 
 WIDTH, HEIGHT = 420, 300
@@ -432,7 +433,7 @@ def learning_chart(rows: pl.DataFrame) -> Figure | None:
 def calibration_chart(rows: pl.DataFrame) -> Figure | None:
     """Observed against predicted probability on the test set, with a panel for each method. Controls are left out. A calibrated
     model is on the dashed line."""
-    rows = rows.filter(pl.col("part") == "test set")
+    rows = rows.filter(pl.col("part") == TEST)
     if rows.is_empty():
         return None
     order = ["supervisor", "student", "ceiling"]

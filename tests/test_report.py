@@ -14,6 +14,7 @@ import pytest
 from analysis import agreement, charts, controls, findings, labels, report, scaling, stopping
 from analysis.answers import Share, Term, estimate, read_answers
 from analysis.bootstrap import Sample, resample
+from analysis.captions import captions
 from analysis.difficulty import difficulty_table
 from analysis.methods import method_table
 from analysis.pgr import pgr_table
@@ -309,6 +310,16 @@ def test_supervisors_on_the_test_set_and_on_half_b_by_hand() -> None:
     assert chart is not None
     drawn = [row for rows in chart.to_dict()["datasets"].values() for row in rows if "role" in row]
     assert {row["part"] for row in drawn} == {"test set"}
+
+
+def test_the_caption_of_calibration_speaks_of_the_test_set_alone() -> None:
+    place = {"setting": "classification", "family": "toy", "task": "toy", "role": "student", "method": "naive"}
+    rows = [
+        place | {"part": part, "bin": 5, "num_items": 10, "said": 0.5, "was": was}
+        for part, was in ((agreement.TEST, 0.6), (agreement.HALF_B, 0.9))
+    ]
+    [caption] = captions({"calibration": pl.DataFrame(rows)}, ["classification-calibration"]).values()
+    assert "students 0.10." in caption
 
 
 def test_auroc_by_hand_counts_ties_half() -> None:
