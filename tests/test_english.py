@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
@@ -114,12 +115,12 @@ def test_the_recipe_is_deterministic_and_goes_on_where_it_stopped(
     make(tmp_path / "one")
     loss_of, num_calls = english_ladder.loss_of, 0
 
-    def stopping(*arguments: object) -> object:
+    def stopping(*arguments: Any) -> Any:
         nonlocal num_calls
         num_calls += 1
         if num_calls == 5:
             raise KeyboardInterrupt
-        return loss_of(*arguments)  # type: ignore[arg-type]
+        return loss_of(*arguments)
 
     monkeypatch.setattr(english_ladder, "loss_of", stopping)
     with pytest.raises(KeyboardInterrupt):

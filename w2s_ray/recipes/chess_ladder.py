@@ -29,12 +29,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from rich.progress import track
-from safetensors import safe_open
-from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from w2s_ray.recipes import chess_positions
+from w2s_ray.recipes import checkpoint, chess_positions
 
 SEED = 20231214
 WIDTHS_AND_LAYERS = {"xs": (24, 2), "s": (48, 3), "m": (96, 4), "l": (168, 5)}
@@ -198,7 +196,7 @@ def pretrain(size: str, ids: np.ndarray, *, num_sequences: int, partial: Path) -
     mirror = np.array([IDS[mirrored(word)] for word in WORDS], dtype=np.int16)
     optimizer = torch.optim.AdamW(model.parameters(), lr=PEAK_RATES[size], betas=(0.9, 0.98), weight_decay=0.01)
     parameters = list(model.parameters())
-    first_step = _load_checkpoint(partial, model, optimizer) if partial.exists() else 0
+    first_step = checkpoint.load(partial, model, optimizer) if partial.exists() else 0
     for step in track(range(first_step, num_steps), description=size):
         tokens, targets = batch(ids, mirror, step=step)
         rate = PEAK_RATES[size] * min(1.0, (step + 1) / WARMUP_STEPS) * 0.5 * (1 + np.cos(np.pi * step / num_steps))
@@ -210,32 +208,9 @@ def pretrain(size: str, ids: np.ndarray, *, num_sequences: int, partial: Path) -
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         if (step + 1) % CHECKPOINT_EVERY_STEPS == 0:
-            _save_checkpoint(partial, model, optimizer, step=step + 1)
+            checkpoint.save(partial, model, optimizer, step=step + 1)
             print(f"{size} step {step + 1} of {num_steps}: loss {float(loss.detach()):.4f}", flush=True)
     return model, float(loss.detach())
-
-
-def _save_checkpoint(path: Path, model: LlamaForCausalLM, optimizer: torch.optim.Optimizer, *, step: int) -> None:
-    tensors: dict[str, torch.Tensor] = {}
-    for i, parameter in enumerate(model.parameters()):
-        state = optimizer.state[parameter]
-        tensors |= {f"{i}.weight": parameter.detach(), f"{i}.m": state["exp_avg"], f"{i}.v": state["exp_avg_sq"]}
-    save_file(tensors, path.with_suffix(".tmp"), metadata={"step": str(step)})
-    path.with_suffix(".tmp").replace(path)
-
-
-@torch.no_grad()
-def _load_checkpoint(path: Path, model: LlamaForCausalLM, optimizer: torch.optim.Optimizer) -> int:
-    with safe_open(path, framework="pt") as file:
-        step = int(file.metadata()["step"])
-        for i, parameter in enumerate(model.parameters()):
-            parameter.copy_(file.get_tensor(f"{i}.weight"))
-            optimizer.state[parameter] = {
-                "step": torch.tensor(float(step)),
-                "exp_avg": file.get_tensor(f"{i}.m"),
-                "exp_avg_sq": file.get_tensor(f"{i}.v"),
-            }
-    return step
 
 
 @torch.no_grad()

@@ -26,11 +26,10 @@ import pyarrow.parquet as pq
 import torch
 import yaml
 from rich.progress import track
-from safetensors import safe_open
-from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from w2s_ray.recipes import checkpoint
 from w2s_ray.recipes.english_text import Page, read_pages
 from w2s_ray.tasks.near_duplicates import near_duplicates
 
@@ -183,7 +182,7 @@ def pretrain(size: Size, data: np.ndarray, tokenizer: PreTrainedTokenizerFast, *
     model = new_model(size, tokenizer)
     parameters = list(model.parameters())
     optimizer = torch.optim.AdamW(parameters, lr=size.peak_rate, betas=(0.9, 0.98), weight_decay=0.05, fused=True)
-    first_step = _load_checkpoint(partial, model, optimizer) if partial.exists() else 0
+    first_step = checkpoint.load(partial, model, optimizer) if partial.exists() else 0
     loss_sum = 0.0
     for step in track(range(first_step, num_steps), description=f"width {size.width}"):
         epoch, place = divmod(step, steps_per_epoch)
@@ -196,33 +195,10 @@ def pretrain(size: Size, data: np.ndarray, tokenizer: PreTrainedTokenizerFast, *
         optimizer.step()
         loss_sum += float(loss.detach())
         if (step + 1) % CHECKPOINT_EVERY_STEPS == 0:
-            _save_checkpoint(partial, model, optimizer, step=step + 1)
+            checkpoint.save(partial, model, optimizer, step=step + 1)
             print(f"step {step + 1} of {num_steps}: loss {loss_sum / CHECKPOINT_EVERY_STEPS:.4f}", flush=True)
             loss_sum = 0.0
     return model
-
-
-def _save_checkpoint(path: Path, model: LlamaForCausalLM, optimizer: torch.optim.Optimizer, *, step: int) -> None:
-    tensors: dict[str, torch.Tensor] = {}
-    for i, parameter in enumerate(model.parameters()):
-        state = optimizer.state[parameter]
-        tensors |= {f"{i}.weight": parameter.detach(), f"{i}.m": state["exp_avg"], f"{i}.v": state["exp_avg_sq"]}
-    save_file(tensors, path.with_suffix(".tmp"), metadata={"step": str(step)})
-    path.with_suffix(".tmp").replace(path)
-
-
-@torch.no_grad()
-def _load_checkpoint(path: Path, model: LlamaForCausalLM, optimizer: torch.optim.Optimizer) -> int:
-    with safe_open(path, framework="pt") as file:
-        step = int(file.metadata()["step"])
-        for i, parameter in enumerate(model.parameters()):
-            parameter.copy_(file.get_tensor(f"{i}.weight"))
-            optimizer.state[parameter] = {
-                "step": torch.tensor(float(step)),
-                "exp_avg": file.get_tensor(f"{i}.m"),
-                "exp_avg_sq": file.get_tensor(f"{i}.v"),
-            }
-    return step
 
 
 @torch.no_grad()
