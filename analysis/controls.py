@@ -2,8 +2,8 @@
 
 Two controls stand beside every cell: the untrained strong model, and the strong model trained on shuffled labels. A PGR means
 little where the untrained model is as good as the ceiling (`no_headroom` in pgr.parquet) or the student (`above_untrained` is
-false), and nothing about supervision where shuffled labels do as well as the supervisor's (`label_sensitive` is false). `controls_reason` says in words what a control
-forbids to conclude. This file reads these columns and computes none.
+false). It means nothing about supervision where shuffled labels do as well as the supervisor's (`label_sensitive` is false).
+`controls_reason` says in words what a control forbids to conclude. This file reads these columns and computes none.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""The sentences with which a report ends, for each task: what its controls allow one to conclude, and what was found.
+"""The sentences that open a report and end `w2s report`, for each task: what its controls allow one to conclude, and what was
+found.
 
 A finding speaks of naive students, or of another method where a study has none, and of the widest pair that has a PGR: the
 one whose sizes are farthest apart. How PGR moves with size is the difference between the largest and the smallest student of

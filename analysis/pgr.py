@@ -70,8 +70,8 @@ SCHEMA = {
 """`task` is null in rows that pool all tasks.
 
 `floor_of`: the models of which the floor is the best. `no_headroom`: the ceiling is not clearly above the untrained model.
-`above_untrained`: the student is clearly above it. `label_sensitive`: a student of shuffled labels is clearly below this one. `controls_reason`: in words, which control fails or
-is missing. `num_left_out`: how many cells `pgr_median` leaves out, because their gap (or that of their task) is too small.
+`above_untrained`: the student is clearly above it. `label_sensitive`: a student of shuffled labels is clearly below this one.
+`controls_reason`: in words, which control fails or is missing. `num_left_out`: how many cells `pgr_median` leaves out, because their gap (or that of their task) is too small.
 `num_groups`: effective number of groups of test items. `num_dropped`: cells that have no result. `noise`: what the intervals
 hold. `reason`: why a value is null."""
 

@@ -1,7 +1,8 @@
 """The report of a study: `python -m analysis.report OUT [--axis compute]`. OUT holds the tables of `w2s report`.
 
-Writes pgr.parquet, findings.parquet, fits.parquet, fit_curves.parquet, tables/*.csv, figures/*.svg and *.png, and report.html. The page is one
-file that works without a network, on a phone, in light and dark. It says plainly what is missing and why.
+Writes pgr.parquet, findings.parquet, fits.parquet, fit_curves.parquet, tables/*.csv, figures/*.svg and *.png, and
+report.html. The page is one file that works without a network, on a phone, in light and dark. It says plainly what is missing
+and why.
 
 Here the page's content is computed as plain data; `templates/` lays it out. Every name in a study's files is untrusted: the
 templates escape text, and the script of the page gets names as JSON only.

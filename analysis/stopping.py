@@ -89,7 +89,8 @@ def copying_table(results: pl.DataFrame, curves: pl.DataFrame, runs: pl.DataFram
     """How often students agree with their supervisor where it is wrong, compared with naive students of the same pair.
 
     Beside it stand the losses on the supervisor's labels and on rows whose true label was known, at the step whose weights
-    predict. A loss on the labels far below the loss on the truth means that the student learned to imitate its supervisor rather than the task.
+    predict. A loss on the labels far below the loss on the truth means that the student learned to imitate its supervisor rather
+    than the task.
     """
     done = done_cells(results).filter(pl.col("weak") != pl.col("strong"))
     if done.is_empty() or "train_loss" not in curves.columns:

@@ -72,12 +72,18 @@ SCHEMA = {
     "status": pl.String,
     "reason": pl.String,
 }
-"""`weak_flops`, `strong_flops`: what the models' pretraining cost; null if the family does not say how many tokens they saw, or
-lacks their shape (`families/pretraining.py`). `swapped`: the twin of a seed, with halves A and B exchanged. `controls`: whether the grid has controls. `floor_score`: the
-highest of supervisor, zero-shot and shuffled; null before all controls of the cell are done. `half_b_weak_score`: the
-supervisor's, over the whole half. `half_b_*agreement*`: on those rows that the student learned from; null for an untrained
-student, for one that learned from part of the half only, such as a chain's, and for Fits of an earlier version of this package.
-`status`: done, failed, blocked (a Fit that it depends on failed), damaged (in the store) or missing (not run yet)."""
+"""What the columns hold:
+
+- `weak_flops`, `strong_flops`: what the models' pretraining cost. Null if the family does not say how many tokens they saw, or
+  lacks their shape (`families/pretraining.py`).
+- `swapped`: the twin of a seed, with halves A and B exchanged.
+- `controls`: whether the grid has controls.
+- `floor_score`: the highest of supervisor, zero-shot and shuffled. Null before all controls of the cell are done.
+- `half_b_weak_score`: the supervisor's score on the whole of half B.
+- `half_b_*agreement*`: on the rows of half B that the student learned from. Null for an untrained student, for one that learned
+  from part of the half only (such as a chain's), and for Fits of an earlier version of this package.
+- `status`: done, failed, blocked (a Fit that it depends on failed), damaged (in the store) or missing (not run yet).
+"""
 
 STATUS_ORDER = ("failed", "damaged", "blocked", "missing")
 """A cell with several problems has the status that comes first here."""
@@ -108,10 +114,14 @@ RUNS: dict[str, Any] = {
     **dict.fromkeys(PACKAGES, pl.String),
     "stamp": pl.String,
 }
-"""`label_score`: share of right labels among the rows that a student learned from. `ensemble_score`: share of test rows that a
-student's supervisors, if it has several, label right together. `labellers`: keys of the Fits whose labels it learned from. `best_step`:
-with `stop: validation`, the step whose weights predict; else null. `stamp`: of the commit that was read (`store.Commit`). Rows of
-another commit of the same Fit are not reused."""
+"""What the columns hold:
+
+- `label_score`: share of right labels among the rows that a student learned from.
+- `ensemble_score`: share of test rows that a student's supervisors, if it has several, label right together.
+- `labellers`: keys of the Fits whose labels it learned from.
+- `best_step`: with `stop: validation`, the step whose weights predict; else null.
+- `stamp`: of the commit that was read (`store.Commit`). Rows of another commit of the same Fit are not reused.
+"""
 
 TABLES = "4"
 """Version of the meaning of these tables. Tables of another version are not reused but made again."""
