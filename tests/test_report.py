@@ -179,7 +179,8 @@ def test_mistakes_are_compared_on_the_rows_of_half_b_that_the_student_learned_fr
     [row] = agreement.imitation_table(results_of(cell), {}, lacking).to_dicts()
     assert row["agreement"] == 0.5 and row["shuffled"] is None, "the control did not answer all rows of the student"
     chart = charts.imitation_chart(
-        table.with_columns(pl.lit(None, pl.String).alias("fails"), weak_size=10, strong_size=100), axis="params"
+        table.with_columns(pl.lit(None, pl.String).alias("fails"), weak_number=0, weak_size=10, strong_size=100),
+        axis="params",
     )
     assert chart is not None
     [drawn] = chart.to_dict()["datasets"].values()
