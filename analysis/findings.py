@@ -21,6 +21,8 @@ from analysis.pgr import pgr_difference
 
 PAIR = ["setting", "task", "family", "weak", "strong", "method"]
 SIGNIFICANT = 0.05
+NO_CHANGE = 1e-6
+"""A smaller change of PGR is rounding."""
 SCHEMA = {
     **dict.fromkeys(PAIR, pl.String),
     "pgr": pl.Float64,
@@ -121,9 +123,9 @@ def _movement(row: dict[str, Any], change: Interval) -> str:
         return f"No other student of {row['weak']} has one, so nothing tells how it moves with size."
     value, low, high = change
     between = f"From student {row['smaller_student']} to {row['strong']} it"
-    if low is not None and low > 0:
+    if low is not None and low > NO_CHANGE:
         return f"{between} rises by {interval_text(change)}."
-    if high is not None and high < 0:
+    if high is not None and high < -NO_CHANGE:
         return f"{between} falls by {interval_text((-value, -high, None if low is None else -low))}."
     return f"{between} does not clearly change: {interval_text(change, sign='+')}."
 

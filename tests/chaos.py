@@ -24,6 +24,7 @@ from w2s_ray.fit import Fit
 from w2s_ray.plan import load_plan
 from w2s_ray.store import Store, open_store
 
+from driver import own_environment
 from proxy import Proxy
 
 STALLED_S = 300.0
@@ -48,12 +49,11 @@ class Run:
 
     def start(self) -> None:
         command = [sys.executable, "-m", "w2s_ray.cli", "run", self.study, "--store", self.uri, "--out", self.out]
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
         self.out.mkdir(parents=True, exist_ok=True)
         with (self.out / "said.txt").open("ab") as said:
             self.process = subprocess.Popen(
                 [*map(str, command), "--track", "tensorboard"],
-                stdout=said, stderr=said, start_new_session=True, env=environment,
+                stdout=said, stderr=said, start_new_session=True, env=own_environment(),
             )  # fmt: skip
         self.num_starts += 1
 

@@ -19,16 +19,21 @@ GIVE_UP_S = 300.0
 """No test waits for longer. On two busy cores Ray alone takes a minute to start."""
 
 
+def own_environment() -> dict[str, str]:
+    """This process's environment without its Ray. Ray lowers its workers' priority; beside other work they would then starve."""
+    own = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    return own | {"RAY_worker_niceness": "0"}
+
+
 class Driver:
     def __init__(self, study: Path, store: Store, *, out: Path) -> None:
         self.out = out
         out.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, "-m", "w2s_ray.cli", "run", study, "--store", store.storage.root, "--out", out]
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
         with (out / "output.txt").open("wb") as output:
             self.process = subprocess.Popen(
                 [str(word) for word in command],
-                stdout=output, stderr=subprocess.STDOUT, env=environment, start_new_session=True,
+                stdout=output, stderr=subprocess.STDOUT, env=own_environment(), start_new_session=True,
             )  # fmt: skip
 
     @property

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import secrets
 import subprocess
@@ -20,6 +19,7 @@ from w2s_ray.plan import load_plan
 from w2s_ray.store import Store, open_store
 
 from chaos import COMPUTE, GRID, Run, differences, disturb
+from driver import own_environment
 from proxy import Proxy
 from tiny import save_study
 
@@ -75,12 +75,11 @@ def test_two_drivers_on_two_hosts_share_the_work(tmp_path: Path) -> None:
 
 
 def both(study: Path, folder: Path, *prefixes: list[str]) -> None:
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     command = [sys.executable, "-m", "w2s_ray.cli", "run", str(study), "--store", str(folder / "store")]
     command += ["--track", "tensorboard", "--max-parallel", "1"]
     piped: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     drivers = [
-        subprocess.Popen([*prefix, *command, "--out", str(folder / f"out-{number}")], env=environment, **piped)
+        subprocess.Popen([*prefix, *command, "--out", str(folder / f"out-{number}")], env=own_environment(), **piped)
         for number, prefix in enumerate(prefixes)
     ]
     said = [driver.communicate(timeout=300)[0] for driver in drivers]

@@ -38,6 +38,23 @@ def test_a_door_imports_neither_ray_nor_torch(door: str) -> None:
     assert done.stdout.strip() == "[]"
 
 
+@pytest.mark.parametrize(
+    ("modules", "kept_out"),
+    [
+        (
+            "ray.train.v2.api.data_parallel_trainer, w2s_ray.scheduling.process_group, w2s_ray.scheduling.trainable",
+            "torch",
+        ),
+        ("w2s_ray.training.engine", "mlflow"),
+    ],
+)
+def test_a_process_of_a_run_imports_only_what_it_uses(modules: str, kept_out: str) -> None:
+    """Each process of Ray's imports for itself, and the first Fit waits for all of them."""
+    code = f"import sys, {modules}; print('{kept_out}' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "False"
+
+
 def imports_of(path: Path) -> set[str]:
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):

@@ -21,16 +21,18 @@ from w2s_ray.tracking import Tracking
 def train_pack(config: dict[str, Any], *, store_uri: str, ray_uri: str, tracking: Tracking | None) -> None:
     """The Tune trainable: run one pack to its end on Ray Train."""
     import ray.train
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
     from ray.tune.integration.ray_train import TuneReportCallback
+
+    from w2s_ray.scheduling.process_group import ProcessGroupConfig
 
     ray_internals.unbound_result_queue()
     pack: Pack = config["pack"]
     execution = pack.execution
-    trainer = TorchTrainer(
+    trainer = DataParallelTrainer(
         work,
         train_loop_config={"pack": pack, "lease": config["lease"], "store_uri": store_uri, "tracking": tracking},
-        torch_config=TorchConfig(backend="nccl" if execution.gpus_per_worker else "gloo"),
+        backend_config=ProcessGroupConfig(backend="nccl" if execution.gpus_per_worker else "gloo"),
         scaling_config=ray.train.ScalingConfig(
             num_workers=execution.workers,
             use_gpu=execution.gpus_per_worker > 0,
@@ -55,6 +57,11 @@ def work(config: dict[str, Any]) -> None:
     logging.getLogger("ray.train").setLevel(logging.WARNING)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     pack: Pack = config["pack"]
+    if pack.execution.gpus_per_worker:
+        import ray.train.torch
+        import torch
+
+        torch.cuda.set_device(ray.train.torch.get_device())
 
     def report(event: dict[str, Any]) -> bool:
         """Report to the driver. True if this node will be taken away soon."""
