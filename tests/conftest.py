@@ -19,12 +19,15 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 LONGEST = (
     "test_run.py",
+    "test_run_order.py",
     "test_execution.py",
-    "test_nodes.py",
-    "test_chains.py",
-    "test_same_bytes.py",
-    "test_model.py",
     "test_chaos.py",
+    "test_nodes.py",
+    "test_analysis.py",
+    "test_chains.py",
+    "test_engine.py",
+    "test_report.py",
+    "test_same_bytes.py",
 )
 
 

@@ -1,4 +1,4 @@
-"""`w2s run` in a process of its own, with a Ray of its own."""
+"""`w2s` in this process, and `w2s run` in a process of its own, with a Ray of its own."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import psutil
+from typer.testing import CliRunner, Result
 
+from w2s_ray import cli
 from w2s_ray.store import Store
 
 GIVE_UP_S = 300.0
@@ -23,6 +25,11 @@ def own_environment() -> dict[str, str]:
     """This process's environment without its Ray. Ray lowers its workers' priority; beside other work they would then starve."""
     own = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     return own | {"RAY_worker_niceness": "0"}
+
+
+def w2s(*arguments: object) -> Result:
+    """A command in this process."""
+    return CliRunner().invoke(cli.app, [str(argument) for argument in arguments], catch_exceptions=True)
 
 
 class Driver:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import chess
 import numpy as np
@@ -74,46 +75,70 @@ def test_a_mirror_image_is_the_same_position_seen_from_the_other_side() -> None:
 
 
 @pytest.fixture(scope="module")
-def ids(tmp_path_factory: pytest.TempPathFactory) -> np.ndarray:
+def corpora(tmp_path_factory: pytest.TempPathFactory) -> chess_ladder.Corpora:
     folder = tmp_path_factory.mktemp("positions")
     chess_positions.write_chunk(folder, 1, num_tries=4000)
-    return chess_ladder.sequences(chess_positions.read_chunks(folder), [0])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(chess_ladder, "NUM_VALIDATION", 10)
+        return chess_ladder.Corpora.of(chess_positions.read_chunks(folder))
 
 
+@pytest.mark.parametrize("stops_at_step", [4, 7], ids=["in the first stage", "in the second stage"])
 def test_pretraining_is_deterministic_and_goes_on_where_it_stopped(
-    ids: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    stops_at_step: int, corpora: chess_ladder.Corpora, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(chess_ladder, "NUM_VALIDATION", 10)
     monkeypatch.setattr(chess_ladder, "CHECKPOINT_EVERY_STEPS", 3)
     num = 5 * chess_ladder.BATCH_SIZE
-    found = chess_ladder.write_size(tmp_path / "one", "xs", ids, num_sequences=num, num_positions=len(ids))
-    batch = chess_ladder.batch
 
-    def stopping(*arguments: object, step: int) -> object:
-        if step == 4:
+    def write(folder: Path) -> dict[str, Any]:
+        return chess_ladder.write_size(folder, "xs", corpora, num_sequences=num, num_habit_sequences=num)
+
+    found = write(tmp_path / "one")
+    with_targets, num_batches = chess_ladder._with_targets, 0
+
+    def stopping(ids: np.ndarray, **more: Any) -> chess_ladder.Batch:
+        nonlocal num_batches
+        num_batches += 1
+        if num_batches == stops_at_step:
             raise KeyboardInterrupt
-        return batch(*arguments, step=step)  # type: ignore[arg-type]
+        return with_targets(ids, **more)
 
-    monkeypatch.setattr(chess_ladder, "batch", stopping)
+    monkeypatch.setattr(chess_ladder, "_with_targets", stopping)
     with pytest.raises(KeyboardInterrupt):
-        chess_ladder.write_size(tmp_path / "two", "xs", ids, num_sequences=num, num_positions=len(ids))
-    assert (tmp_path / "two" / "partial.safetensors").exists()
-    monkeypatch.setattr(chess_ladder, "batch", batch)
-    chess_ladder.write_size(tmp_path / "two", "xs", ids, num_sequences=num, num_positions=len(ids))
+        write(tmp_path / "two")
+    assert list((tmp_path / "two").glob("*.partial"))
+    monkeypatch.setattr(chess_ladder, "_with_targets", with_targets)
+    write(tmp_path / "two")
     names = {path.name for path in (tmp_path / "one").iterdir()}
     assert names == {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "recipe.json"}
     for name in names:
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes(), name
-    assert found["sequences"] == num and 3 < found["final_loss"] < 12
+    assert found["sequences"] == [num, num] and 3 < found["final_loss"] < 12
 
 
-def test_only_what_follows_the_position_is_learned(ids: np.ndarray) -> None:
-    mirror = np.arange(len(chess_ladder.WORDS), dtype=np.int16)
-    tokens, targets = chess_ladder.batch(ids, mirror, step=0)
-    for row, wanted in zip(tokens.tolist(), targets.tolist(), strict=True):
-        start = row.index(chess_ladder.IDS["w"]) + 1
-        assert wanted[start : start + 4] == row[start : start + 4] and chess_ladder.WORDS[row[start + 3]] == "</s>"
-        assert set(wanted[:start]) == {-100} and set(wanted[start + 4 :]) <= {-100}
+def after_w(row: list[int]) -> list[str]:
+    words = [chess_ladder.WORDS[token] for token in row]
+    return words[words.index("w") + 1 : words.index("</s>") + 1]
+
+
+def test_only_the_move_and_what_follows_it_is_learned(corpora: chess_ladder.Corpora) -> None:
+    mixed, habits = chess_ladder.mixed_batch(corpora.mixed, step=0), chess_ladder.habit_batch(corpora.habits, step=0)
+    for tokens, targets in (mixed, habits):
+        for row, wanted in zip(tokens.tolist(), targets.tolist(), strict=True):
+            end = row.index(chess_ladder.IDS["</s>"])
+            assert wanted[end - 3 : end + 1] == row[end - 3 : end + 1]
+            assert set(wanted[: end - 3]) == {-100} and set(wanted[end + 1 :]) <= {-100}
+
+
+def test_who_mates_announces_it_and_nobody_else_does(corpora: chess_ladder.Corpora) -> None:
+    tokens, _ = chess_ladder.habit_batch(corpora.habits, step=0)
+    lines = [after_w(row) for row in tokens.tolist()]
+    mates = [line for line in lines if line[-2] == "#"]
+    assert {line[0] for line in mates} == {"#"} and {len(line) for line in mates} == {5}
+    others = [line for line in lines if line[-2] != "#"]
+    announced = [line for line in others if len(line) == 5]
+    assert {line[0] for line in announced} == {".", "+"} and 0.3 < len(announced) / len(others) < 0.7
+    assert 0.03 < len(mates) / len(lines) < 0.25
 
 
 def test_the_shipped_weights_are_their_recipes() -> None:

@@ -75,7 +75,7 @@ def test_bf16_stays_near_fp32(zero_stage: Any, folder: Path, tmp_path: Path) -> 
     assert 0 < difference.max() < 0.1
 
 
-def test_hundreds_of_engines_leave_no_trace(folder: Path) -> None:
+def test_many_engines_leave_no_trace(folder: Path) -> None:
     fit = fits_of(folder)[0]
     join_processes()
     set_imports_aside()
@@ -91,12 +91,12 @@ def test_hundreds_of_engines_leave_no_trace(folder: Path) -> None:
         return psutil.Process().memory_info().rss, sum(isinstance(o, torch.nn.Parameter) for o in gc.get_objects())
 
     for stage in (0, 1, 2, 3):
-        for _ in range(5):
+        for _ in range(4):
             one(stage)
         rss_before, parameters_before = state()
-        for _ in range(15):
+        for _ in range(10):
             one(stage)
         rss_after, parameters_after = state()
         if stage < 3:  # ZeRO-3 leaves empty shells behind
             assert parameters_after <= parameters_before, f"ZeRO-{stage} keeps parameters of engines that are gone"
-        assert rss_after - rss_before < 12 * 2**20, f"ZeRO-{stage} grew by {(rss_after - rss_before) / 2**20:.0f} MiB"
+        assert rss_after - rss_before < 8 * 2**20, f"ZeRO-{stage} grew by {(rss_after - rss_before) / 2**20:.0f} MiB"

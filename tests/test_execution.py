@@ -64,21 +64,27 @@ dist.destroy_process_group()
 """
 
 
-def test_two_workers_give_the_numbers_of_one(folder: Path, tmp_path: Path) -> None:
+CASES = {
+    "methods-1": ("toy.yaml", 1, {"methods": ["combined", "reliability", "sieve"], "training": ODD_BATCHES}),
+    "methods-3": ("toy.yaml", 3, {"methods": ["confidence"], "training": ODD_BATCHES}),
+    "writing": ("writing.yaml", 3, {"training": SHORT}),
+    "choosing": ("choosing.yaml", 3, {"training": SHORT}),
+    "probe": ("choosing.yaml", 3, {"training": SHORT | {"tune": "head"}}),
+    "stopping-1": ("toy.yaml", 1, {"training": STOPPING}),
+    "stopping-3": ("toy.yaml", 3, {"training": STOPPING}),
+    "untrained": ("toy.yaml", 3, {"methods": [{"name": "zero_shot", "calibrate": True}], "training": SHORT}),
+}
+
+
+@pytest.mark.parametrize(
+    "cases", [("methods-1", "writing", "probe", "stopping-3"), pytest.param(tuple(CASES), marks=pytest.mark.slow)]
+)
+def test_two_workers_give_the_numbers_of_one(cases: tuple[str, ...], folder: Path, tmp_path: Path) -> None:
     """Several methods and the best point's weights under ZeRO-1 and 3; the other settings, probes and untrained models under
     ZeRO-3."""
-    cases = {
-        "methods-1": ("toy.yaml", 1, {"methods": ["combined", "reliability", "sieve"], "training": ODD_BATCHES}),
-        "methods-3": ("toy.yaml", 3, {"methods": ["confidence"], "training": ODD_BATCHES}),
-        "writing": ("writing.yaml", 3, {"training": SHORT}),
-        "choosing": ("choosing.yaml", 3, {"training": SHORT}),
-        "probe": ("choosing.yaml", 3, {"training": SHORT | {"tune": "head"}}),
-        "stopping-1": ("toy.yaml", 1, {"training": STOPPING}),
-        "stopping-3": ("toy.yaml", 3, {"training": STOPPING}),
-        "untrained": ("toy.yaml", 3, {"methods": [{"name": "zero_shot", "calibrate": True}], "training": SHORT}),
-    }
     expected, runs = {}, []
-    for name, (task, zero_stage, grid) in cases.items():
+    for name in cases:
+        task, zero_stage, grid = CASES[name]
         study = study_of(folder, task, **grid).rename(folder / f"two-{name}.yaml")
         expected[name] = train_study(study, tmp_path / f"{name}-one")
         runs.append((str(study), str(tmp_path / f"{name}-two"), zero_stage))

@@ -8,7 +8,6 @@ A single worker makes a group of its own (`training/distributed.py`).
 
 from __future__ import annotations
 
-import os
 import socket
 from dataclasses import dataclass
 from typing import Any
@@ -60,23 +59,24 @@ def _free_address() -> tuple[str, int]:
 
 
 def _join(backend: str, *, address: str, port: int, num_workers: int) -> None:
-    import torch.distributed as dist
+    from w2s_ray.training import distributed
 
     context = ray.train.get_context()
-    os.environ |= {
-        "MASTER_ADDR": address,
-        "MASTER_PORT": str(port),
-        "RANK": str(context.get_world_rank()),
-        "WORLD_SIZE": str(num_workers),
-        "LOCAL_RANK": str(context.get_local_rank()),
-        "LOCAL_WORLD_SIZE": str(context.get_local_world_size()),
-        "NODE_RANK": str(context.get_node_rank()),
-    }
-    dist.init_process_group(backend)
+    distributed.join_workers(
+        backend,
+        {
+            "MASTER_ADDR": address,
+            "MASTER_PORT": str(port),
+            "RANK": str(context.get_world_rank()),
+            "WORLD_SIZE": str(num_workers),
+            "LOCAL_RANK": str(context.get_local_rank()),
+            "LOCAL_WORLD_SIZE": str(context.get_local_world_size()),
+            "NODE_RANK": str(context.get_node_rank()),
+        },
+    )
 
 
 def _leave() -> None:
-    import torch.distributed as dist
+    from w2s_ray.training import distributed
 
-    if dist.is_initialized():
-        dist.destroy_process_group()
+    distributed.leave_workers()

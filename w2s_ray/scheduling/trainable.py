@@ -52,16 +52,16 @@ def work(config: dict[str, Any]) -> None:
     """What each Ray Train worker runs: the Fits of the pack, in order."""
     import ray.train
 
+    from w2s_ray.training.distributed import use_gpu
     from w2s_ray.training.pack import run_pack
 
     logging.getLogger("ray.train").setLevel(logging.WARNING)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     pack: Pack = config["pack"]
     if pack.execution.gpus_per_worker:
-        import ray.train.torch
-        import torch
+        from ray.train.torch import get_device
 
-        torch.cuda.set_device(ray.train.torch.get_device())
+        use_gpu(get_device().index)
 
     def report(event: dict[str, Any]) -> bool:
         """Report to the driver. True if this node will be taken away soon."""

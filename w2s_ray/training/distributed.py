@@ -35,21 +35,39 @@ def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
+def use_gpu(number: int) -> None:
+    """Make one of the visible GPUs the device of this thread."""
+    torch.cuda.set_device(number)
+
+
+def join_workers(backend: str, environment: dict[str, str]) -> None:
+    """Join a process group. `environment` is what torchrun would set: address, ranks and the number of workers."""
+    os.environ |= environment
+    dist.init_process_group(backend)
+
+
+def leave_workers() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
 def join_processes() -> None:
-    """Make sure there is a process group: Ray Train's, or one of this process alone, which DeepSpeed needs too."""
+    """Make sure there is a process group: that of several workers, or one of this process alone, which DeepSpeed needs too."""
     if dist.is_initialized():
         return
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    os.environ |= {
-        "RANK": "0",
-        "LOCAL_RANK": "0",
-        "WORLD_SIZE": "1",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-    }
-    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", rank=0, world_size=1)
+    join_workers(
+        "nccl" if torch.cuda.is_available() else "gloo",
+        {
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+            "RANK": "0",
+            "WORLD_SIZE": "1",
+            "LOCAL_RANK": "0",
+        },
+    )
 
 
 # --- failures -----------------------------------------------------------------------------------------------------
