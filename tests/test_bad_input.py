@@ -115,8 +115,30 @@ def test_a_bad_study_is_refused(folder: Path, text: str, expected: str) -> None:
     assert expected in message and "study.yaml" in message
 
 
-def test_a_missing_study_is_refused(folder: Path) -> None:
-    assert "no such file" in refusal(folder, study="nosuch.yaml")
+@pytest.mark.parametrize(
+    ("given", "hint"),
+    [
+        ("nosuch.yaml", "no such file; give the path"),
+        ("stud.yaml", "did you mean 'study.yaml'?"),
+        ("study", "did you mean 'study.yaml'?"),
+        ("quickstrt.yaml", "did you mean 'quickstart'?"),
+    ],
+)
+def test_a_missing_study_is_refused_with_those_there_are(folder: Path, given: str, hint: str) -> None:
+    message = refusal(folder, study=given)
+    assert hint in message and "methods, nlp, quickstart, reward_modeling" in message
+
+
+def test_a_ready_made_study_goes_by_its_name_where_no_file_has_it(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    assert load_study("embedded").name == "embedded"
+    (folder / "embedded").mkdir()  # a folder is no study
+    assert load_study("embedded").name == "embedded"
+    (folder / "embedded").rmdir()
+    (folder / "study.yaml").rename(folder / "embedded")
+    assert load_study("embedded").name == "tiny"
 
 
 @pytest.mark.parametrize(

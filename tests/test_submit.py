@@ -111,6 +111,15 @@ def test_a_job_that_was_stopped_is_submitted_again(
     assert [job["submission_id"].rpartition("-")[2] for job in server.submitted] == ["1", "2"]
 
 
+def test_a_ready_made_study_needs_no_file_in_the_folder(
+    server: JobServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments = ["submit", "quickstart", "--address", "http://head:8265", "--store", "s3://bucket/w2s", "--no-follow"]
+    assert CliRunner().invoke(cli.app, arguments).exit_code == 0
+    assert shlex.split(server.submitted[0]["entrypoint"])[3:5] == ["run", "quickstart"]
+
+
 def test_a_study_outside_of_the_folder_is_refused(
     server: JobServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -21,7 +21,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source, built, folder = (tmp_path_factory.mktemp(name) for name in ("source", "built", "installed"))
     for name in ("w2s_ray", "analysis", "studies"):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source / name)
     build = "import sys; from setuptools.build_meta import build_wheel; build_wheel(sys.argv[1])"
     subprocess.run([sys.executable, "-c", build, str(built)], cwd=source, check=True, capture_output=True)
@@ -45,3 +45,18 @@ def test_the_wheel_holds_the_whole_package(installed: Path) -> None:
     in_repository = {path.relative_to(ROOT) for path in ROOT.glob("w2s_ray/**/*") if path.is_file()}
     kept = {path for path in in_repository if "__pycache__" not in path.parts}
     assert {path for path in kept if not (installed / path).is_file()} == set()
+
+
+def test_a_wheel_in_an_empty_folder_finds_a_study_by_its_name(installed: Path, tmp_path: Path) -> None:
+    """`run` and `plan` take the same road to a study; `explain` takes the least time."""
+    done = w2s(installed, tmp_path, "explain", "easy-to-hard")
+    assert done.returncode == 0 and "cells; give one of them" in done.stdout, done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def w2s(installed: Path, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """A command of the installed package, with no repository beside it."""
+    code = f"import w2s_ray.cli as cli; assert cli.__file__.startswith({str(installed)!r}); cli.main()"
+    environment = os.environ | {"PYTHONPATH": str(installed)}
+    command = [sys.executable, "-c", code, *arguments]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)

@@ -7,14 +7,15 @@ raised before anything is written. Its message says where (file and field), what
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 
 class InputError(Exception):
     """Wrong input by the user; the message is all that they see."""
 
 
-def nearest(given: str, allowed: Iterable[str]) -> str:
-    """` (did you mean 'x'?)` for the closest allowed word, or nothing."""
-    close = difflib.get_close_matches(given, list(allowed), n=1, cutoff=0.6)
-    return f" (did you mean '{close[0]}'?)" if close else ""
+def nearest(given: str, allowed: Iterable[str] | Mapping[str, str]) -> str:
+    """` (did you mean 'x'?)` for the closest allowed word, or nothing. A mapping says what to show for each word."""
+    shown = allowed if isinstance(allowed, Mapping) else {word: word for word in allowed}
+    close = difflib.get_close_matches(given, shown, n=1, cutoff=0.6)
+    return f" (did you mean '{shown[close[0]]}'?)" if close else ""

@@ -18,6 +18,9 @@ from w2s_ray.families.pretraining import Shape
 from w2s_ray.methods import PARAMS
 
 MAX_CELLS = 1_000_000
+PACKAGE = Path(__file__).parent
+READY_MADE = PACKAGE / "studies" if (PACKAGE / "studies").is_dir() else PACKAGE.parent / "studies"
+"""The folder of the ready-made studies: inside the package where it is installed, beside it in the repository."""
 NAME = r"^[a-z0-9][a-z0-9._-]{0,63}$"
 
 
@@ -263,12 +266,33 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def load_study(path: str | Path) -> Study:
-    """Read and check a study file; InputError names the file and field."""
+def study_names() -> list[str]:
+    """The names of the ready-made studies."""
+    return sorted(path.stem for path in READY_MADE.glob("*.yaml"))
+
+
+def find_study(given: str | Path) -> Path:
+    """The file of a study that is given by its path or, where there is no such file, by a ready-made study's name."""
+    path, names = Path(given), study_names()
     try:
-        text = Path(path).read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file; ready-made studies are in studies/") from error
+        if path.exists() and not path.is_dir():
+            return path
+    except OSError as error:
+        raise InputError(f"{path}: can't be read ({error.strerror})") from error
+    if str(given) in names:
+        return READY_MADE / f"{given}.yaml"
+    beside = {file.stem: file.name for file in path.parent.glob("*.yaml")}
+    hint = nearest(path.stem, {name: name for name in names} | beside)
+    raise InputError(
+        f"{given}: no such file{hint}; give the path of a study's YAML, or the name of a ready-made one: {', '.join(names)}"
+    )
+
+
+def load_study(given: str | Path) -> Study:
+    """Read and check a study; InputError names the file and field."""
+    path = find_study(given)
+    try:
+        text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: can't be read ({error})") from error
     try:

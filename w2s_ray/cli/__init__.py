@@ -31,7 +31,7 @@ app = typer.Typer(
     help="Scaling studies of weak-to-strong generalization.\n\n"
     "A study is a YAML file. [bold]w2s plan[/bold] shows what it will run and what that costs. [bold]w2s run[/bold] runs "
     "what is missing; stop it at any moment and start it again. [bold]w2s report[/bold] draws the curves.\n\n"
-    "Example: [cyan]w2s run studies/quickstart.yaml[/cyan]",
+    "Example: [cyan]w2s run quickstart[/cyan]",
 )
 app.command("plan")(plan.plan)
 app.command("run")(run.run)

@@ -37,7 +37,7 @@ def report(
     """Write results.parquet, PGR tables, figures and a self-contained report.html from the Fits that are done. Given a
     second study, also write compare.html: both studies side by side, with their differences and intervals.
 
-    Example: w2s report studies/quickstart.yaml --out paper --axis compute
+    Example: w2s report quickstart --out paper --axis compute
     """
     from w2s_ray.plan import load_plan
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 def status(study: StudyFile, store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> None:
     """Compare the Fits that a study needs with those that the store holds.
 
-    Example: w2s status studies/quickstart.yaml --json
+    Example: w2s status quickstart --json
     """
     from w2s_ray.plan import load_plan
     from w2s_ray.store import open_store
@@ -88,7 +88,7 @@ def explain(
 ) -> None:
     """Show the three Fits of a cell, and field by field why one is not in the store.
 
-    Example: w2s explain studies/quickstart.yaml 'xs->m/naive/0'
+    Example: w2s explain quickstart 'xs->m/naive/0'
     """
     from w2s_ray.plan import load_plan
     from w2s_ray.store import open_store

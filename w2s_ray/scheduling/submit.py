@@ -18,6 +18,7 @@ from rich.console import Console
 
 from w2s_ray.errors import InputError
 from w2s_ray.run_options import RunOptions
+from w2s_ray.study import find_study
 
 EXCLUDES = (
     ".git",
@@ -41,6 +42,7 @@ class Submission:
     """A study to run as a job, and where."""
 
     study: Path
+    """As it was given: a file, or the name of a ready-made study, which every node has."""
     name: str
     """The study's."""
     address: str
@@ -50,14 +52,20 @@ class Submission:
 
     def entrypoint(self, folder: Path) -> str:
         """The command that the job runs in its copy of `folder`."""
-        study = self.study.resolve()
-        if not study.is_relative_to(folder):
+        command = ["python", "-m", "w2s_ray.cli", "run", self._study_there(folder)]
+        return shlex.join([*command, "--store", self.store_uri, "--address", "auto", *self.options.arguments()])
+
+    def _study_there(self, folder: Path) -> str:
+        """What names the study in the job: its path in `folder`, or a ready-made study's name."""
+        path = find_study(self.study)
+        if path != self.study:
+            return str(self.study)
+        if not path.resolve().is_relative_to(folder):
             raise InputError(
-                f"{study}: is outside of the current folder {folder}, and only that folder is sent to the cluster; "
+                f"{path}: is outside of the current folder {folder}, and only that folder is sent to the cluster; "
                 "change to a folder that contains the study"
             )
-        command = ["python", "-m", "w2s_ray.cli", "run", str(study.relative_to(folder))]
-        return shlex.join([*command, "--store", self.store_uri, "--address", "auto", *self.options.arguments()])
+        return str(path.resolve().relative_to(folder))
 
 
 @dataclass(frozen=True)
