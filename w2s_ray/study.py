@@ -295,6 +295,11 @@ def load_study(given: str | Path) -> Study:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: can't be read ({error})") from error
+    return study_of(text, path)
+
+
+def study_of(text: str, path: Path) -> Study:
+    """The study that a YAML's text describes; `path` says where it is from, or where it will lie."""
     try:
         content = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:

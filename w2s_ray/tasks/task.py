@@ -6,8 +6,8 @@ A task has one of three settings:
     generation        a prompt and its right completion
     comparison        a prompt (which may be empty) and two completions, one of them better
 
-Promises: a mistake in the YAML is an `InputError` that names the file and the field; a task never reads files outside
-the folder of its YAML; its fingerprint depends on the YAML's meaning and on the content of its files, not on names, paths
+Promises: a mistake in the YAML is an `InputError` that names the file and the field; a task reads the files that it names,
+wherever they lie, and no others; its fingerprint depends on the YAML's meaning and on the content of its files, not on names, paths
 or prose.
 """
 
@@ -86,7 +86,7 @@ class Task(BaseModel):
     hub: Hub | None = None
     """The data set to read. Default: files beside the YAML."""
     train: str
-    """A file relative to the YAML, or its https address. With `hub`, the name of a split."""
+    """A file, absolute or relative to the YAML, or its https address. With `hub`, the name of a split."""
     test: str | None = None
     """A file or split of test rows. Default: the test set is taken from the rows of `train`."""
     test_of: str | None = None
@@ -204,8 +204,24 @@ def load_task(name_or_path: str | Path, *, base: Path | None = None) -> Task:
                 "or give the path of a task YAML"
             )
     else:
-        path = Path(given) if Path(given).is_absolute() else _inside(base, given, what="task")
-    content = _read_yaml(path)
+        path = _place(base, given, what="task")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such task file; shipped tasks: {', '.join(task_names())}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: can't be read ({error})") from error
+    return task_of(text, path)
+
+
+def task_of(text: str, path: Path) -> Task:
+    """The task that a YAML's text describes; its files are found from `path`, where the YAML lies or will lie."""
+    try:
+        content = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: a task must be a mapping with 'name', 'setting' and 'train'")
     allowed = [field for field in Task.model_fields if field not in ("path", "test_revision")]
     for key in content:
         if key not in allowed:
@@ -224,29 +240,15 @@ def _check_file_names(task: Task) -> None:
     for part, name in task.sources.items():
         if name.startswith("https://"):
             continue
-        if not _inside(task.path.parent, name, what=part).name.endswith(SUFFIXES):
+        if not _place(task.path.parent, name, what=part).name.endswith(SUFFIXES):
             raise InputError(f"{task.path}: {part}: given '{name}', allowed are files ending in {', '.join(SUFFIXES)}")
 
 
-def _inside(base: Path | None, name: str, *, what: str) -> Path:
-    """The path `name` below `base`. Raises InputError for absolute paths and for `..` that leads out of it."""
-    root = (base or Path.cwd()).resolve()
-    path = (root / name).resolve()
-    if Path(name).is_absolute() or "\0" in name or not path.is_relative_to(root):
-        raise InputError(f"{what} '{name}': leads out of {root}; allowed are paths below it")
-    return path
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such task file; shipped tasks: {', '.join(task_names())}") from error
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: a task must be a mapping with 'name', 'setting' and 'train'")
-    return content
+def _place(base: Path | None, name: str, *, what: str) -> Path:
+    """The path `name`, seen from the folder `base`."""
+    if "\0" in name:
+        raise InputError(f"{what} {name!r}: has a NUL character, which no path may have")
+    return (base or Path.cwd()) / name
 
 
 def load_test_task(task: Task) -> Task | None:
