@@ -20,7 +20,7 @@ import typer
 from rich.markup import escape
 
 from w2s_ray import __version__
-from w2s_ray.cli import catalogue, doctor, plan, report, run, status
+from w2s_ray.cli import catalogue, doctor, new, plan, report, run, status
 from w2s_ray.cli.console import err
 from w2s_ray.errors import InputError
 
@@ -40,6 +40,7 @@ app.command("status")(status.status)
 app.command("report")(report.report)
 app.command("explain")(status.explain)
 app.command("verify")(status.verify)
+app.add_typer(new.app, name="new")
 app.command("tasks")(catalogue.tasks)
 app.command("families")(catalogue.families)
 app.command("methods")(catalogue.methods)

@@ -325,7 +325,7 @@ def _raw_rows(task: Task, part: str, *, limit: int | None) -> Iterator[tuple[Pat
 def _read_columns(task: Task, path: Path) -> pa.Table:
     """The columns of a file that the task names."""
     try:
-        table = _read_file(task, path)
+        table = read_file(path, header=task.header)
     except FileNotFoundError as error:
         raise InputError(f"{task.path}: no such file: {path}") from error
     except (pa.ArrowInvalid, OSError) as error:
@@ -347,7 +347,8 @@ def _read_columns(task: Task, path: Path) -> pa.Table:
     return columns
 
 
-def _read_file(task: Task, path: Path) -> pa.Table:
+def read_file(path: Path, *, header: tuple[str, ...] | None = None) -> pa.Table:
+    """A data file as it is. `header`: the column names of a csv or tsv that has no line with them."""
     if path.suffix == ".parquet":
         import pyarrow.parquet as pq
 
@@ -359,7 +360,7 @@ def _read_file(task: Task, path: Path) -> pa.Table:
         is_csv = path.suffix == ".csv"
         return pyarrow.csv.read_csv(
             path,
-            read_options=pyarrow.csv.ReadOptions(column_names=task.header),
+            read_options=pyarrow.csv.ReadOptions(column_names=header),
             parse_options=pyarrow.csv.ParseOptions(
                 delimiter="," if is_csv else "\t",
                 quote_char='"' if is_csv else False,  # quotation marks in a tsv are text
