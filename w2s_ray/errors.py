@@ -14,8 +14,9 @@ class InputError(Exception):
     """Wrong input by the user; the message is all that they see."""
 
 
-def nearest(given: str, allowed: Iterable[str] | Mapping[str, str]) -> str:
-    """` (did you mean 'x'?)` for the closest allowed word, or nothing. A mapping says what to show for each word."""
-    shown = allowed if isinstance(allowed, Mapping) else {word: word for word in allowed}
-    close = difflib.get_close_matches(given, shown, n=1, cutoff=0.6)
-    return f" (did you mean '{shown[close[0]]}'?)" if close else ""
+def nearest(given: str, allowed: Iterable[str], *, files: Mapping[str, str] | None = None) -> str:
+    """` (did you mean 'x'?)` for the closest allowed word, or nothing. `files`: the stems of files that would do, too, each
+    with the name to suggest."""
+    names = files or {}
+    close = difflib.get_close_matches(given, [*names, *allowed], n=1, cutoff=0.6)
+    return f" (did you mean '{names.get(close[0], close[0])}'?)" if close else ""

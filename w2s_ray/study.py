@@ -282,7 +282,7 @@ def find_study(given: str | Path) -> Path:
     if str(given) in names:
         return READY_MADE / f"{given}.yaml"
     beside = {file.stem: file.name for file in path.parent.glob("*.yaml")}
-    hint = nearest(path.stem, {name: name for name in names} | beside)
+    hint = nearest(path.stem, names, files=beside)
     raise InputError(
         f"{given}: no such file{hint}; give the path of a study's YAML, or the name of a ready-made one: {', '.join(names)}"
     )
