@@ -17,6 +17,7 @@ from w2s_ray import cli
 from w2s_ray.errors import InputError
 from w2s_ray.plan import load_plan
 from w2s_ray.study import load_study
+from w2s_ray.tasks.task import CATALOGUE
 
 from tiny import save_study
 
@@ -314,6 +315,17 @@ def test_the_schema_accepts_the_shipped_studies_and_refuses_others() -> None:
         jsonschema.validate(yaml.safe_load(path.read_text()), schema)
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate({"name": "x", "grids": [], "extra": 1}, schema)
+
+
+def test_the_schema_of_a_task_accepts_the_shipped_ones_and_refuses_others() -> None:
+    jsonschema = pytest.importorskip("jsonschema")
+    schema = json.loads(CliRunner().invoke(cli.app, ["schema", "task"]).output)
+    for path in CATALOGUE.glob("*.yaml"):
+        jsonschema.validate(yaml.safe_load(path.read_text()), schema)
+    for wrong in ({"setting": "chess"}, {"file": "x.csv"}, {"path": "x"}):
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate({"name": "x", "setting": "classification", "train": "x.csv"} | wrong, schema)
+    assert "0 or 1" in json.dumps(schema["properties"]["label"]["description"])
 
 
 def test_a_bad_gap_is_refused(folder: Path) -> None:

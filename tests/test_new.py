@@ -69,6 +69,15 @@ def refusal(*arguments: str | Path, folder: Path) -> str:
 # --- tasks --------------------------------------------------------------------------------------------------------
 
 
+def test_tasks_shows_it_filled_in(tmp_path: Path) -> None:
+    data = save(tmp_path / "reviews.csv", REVIEWS)
+    new_task(data)
+    shown = " ".join(w2s("tasks", tmp_path / "reviews.yaml").output.split())
+    for part in ('template "{review}"', 'positive "good"', "half A, at most 68 rows", "test set, at most 40 rows"):
+        assert part in shown, shown
+    assert shown.endswith("0 the w2 of 2 1 the w3 of 3 0 the w4 of 4"), "no examples"
+
+
 @pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl", "parquet"])
 def test_a_file_with_one_text_and_one_class_of_two_needs_no_options(tmp_path: Path, suffix: str) -> None:
     task = new_task(save(tmp_path / f"reviews.{suffix}", REVIEWS))

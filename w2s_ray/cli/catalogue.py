@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.markup import escape
@@ -73,6 +74,12 @@ def task_facts(name: str) -> dict[str, Any]:
         "setting": task.setting,
         "licence": task.licence,
         "description": task.description,
+        "template": task.template,
+        "completions": list(task.completions),
+        "label": task.label_column,
+        "positive": list(task.positive),
+        "negative": list(task.negative),
+        "group": list(task.group_columns),
         "files": {part: [str(path) for path in paths] for part, paths in files(task).items()},
         "items": rows.num_rows,
         "groups": len(set(rows["group"].to_pylist())),
@@ -94,6 +101,9 @@ def print_task(facts: dict[str, Any]) -> None:
     table = Table.grid(padding=(0, 2))
     for part, paths in facts["files"].items():
         table.add_row(part, escape(", ".join(paths[:3]) + (" ..." if len(paths) > 3 else "")))
+    for key in ("template", "completions", "label", "positive", "negative", "group"):
+        if facts[key]:
+            table.add_row(key, escape(json.dumps(facts[key], ensure_ascii=False).strip("[]")))
     table.add_row("groups", f"{facts['groups']:,}")
     if facts["share_of_label_1"] is not None:
         share = f"{facts['share_of_label_1']:.1%}"
@@ -290,11 +300,16 @@ def _allowed(schema: dict[str, Any]) -> str:
 # --- schema -------------------------------------------------------------------------------------------------------
 
 
-def schema() -> None:
-    """Print the JSON Schema of a study file, for editors.
+def schema(
+    kind: Annotated[
+        Literal["study", "task"], typer.Argument(metavar="[KIND]", help="Of which file: study or task.")
+    ] = "study",
+) -> None:
+    """Print the JSON Schema of a study or task file, for editors.
 
-    Example: w2s schema > studies/study.schema.json
+    Example: w2s schema task > task.schema.json
     """
     from w2s_ray import study
+    from w2s_ray import tasks as room
 
-    print_json(study.schema())
+    print_json(study.schema() if kind == "study" else room.schema())

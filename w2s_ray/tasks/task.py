@@ -53,7 +53,7 @@ class Hub(BaseModel):
     own files need a loading script.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     id: str
     revision: str = "refs/convert/parquet"
@@ -68,7 +68,7 @@ class Hub(BaseModel):
 class Where(BaseModel):
     """A filter: keep rows whose column has one of these values."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     column: str
     among: tuple[Any, ...] = Field(min_length=1)
@@ -77,7 +77,7 @@ class Where(BaseModel):
 class Task(BaseModel):
     """A validated task YAML."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     name: str = Field(pattern=f"^{NAME}$")
     setting: Setting
@@ -185,6 +185,18 @@ def _top_level(field: str) -> str:
     return re.split(r"[.\[]", field)[0]
 
 
+NOT_IN_YAML = ("path", "test_revision")
+"""Fields that are set here and by a plan."""
+
+
+def schema() -> dict[str, Any]:
+    """JSON Schema of a task file, for editors. A field's docstring is its description."""
+    content = Task.model_json_schema()
+    content["properties"] = {key: value for key, value in content["properties"].items() if key not in NOT_IN_YAML}
+    content["required"] = [key for key in content["required"] if key not in NOT_IN_YAML]
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **content}
+
+
 # --- loading ------------------------------------------------------------------------------------------------------
 
 
@@ -222,7 +234,7 @@ def task_of(text: str, path: Path) -> Task:
         raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise InputError(f"{path}: a task must be a mapping with 'name', 'setting' and 'train'")
-    allowed = [field for field in Task.model_fields if field not in ("path", "test_revision")]
+    allowed = [field for field in Task.model_fields if field not in NOT_IN_YAML]
     for key in content:
         if key not in allowed:
             raise InputError(f"{path}: unknown key '{key}'{nearest(str(key), allowed)}; allowed: {', '.join(allowed)}")
