@@ -143,6 +143,29 @@ def test_a_ready_made_study_goes_by_its_name_where_no_file_has_it(
 
 
 @pytest.mark.parametrize(
+    ("task", "hint"),
+    [
+        ("toy", "unknown task 'toy' (did you mean 'toy.yaml'?)"),
+        ("tooy", "unknown task 'tooy' (did you mean 'toy.yaml'?)"),
+        ("toy.parquet", "is a data file, not a task; write a task over it with: w2s new task toy.parquet"),
+    ],
+)
+def test_a_task_beside_the_study_is_suggested_by_its_file(folder: Path, task: str, hint: str) -> None:
+    assert hint in with_grid(folder, tasks=[task])
+
+
+def test_one_word_is_a_list_of_one(folder: Path) -> None:
+    save_study(folder, grid={"tasks": ["toy.yaml"], "methods": [{"name": "noise"}], "sizes": ["big"]})
+    lists = load_plan(folder / "study.yaml")
+    save_study(folder, grid={"tasks": "toy.yaml", "methods": {"name": "noise"}, "sizes": "big"})
+    words = load_plan(folder / "study.yaml")
+    assert [fit.key for fit in words.fits] == [fit.key for fit in lists.fits]
+    jsonschema = pytest.importorskip("jsonschema")
+    schema = json.loads(CliRunner().invoke(cli.app, ["schema"]).output)
+    jsonschema.validate(yaml.safe_load((folder / "study.yaml").read_text()), schema)
+
+
+@pytest.mark.parametrize(
     ("name", "expected"),
     [
         ("config.json", "has no config.json"),
@@ -181,6 +204,9 @@ def spoil(change: Callable[[dict[str, Any]], dict[str, Any]]) -> Callable[[Path]
         (lambda task: task | {"train": "toy.pickle"}, "allowed are files ending in"),
         (lambda task: task | {"setting": "chess"}, "setting"),
         (lambda task: task | {"templat": "{text}"}, "did you mean 'template'?"),
+        (lambda task: task | {"file": "toy.parquet"}, "unknown key 'file' (did you mean 'train'?)"),
+        (lambda task: task | {"data": "toy.parquet"}, "unknown key 'data' (did you mean 'train'?)"),
+        (lambda task: task | {"path": "toy.parquet"}, "unknown key 'path' (did you mean 'train'?)"),
     ],
 )
 def test_a_bad_task_is_refused(folder: Path, change: Any, expected: str) -> None:
@@ -194,6 +220,11 @@ def test_a_bad_task_is_refused(folder: Path, change: Any, expected: str) -> None
         ([{"text": "a", "label": 0}, {"text": " ", "label": 1}], "row 2: the text is empty"),
         ([{"text": "a", "label": 0}, {"text": "b", "label": 2}], "row 2, column 'label': given 2, allowed are 0 and 1"),
         ([{"text": "a", "label": "yes"}], "given 'yes', allowed are 0 and 1"),
+        (
+            [{"text": "a", "label": "yes"}, {"text": "b", "label": "no"}],
+            "The column has the values yes, no: list in toy.yaml those that mean 1 under 'positive:'",
+        ),
+        ([{"text": t, "label": i} for i, t in enumerate("abc")], "The column has the values 0, 1, 2: list in toy.yaml"),
         ([{"text": "a", "label": None}], "given None"),
         ([{"txt": "a", "label": 1}], "no column 'text'"),
     ],

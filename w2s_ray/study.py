@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from w2s_ray.errors import InputError, nearest
 from w2s_ray.families.pretraining import Shape
@@ -30,6 +30,18 @@ def _identity(default: Any = ..., description: str = "", **bounds: Any) -> Any:
 
 def _execution(default: Any = ..., description: str = "", **bounds: Any) -> Any:
     return Field(default, description=description, json_schema_extra={"kind": "execution"}, **bounds)
+
+
+def _as_list(given: Any) -> Any:
+    """One word, or one method with parameters, where a list belongs."""
+    return [given] if isinstance(given, str | dict) else given
+
+
+Words = Annotated[tuple[str, ...], BeforeValidator(_as_list, json_schema_input_type=str | tuple[str, ...])]
+Methods = Annotated[
+    tuple[str | dict[str, Any], ...],
+    BeforeValidator(_as_list, json_schema_input_type=str | dict[str, Any] | tuple[str | dict[str, Any], ...]),
+]
 
 
 class Section(BaseModel):
@@ -139,14 +151,12 @@ class Grid(Section):
     )
     family: str | None = _identity(None, "a family's name, or a path to a family YAML")
     models: tuple[ModelEntry, ...] | None = _identity(None, "models of one's own, weak to strong, instead of a family")
-    sizes: tuple[str, ...] | None = _identity(None, "sizes weak to strong; default all", min_length=1)
+    sizes: Words | None = _identity(None, "sizes weak to strong; default all", min_length=1)
     pairs: Literal["weak<=strong", "all"] | tuple[tuple[str, str], ...] = _identity(
         "weak<=strong", "every weak <= strong, all pairs, or a list of [weak, strong]"
     )
-    tasks: tuple[str, ...] = _identity(..., "names, or paths to task YAMLs", min_length=1)
-    methods: tuple[str | dict[str, Any], ...] = _identity(
-        ("naive",), "names, or {name: confidence, max_weight: 0.75}", min_length=1
-    )
+    tasks: Words = _identity(..., "names, or paths to task YAMLs", min_length=1)
+    methods: Methods = _identity(("naive",), "names, or {name: confidence, max_weight: 0.75}", min_length=1)
     seeds: Annotated[int, Field(ge=1)] | Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (
         _identity(1, "how many seeds (0, 1, ...), or a list of them")
     )

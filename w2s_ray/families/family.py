@@ -110,8 +110,9 @@ def load_family(name_or_path: str | Path, *, base: Path | None = None) -> Family
         path = CATALOGUE / f"{given}.yaml"
         if not re.fullmatch(NAME, given) or not path.exists():
             names = family_names()
+            beside = {file.stem: file.name for file in (base or Path.cwd()).glob("*.yaml")}
             raise InputError(
-                f"unknown family '{given}'{nearest(given, names)}; shipped: {', '.join(names)}; "
+                f"unknown family '{given}'{nearest(given, names, files=beside)}; shipped: {', '.join(names)}; "
                 "or give the path of a family YAML"
             )
     try:

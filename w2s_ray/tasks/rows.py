@@ -48,6 +48,7 @@ the better one; null in a generation, whose one completion is the right one. `di
 `part`: `train` or `test`."""
 Row = dict[str, Any]
 """A row as ROWS says. Before rows are grouped, `group` has the values of the task's group columns."""
+MAX_CLASSES_SHOWN = 20
 OPTIONAL_PUZZLE_COLUMNS = ("GameId", "GameUrl", "PuzzleId")
 """Lichess has published puzzles in two schemas, each with some of these columns."""
 
@@ -229,9 +230,19 @@ class PartItems:
             if isinstance(label, str) or label not in (0, 1):
                 raise InputError(
                     f"{self.file}: row {item.row}, column '{task.label_column}': given {label!r}, allowed are 0 and 1"
+                    f"{self._how_to_name_classes(task.label_column)}"
                 )
             labels.append(int(label))
         return labels
+
+    def _how_to_name_classes(self, column: str) -> str:
+        values = list(dict.fromkeys(str(entry) for entry in self.column(column) if entry not in (None, "")))
+        if not 2 <= len(values) <= MAX_CLASSES_SHOWN:
+            return ""
+        return (
+            f". The column has the values {', '.join(values)}: list in {self.task.path.name} those that mean 1 under 'positive:' "
+            "and those that mean 0 under 'negative:'"
+        )
 
     def difficulties(self) -> list[float | None]:
         name = self.task.difficulty

@@ -18,10 +18,10 @@ import re
 import string
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from w2s_ray import hub
 from w2s_ray.errors import InputError, nearest
@@ -44,6 +44,22 @@ NOT_IN_FINGERPRINT = {
 }
 IN_FINGERPRINT_IF_SET = ("header", "max_rows", "shape", "lines", "remove", "where", "positive", "negative", "group_by")
 """Fields that were added later. Left out when unset, so that older tasks keep their fingerprint."""
+
+
+MEANT = {
+    **dict.fromkeys(("file", "files", "data", "path", "dataset", "rows"), "train"),
+    **dict.fromkeys(("text", "prompt", "input"), "template"),
+}
+"""What people write -> the key that they mean."""
+
+
+def _as_list(given: Any) -> Any:
+    """One value where a list belongs."""
+    return [given] if isinstance(given, str | int | float) else given
+
+
+Texts = Annotated[tuple[str, ...], BeforeValidator(_as_list, json_schema_input_type=str | tuple[str, ...])]
+Values = Annotated[tuple[Any, ...], BeforeValidator(_as_list, json_schema_input_type=Any)]
 
 
 class Hub(BaseModel):
@@ -71,7 +87,7 @@ class Where(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     column: str
-    among: tuple[Any, ...] = Field(min_length=1)
+    among: Values = Field(min_length=1)
 
 
 class Task(BaseModel):
@@ -97,7 +113,7 @@ class Task(BaseModel):
     """Take at most this many rows of `train` and of `test`, evenly spaced. Default: all."""
     shape: Shape = Shape()
     """How rows become items, where a row is not an item by itself."""
-    lines: tuple[str, ...] = ()
+    lines: Texts = ()
     """Columns with lists (of turns, of messages) to join into lines of text."""
     remove: str | None = None
     """A regular expression; every match is cut out of the texts."""
@@ -106,15 +122,15 @@ class Task(BaseModel):
     template: str = "{text}"
     """The text of a row, with its columns in braces. Where there are completions, this is the prompt; in a comparison it may
     be empty."""
-    completions: tuple[str, ...] = ()
+    completions: Texts = ()
     """Templates of the right completion (generation) or of the two completions to compare (comparison)."""
     label: str | None = None
     """Column with 0 or 1 (or false and true); the default in a classification is `label`. In a comparison, 1 means that
     the first completion is the better one. A comparison without a label column always has the better one first, and the
     two are then shown in an order drawn from the row's id."""
-    positive: tuple[Any, ...] = ()
+    positive: Values = ()
     """Values of the label column that mean 1, where they are not 0 and 1."""
-    negative: tuple[Any, ...] = ()
+    negative: Values = ()
     """Values of the label column that mean 0. Rows with any value outside `positive` and `negative` are left out."""
     group: str | tuple[str, ...] | None = None
     """Column with what rows share (a question, a premise), or several such columns. Rows that share a value stay in one part.
@@ -208,11 +224,14 @@ def task_names() -> list[str]:
 def load_task(name_or_path: str | Path, *, base: Path | None = None) -> Task:
     """A shipped task by name, or a task YAML by its path relative to `base`."""
     given = str(name_or_path)
+    if given.endswith(SUFFIXES):
+        raise InputError(f"'{given}' is a data file, not a task; write a task over it with: w2s new task {given}")
     if re.fullmatch(NAME, given) and not given.endswith((".yaml", ".yml")):
         path = CATALOGUE / f"{given}.yaml"
         if not path.exists():
+            beside = {file.stem: file.name for file in (base or Path.cwd()).glob("*.yaml")}
             raise InputError(
-                f"unknown task '{given}'{nearest(given, task_names())}; shipped: {', '.join(task_names())}; "
+                f"unknown task '{given}'{nearest(given, task_names(), files=beside)}; shipped: {', '.join(task_names())}; "
                 "or give the path of a task YAML"
             )
     else:
@@ -237,7 +256,8 @@ def task_of(text: str, path: Path) -> Task:
     allowed = [field for field in Task.model_fields if field not in NOT_IN_YAML]
     for key in content:
         if key not in allowed:
-            raise InputError(f"{path}: unknown key '{key}'{nearest(str(key), allowed)}; allowed: {', '.join(allowed)}")
+            hint = f" (did you mean '{MEANT[key]}'?)" if key in MEANT else nearest(str(key), allowed)
+            raise InputError(f"{path}: unknown key '{key}'{hint}; allowed: {', '.join(allowed)}")
     try:
         task = Task.model_validate(content | {"path": path.resolve()})
     except ValidationError as error:
