@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from w2s_ray.cli.console import out, print_json
+from w2s_ray.cli.suggest import complete_family, complete_method, complete_task
 from w2s_ray.errors import InputError, nearest
 
 MAX_CHARACTERS = 300
@@ -23,7 +24,9 @@ MAX_CHARACTERS = 300
 
 
 def tasks(
-    name: Annotated[str | None, typer.Argument(help="A task's name, or the path of a task YAML.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="A task's name, or the path of a task YAML.", autocompletion=complete_task)
+    ] = None,
 ) -> None:
     """List the tasks, or show one: its source, rows, balance and first examples.
 
@@ -134,7 +137,10 @@ def part_in_words(part: dict[str, Any]) -> str:
 
 
 def families(
-    name: Annotated[str | None, typer.Argument(help="A family's name, or the path of a family YAML.")] = None,
+    name: Annotated[
+        str | None,
+        typer.Argument(help="A family's name, or the path of a family YAML.", autocompletion=complete_family),
+    ] = None,
 ) -> None:
     """List the model families, or show the sizes of one.
 
@@ -217,7 +223,9 @@ def print_family(facts: dict[str, Any]) -> None:
 # --- methods ------------------------------------------------------------------------------------------------------
 
 
-def methods(name: Annotated[str | None, typer.Argument(help="A method's name.")] = None) -> None:
+def methods(
+    name: Annotated[str | None, typer.Argument(help="A method's name.", autocompletion=complete_method)] = None,
+) -> None:
     """List the training methods, or show one with its parameters.
 
     Example: w2s methods confidence

@@ -15,6 +15,7 @@ import typer
 from rich.markup import escape
 
 from w2s_ray.cli.console import err, out
+from w2s_ray.cli.suggest import Command, complete_family, complete_task
 from w2s_ray.errors import InputError
 
 app = typer.Typer(no_args_is_help=True, help="Write a task over your own data, or a study of a task.")
@@ -23,7 +24,7 @@ OutFile = Annotated[Path | None, typer.Option("--out", help="The YAML to write."
 Force = Annotated[bool, typer.Option("--force", help="Replace a file that is there.")]
 
 
-@app.command("task")
+@app.command("task", cls=Command)
 def task(
     data: Annotated[
         Path, typer.Argument(metavar="DATA", help="A csv, tsv, jsonl or parquet file.", show_default=False)
@@ -77,12 +78,21 @@ def task(
     out.print(f"Read it, then go on with:\n  w2s tasks {draft.path}\n  w2s new study {draft.path}", markup=False)
 
 
-@app.command("study")
+@app.command("study", cls=Command)
 def study(
-    task: Annotated[str, typer.Argument(metavar="TASK", help="A task YAML, or a task's name.", show_default=False)],
+    task: Annotated[
+        str,
+        typer.Argument(
+            metavar="TASK", help="A task YAML, or a task's name.", show_default=False, autocompletion=complete_task
+        ),
+    ],
     family: Annotated[
         str | None,
-        typer.Option(help="Family of models (`w2s families`), or a family YAML.", show_default="one that needs no hub"),
+        typer.Option(
+            help="Family of models (`w2s families`), or a family YAML.",
+            show_default="one that needs no hub",
+            autocompletion=complete_family,
+        ),
     ] = None,
     sizes: Annotated[
         list[str] | None,

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from w2s_ray.cli.suggest import complete_study
 from w2s_ray.errors import InputError
 
 DEFAULT_STORE = "./w2s-store"
@@ -19,6 +20,7 @@ StudyFile = Annotated[
         metavar="STUDY",
         help="The study's YAML file, or the name of a ready-made one, such as quickstart.",
         show_default=False,
+        autocompletion=complete_study,
     ),
 ]
 StoreOption = Annotated[

@@ -11,6 +11,7 @@ from rich.markup import escape
 from w2s_ray import __version__
 from w2s_ray.cli.console import out
 from w2s_ray.cli.options import DEFAULT_OUT, DEFAULT_STORE, Axis, OutOption, StoreOption, StudyFile, out_folder
+from w2s_ray.cli.suggest import complete_study
 from w2s_ray.errors import InputError
 
 if TYPE_CHECKING:
@@ -21,7 +22,10 @@ if TYPE_CHECKING:
 def report(
     study: StudyFile,
     other: Annotated[
-        Path | None, typer.Argument(metavar="[OTHER]", help="A second study to compare with the first.")
+        Path | None,
+        typer.Argument(
+            metavar="[OTHER]", help="A second study to compare with the first.", autocompletion=complete_study
+        ),
     ] = None,
     store: StoreOption = DEFAULT_STORE,
     other_store: Annotated[

@@ -12,6 +12,7 @@ from rich.markup import escape
 
 from w2s_ray.cli.console import MAX_LISTED, err, out, print_json
 from w2s_ray.cli.options import DEFAULT_STORE, JsonOption, StoreOption, StudyFile
+from w2s_ray.cli.suggest import complete_study
 from w2s_ray.errors import InputError, nearest
 
 if TYPE_CHECKING:
@@ -162,7 +163,13 @@ def print_explanation(cell: str, facts: list[dict[str, Any]]) -> None:
 
 def verify(
     study: Annotated[
-        Path | None, typer.Argument(metavar="[STUDY]", help="Check the Fits of this study only.", show_default=False)
+        Path | None,
+        typer.Argument(
+            metavar="[STUDY]",
+            help="Check the Fits of this study only.",
+            show_default=False,
+            autocompletion=complete_study,
+        ),
     ] = None,
     store: StoreOption = DEFAULT_STORE,
     repair: Annotated[
