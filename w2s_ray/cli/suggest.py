@@ -17,7 +17,7 @@ from typer.core import TyperCommand
 class Command(TyperCommand):
     """A verb that answers an option that it does not have with the one that was meant, rather than with a list."""
 
-    def parse_args(self, ctx: Context, args: list[str]) -> list[str]:
+    def parse_args(self, ctx: Context, args: list[str]) -> list[str]:  # type: ignore[override]
         try:
             return super().parse_args(ctx, args)
         except Exception as raised:
