@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -17,12 +18,15 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with what a wheel installs. It is built from a copy, since a build leaves files behind."""
+    """A folder with what a wheel installs. It is built where a build may leave files behind, from what the image of
+    cluster/Dockerfile builds it from."""
     source, built, folder = (tmp_path_factory.mktemp(name) for name in ("source", "built", "installed"))
-    for name in ("w2s_ray", "analysis", "studies"):
-        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, source / name)
+    copied = re.findall(r"^COPY --chown=ray (.+) \S+$", (ROOT / "cluster" / "Dockerfile").read_text(), re.MULTILINE)
+    for name in " ".join(copied).split():
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(ROOT / name, source / name)
     build = "import sys; from setuptools.build_meta import build_wheel; build_wheel(sys.argv[1])"
     subprocess.run([sys.executable, "-c", build, str(built)], cwd=source, check=True, capture_output=True)
     (wheel,) = built.glob("*.whl")
