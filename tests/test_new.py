@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -238,6 +239,17 @@ def test_a_new_study_can_be_planned_and_dealt(tmp_path: Path, ladder: Path, monk
     assert {cell.name for cell in plan.cells if cell.seed == 2} == {
         f"reviews/tiny/{pair}/naive/2" for pair in ("small->small", "small->big", "big->big")
     }
+
+
+def test_a_study_may_lie_elsewhere_and_its_task_have_any_name(tmp_path: Path, ladder: Path) -> None:
+    folder = tmp_path / "my data, 2nd try #1"
+    folder.mkdir()
+    path = folder / "reviews: all.yaml"
+    shown = w2s("new", "task", save(folder / "reviews.csv", REVIEWS), "--out", path).output
+    assert shlex.split(shown.splitlines()[-1]) == ["w2s", "new", "study", str(path)]
+    result = w2s("new", "study", path, "--family", ladder, "--out", tmp_path / "study.yaml")
+    assert result.exit_code == 0, result.exception
+    assert load_plan(tmp_path / "study.yaml").cells[0].task == "reviews-all"
 
 
 def test_the_default_family_of_classes_and_pairs_needs_no_hub(tmp_path: Path) -> None:

@@ -128,6 +128,7 @@ def test_what_lies_in_the_folder_travels(
 ) -> None:
     save_study_with_data(tmp_path / "study", train=train)
     monkeypatch.chdir(tmp_path / "study")
+    assert CliRunner().invoke(cli.app, ["plan", "study.yaml"]).exit_code == 0
     assert w2s_submit().exit_code == 0 and len(server.submitted) == 1
 
 

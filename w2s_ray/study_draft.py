@@ -15,6 +15,7 @@ from w2s_ray.fit import Setting
 from w2s_ray.plan import Plan, expand
 from w2s_ray.study import study_of
 from w2s_ray.tasks import Deal, Task, facts_of_deal, load_task, read_task
+from w2s_ray.tasks.draft import in_yaml
 
 FAMILIES: dict[Setting, str | None] = {"classification": "minilm", "comparison": "minilm", "generation": None}
 """The default: a family that needs no hub and reads English. None of those writes English."""
@@ -49,17 +50,18 @@ def draft_study(task_given: str, *, family: str | None, sizes: tuple[str, ...], 
     training = PROBE if ladder.pooling == "mean" else WHOLE
     text = (
         f"# A study of {task_given}. `w2s plan {path.name}` shows what it will run and what that costs.\n"
-        f"name: {task.name}\n"
+        f"name: {in_yaml(task.name)}\n"
         "grids:\n"
-        f"  - family: {_place(family, path) if family else ladder.name}"
+        f"  - family: {in_yaml(_place(family or ladder.name, path))}"
         " # `w2s families` lists others; or models: [{name: ..., path: ...}, ...], weak to strong\n"
-        f"    sizes: [{', '.join(sizes or _default_sizes(ladder))}] # weak to strong; every pair weak <= strong is a cell\n"
-        f"    tasks: [{_place(task_given, path)}]\n"
+        f"    sizes: [{', '.join(map(in_yaml, sizes or _default_sizes(ladder)))}] # weak to strong; every pair weak <= strong is a cell\n"
+        f"    tasks: [{in_yaml(_place(task_given, path))}]\n"
         "    methods: [naive] # `w2s methods` lists others, such as confidence\n"
         f"    seeds: {NUM_SEEDS} # replicates, each with halves of its own; more of them give narrower intervals\n"
         f"    split: {{num_train: {num_train}, num_test: {num_test}}} # rows in each half and in the test set; "
         f"{len(read_task(task).rows):,} rows can be used\n"
         f"    training: {training}\n"
+        "# compute: {gpus_per_worker: 1} # where there are GPUs\n"
     )
     return StudyDraft(path, text, expand(study_of(text, path), path=path, with_parts=True))
 
@@ -69,7 +71,7 @@ def _default_family(task: Task) -> str:
     if family is None:
         raise InputError(
             f"{task.path}: a generation needs models that can write, and none that write English come with the package; choose "
-            "a family of the hub with --family, such as pythia or qwen2.5 (`w2s families`)"
+            "a family of the hub with --family, such as pythia or qwen2.5, or chess for chess (`w2s families`)"
         )
     return family
 

@@ -31,7 +31,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Scaling studies of weak-to-strong generalization.\n\n"
     "A study is a YAML file. [bold]w2s plan[/bold] shows what it will run and what that costs. [bold]w2s run[/bold] runs "
-    "what is missing; stop it at any moment and start it again. [bold]w2s report[/bold] draws the curves.\n\n"
+    "what is missing; stop it at any moment and start it again. [bold]w2s report[/bold] draws the curves. [bold]w2s new task[/bold] "
+    "starts from a data file of your own.\n\n"
     "Example: [cyan]w2s run quickstart[/cyan]",
 )
 app.command("plan", cls=Command)(plan.plan)

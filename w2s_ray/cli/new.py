@@ -6,6 +6,7 @@ is asked at a terminal; elsewhere it is an error that names the option to pass.
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -75,7 +76,7 @@ def task(
     out.print(f"[bold]{escape(str(draft.path))}[/bold]: a {draft.task.setting} of {draft.num_rows:,} rows")
     for reason, count in draft.dropped.items():
         out.print(f"  left out: {count:,} rows: {reason}")
-    out.print(f"Read it, then go on with:\n  w2s tasks {draft.path}\n  w2s new study {draft.path}", markup=False)
+    print_next(draft.path, "tasks", "new study")
 
 
 @app.command("study", cls=Command)
@@ -112,7 +113,13 @@ def study(
     write(draft.path, draft.text, force=force)
     num_cells, num_fits = len(draft.plan.cells), len(draft.plan.fits)
     out.print(f"[bold]{escape(str(draft.path))}[/bold]: {num_cells:,} cells, {num_fits:,} Fits")
-    out.print(f"Read it, then go on with:\n  w2s plan {draft.path}\n  w2s run {draft.path}", markup=False)
+    print_next(draft.path, "plan", "run")
+
+
+def print_next(path: Path, *verbs: str) -> None:
+    out.print("Read it, then go on with:")
+    for verb in verbs:
+        out.print(f"  w2s {verb} {shlex.quote(str(path))}", markup=False)
 
 
 def ask(question: str, option: str, choices: Sequence[str]) -> str:

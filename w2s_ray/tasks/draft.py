@@ -181,10 +181,10 @@ def _header(file: DataFile, path: Path) -> str:
     return (
         f"# A task over {file.path.name}: {file.table.num_rows:,} rows. `w2s tasks {path.name}` shows it filled in;\n"
         "# `w2s schema task` has all keys.\n"
-        f"name: {_yaml(_name(path.stem))}\n"
+        f"name: {in_yaml(_name(path.stem))}\n"
         'description: "" # one sentence for tables and reports: what is asked of a row\n'
         "licence: unknown # of the data\n"
-        f"train: {_yaml(train if not train.startswith('..') else str(data))}\n"
+        f"train: {in_yaml(train if not train.startswith('..') else str(data))}\n"
         "# test: more-rows.csv # test rows of their own; without them a fifth of the rows is the test set\n"
     )
 
@@ -210,8 +210,8 @@ def _classification(file: DataFile, wishes: Wishes, ask: Ask) -> list[str]:
     template = "\n".join(text if "{" in text else _field(file, text) for text in texts)
     return [
         "setting: classification # of a text: 0 or 1",
-        f"template: {_yaml(template)} # what a model reads of a row, with columns in braces",
-        f"label: {_yaml(label)}",
+        f"template: {in_yaml(template)} # what a model reads of a row, with columns in braces",
+        f"label: {in_yaml(label)}",
         *classes,
     ]
 
@@ -227,14 +227,16 @@ def _comparison(file: DataFile, wishes: Wishes, ask: Ask) -> list[str]:
     lines = ["setting: comparison # of two completions: which is the better one"]
     if shape := _shape_of_dialogues(file, chosen):
         fields = ["{prompt}", "{chosen}", "{rejected}"]
-        lines.append(f"shape: {{{shape}: [{_yaml(chosen)}, {_yaml(rejected)}]}} # prompt and answer of each dialogue")
+        lines.append(
+            f"shape: {{{shape}: [{in_yaml(chosen)}, {in_yaml(rejected)}]}} # prompt and answer of each dialogue"
+        )
     else:
         prompt = wishes.prompt or file.named(PROMPT_NAMES)
         fields = [_field(file, prompt) if prompt else "", _field(file, chosen), _field(file, rejected)]
     return [
         *lines,
-        f"template: {_yaml(fields[0])} # the prompt, which may be empty",
-        f"completions: [{_yaml(fields[1])}, {_yaml(fields[2])}] # the better one first; models see them in a drawn order",
+        f"template: {in_yaml(fields[0])} # the prompt, which may be empty",
+        f"completions: [{in_yaml(fields[1])}, {in_yaml(fields[2])}] # the better one first; models see them in a drawn order",
     ]
 
 
@@ -258,15 +260,15 @@ def _generation(file: DataFile, wishes: Wishes, ask: Ask) -> list[str]:
     )
     return [
         "setting: generation # of the right completion",
-        f"template: {_yaml(_field(file, prompt))} # the prompt",
-        f"completions: [{_yaml(_field(file, completion))}]",
+        f"template: {in_yaml(_field(file, prompt))} # the prompt",
+        f"completions: [{in_yaml(_field(file, completion))}]",
     ]
 
 
 def _group(file: DataFile, wishes: Wishes) -> str:
     about = "rows that share a value stay in one part"
     if wishes.group:
-        return f"group: {_yaml(wishes.group)} # {about}"
+        return f"group: {in_yaml(wishes.group)} # {about}"
     repeating = [column for column in file.columns if MAX_CLASSES < len(file.values(column)) < file.table.num_rows]
     hint = f"; columns whose values repeat: {', '.join(repeating)}" if repeating else ""
     return f"# group: COLUMN # {about}, such as all of one document{hint}"
@@ -320,8 +322,8 @@ def _classes(file: DataFile, label: str, wishes: Wishes, ask: Ask) -> list[str]:
     if both := [value for value in positive if value in negative]:
         raise InputError(f"{file.path}: --negative: {both[0]!r} is among --positive, too")
     return [
-        f"positive: [{', '.join(map(_yaml, positive))}] # values that mean 1",
-        f"negative: [{', '.join(map(_yaml, negative))}] # values that mean 0; rows with other values are left out",
+        f"positive: [{', '.join(map(in_yaml, positive))}] # values that mean 1",
+        f"negative: [{', '.join(map(in_yaml, negative))}] # values that mean 0; rows with other values are left out",
     ]
 
 
@@ -355,6 +357,6 @@ def _field(file: DataFile, column: str) -> str:
     return f"{{{column}}}"
 
 
-def _yaml(value: Any) -> str:
+def in_yaml(value: Any) -> str:
     """A value as YAML writes it within a line."""
     return yaml.safe_dump([value], default_flow_style=True, allow_unicode=True, width=10**6).strip()[1:-1]
