@@ -17,6 +17,7 @@ from w2s_ray import cli
 from w2s_ray.errors import InputError
 from w2s_ray.plan import load_plan
 from w2s_ray.study import load_study
+from w2s_ray.tasks.task import CATALOGUE
 
 from tiny import save_study
 
@@ -102,7 +103,7 @@ def test_stopping_by_rows_held_out_needs_such_rows(folder: Path) -> None:
         ("name: x\ngrids: [{family: gpt2, sizes: [large, small], tasks: [t]}]", "weak to strong: [small, large]"),
         ("name: x\ngrids: [{family: gpt2, pairs: [[xl, small]], tasks: [t]}]", "has its strong model weaker"),
         ("name: x\ngrids: [{family: chess, tasks: [chess-mat]}]", "did you mean 'chess-mate'?"),
-        ("name: x\ngrids: [{family: chess, tasks: ['../t.yaml']}]", "leads out of"),
+        ("name: x\ngrids: [{family: chess, tasks: ['../t.yaml']}]", "no such task file"),
         ("name: x\ngrids: [{family: chess, tasks: [nosuch.yaml]}]", "no such task file"),
         ("name: x\ngrids: [{family: chess, tasks: [chess-moves], seeds: 1000000}]", "10,000,000 cells"),
         ("name: x\ncompute: {zero_stage: 4}\ngrids: [{family: chess, tasks: [t]}]", "compute.zero_stage: given 4"),
@@ -115,8 +116,53 @@ def test_a_bad_study_is_refused(folder: Path, text: str, expected: str) -> None:
     assert expected in message and "study.yaml" in message
 
 
-def test_a_missing_study_is_refused(folder: Path) -> None:
-    assert "no such file" in refusal(folder, study="nosuch.yaml")
+@pytest.mark.parametrize(
+    ("given", "hint"),
+    [
+        ("nosuch.yaml", "no such file; give the path"),
+        ("stud.yaml", "did you mean 'study.yaml'?"),
+        ("study", "did you mean 'study.yaml'?"),
+        ("quickstrt.yaml", "did you mean 'quickstart'?"),
+    ],
+)
+def test_a_missing_study_is_refused_with_those_there_are(folder: Path, given: str, hint: str) -> None:
+    message = refusal(folder, study=given)
+    assert hint in message and "methods, nlp, quickstart, reward_modeling" in message
+
+
+def test_a_ready_made_study_goes_by_its_name_where_no_file_has_it(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    assert load_study("embedded").name == "embedded"
+    (folder / "embedded").mkdir()  # a folder is no study
+    assert load_study("embedded").name == "embedded"
+    (folder / "embedded").rmdir()
+    (folder / "study.yaml").rename(folder / "embedded")
+    assert load_study("embedded").name == "tiny"
+
+
+@pytest.mark.parametrize(
+    ("task", "hint"),
+    [
+        ("toy", "unknown task 'toy' (did you mean 'toy.yaml'?)"),
+        ("tooy", "unknown task 'tooy' (did you mean 'toy.yaml'?)"),
+        ("toy.parquet", "is a data file, not a task; write a task over it with: w2s new task toy.parquet"),
+    ],
+)
+def test_a_task_beside_the_study_is_suggested_by_its_file(folder: Path, task: str, hint: str) -> None:
+    assert hint in with_grid(folder, tasks=[task])
+
+
+def test_one_word_is_a_list_of_one(folder: Path) -> None:
+    save_study(folder, grid={"tasks": ["toy.yaml"], "methods": [{"name": "noise"}], "sizes": ["big"]})
+    lists = load_plan(folder / "study.yaml")
+    save_study(folder, grid={"tasks": "toy.yaml", "methods": {"name": "noise"}, "sizes": "big"})
+    words = load_plan(folder / "study.yaml")
+    assert [fit.key for fit in words.fits] == [fit.key for fit in lists.fits]
+    jsonschema = pytest.importorskip("jsonschema")
+    schema = json.loads(CliRunner().invoke(cli.app, ["schema"]).output)
+    jsonschema.validate(yaml.safe_load((folder / "study.yaml").read_text()), schema)
 
 
 @pytest.mark.parametrize(
@@ -153,10 +199,14 @@ def spoil(change: Callable[[dict[str, Any]], dict[str, Any]]) -> Callable[[Path]
         (lambda task: task | {"template": "{txt}"}, "did you mean 'text'?"),
         (lambda task: task | {"group": "question"}, "no column 'question'"),
         (lambda task: task | {"train": "nosuch.parquet"}, "no such file"),
-        (lambda task: task | {"train": "../toy.parquet"}, "leads out of"),
+        (lambda task: task | {"train": "../toy.parquet"}, "no such file"),
+        (lambda task: task | {"train": "toy\0.parquet"}, "has a NUL character"),
         (lambda task: task | {"train": "toy.pickle"}, "allowed are files ending in"),
         (lambda task: task | {"setting": "chess"}, "setting"),
         (lambda task: task | {"templat": "{text}"}, "did you mean 'template'?"),
+        (lambda task: task | {"file": "toy.parquet"}, "unknown key 'file' (did you mean 'train'?)"),
+        (lambda task: task | {"data": "toy.parquet"}, "unknown key 'data' (did you mean 'train'?)"),
+        (lambda task: task | {"path": "toy.parquet"}, "unknown key 'path' (did you mean 'train'?)"),
     ],
 )
 def test_a_bad_task_is_refused(folder: Path, change: Any, expected: str) -> None:
@@ -170,6 +220,11 @@ def test_a_bad_task_is_refused(folder: Path, change: Any, expected: str) -> None
         ([{"text": "a", "label": 0}, {"text": " ", "label": 1}], "row 2: the text is empty"),
         ([{"text": "a", "label": 0}, {"text": "b", "label": 2}], "row 2, column 'label': given 2, allowed are 0 and 1"),
         ([{"text": "a", "label": "yes"}], "given 'yes', allowed are 0 and 1"),
+        (
+            [{"text": "a", "label": "yes"}, {"text": "b", "label": "no"}],
+            "The column has the values yes, no: list in toy.yaml those that mean 1 under 'positive:'",
+        ),
+        ([{"text": t, "label": i} for i, t in enumerate("abc")], "The column has the values 0, 1, 2: list in toy.yaml"),
         ([{"text": "a", "label": None}], "given None"),
         ([{"txt": "a", "label": 1}], "no column 'text'"),
     ],
@@ -291,6 +346,17 @@ def test_the_schema_accepts_the_shipped_studies_and_refuses_others() -> None:
         jsonschema.validate(yaml.safe_load(path.read_text()), schema)
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate({"name": "x", "grids": [], "extra": 1}, schema)
+
+
+def test_the_schema_of_a_task_accepts_the_shipped_ones_and_refuses_others() -> None:
+    jsonschema = pytest.importorskip("jsonschema")
+    schema = json.loads(CliRunner().invoke(cli.app, ["schema", "task"]).output)
+    for path in CATALOGUE.glob("*.yaml"):
+        jsonschema.validate(yaml.safe_load(path.read_text()), schema)
+    for wrong in ({"setting": "chess"}, {"file": "x.csv"}, {"path": "x"}):
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate({"name": "x", "setting": "classification", "train": "x.csv"} | wrong, schema)
+    assert "0 or 1" in json.dumps(schema["properties"]["label"]["description"])
 
 
 def test_a_bad_gap_is_refused(folder: Path) -> None:

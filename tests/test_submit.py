@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 import typer
+import yaml
 from typer.testing import CliRunner, Result
 
 from w2s_ray import cli
@@ -109,6 +111,49 @@ def test_a_job_that_was_stopped_is_submitted_again(
     assert "is running at http://head:8265" in str(w2s_submit("--stop").exception)
     w2s_submit()
     assert [job["submission_id"].rpartition("-")[2] for job in server.submitted] == ["1", "2"]
+
+
+def test_a_ready_made_study_needs_no_file_in_the_folder(
+    server: JobServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments = ["submit", "quickstart", "--address", "http://head:8265", "--store", "s3://bucket/w2s", "--no-follow"]
+    assert CliRunner().invoke(cli.app, arguments).exit_code == 0
+    assert shlex.split(server.submitted[0]["entrypoint"])[3:5] == ["run", "quickstart"]
+
+
+@pytest.mark.parametrize("train", ["data/toy.parquet", "linked.parquet"])
+def test_what_lies_in_the_folder_travels(
+    server: JobServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, train: str
+) -> None:
+    save_study_with_data(tmp_path / "study", train=train)
+    monkeypatch.chdir(tmp_path / "study")
+    assert CliRunner().invoke(cli.app, ["plan", "study.yaml"]).exit_code == 0
+    assert w2s_submit().exit_code == 0 and len(server.submitted) == 1
+
+
+@pytest.mark.parametrize("train", ["../toy.parquet", "{folder}/study/data/toy.parquet"])
+def test_what_does_not_travel_is_refused_by_submit_alone(
+    server: JobServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, train: str
+) -> None:
+    train = train.format(folder=tmp_path)
+    save_study_with_data(tmp_path / "study", train=train)
+    monkeypatch.chdir(tmp_path / "study")
+    assert CliRunner().invoke(cli.app, ["plan", "study.yaml"]).exit_code == 0
+    message = str(w2s_submit().exception)
+    assert f"grids[0].tasks[0]: toy.yaml: train: '{train}' does not reach the cluster" in message
+    assert not server.submitted
+
+
+def save_study_with_data(folder: Path, *, train: str) -> None:
+    """A study with its task's file above the folder, in a folder below it, and behind a link."""
+    save_study(folder)
+    (folder / "data").mkdir()
+    (folder / "toy.parquet").rename(folder.parent / "toy.parquet")
+    shutil.copy(folder.parent / "toy.parquet", folder / "data")
+    (folder / "linked.parquet").symlink_to(folder.parent / "toy.parquet")
+    task = yaml.safe_load((folder / "toy.yaml").read_text())
+    (folder / "toy.yaml").write_text(yaml.safe_dump(task | {"train": train}))
 
 
 def test_a_study_outside_of_the_folder_is_refused(

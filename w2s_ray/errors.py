@@ -7,14 +7,16 @@ raised before anything is written. Its message says where (file and field), what
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 
 class InputError(Exception):
     """Wrong input by the user; the message is all that they see."""
 
 
-def nearest(given: str, allowed: Iterable[str]) -> str:
-    """` (did you mean 'x'?)` for the closest allowed word, or nothing."""
-    close = difflib.get_close_matches(given, list(allowed), n=1, cutoff=0.6)
-    return f" (did you mean '{close[0]}'?)" if close else ""
+def nearest(given: str, allowed: Iterable[str], *, files: Mapping[str, str] | None = None) -> str:
+    """` (did you mean 'x'?)` for the closest allowed word, or nothing. `files`: the stems of files that would do, too, each
+    with the name to suggest."""
+    names = files or {}
+    close = difflib.get_close_matches(given, [*names, *allowed], n=1, cutoff=0.6)
+    return f" (did you mean '{names.get(close[0], close[0])}'?)" if close else ""

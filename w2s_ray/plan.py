@@ -22,7 +22,7 @@ from w2s_ray.methods.chains import zero_shot
 from w2s_ray.methods.pair import Ladder, Pair
 from w2s_ray.methods.params import Circumstance
 from w2s_ray.methods.transforms import shuffled
-from w2s_ray.study import MAX_CELLS, Compute, Grid, Study, load_study, resolve_method
+from w2s_ray.study import MAX_CELLS, Compute, Grid, Study, find_study, load_study, resolve_method
 
 LORA_RANK, LORA_RATE = 8, 10
 """Adapters take about ten times the learning rate of the whole model (Schulman et al. 2025, "LoRA without regret")."""
@@ -99,9 +99,10 @@ class Plan:
         return tuple(unique.values())
 
 
-def load_plan(path: str | Path, *, trust_remote_code: bool = False, with_parts: bool = False) -> Plan:
-    """Read a study file and expand it. `with_parts` deals each task's rows, which takes a second for 20,000."""
-    return expand(load_study(path), path=Path(path), trust_remote_code=trust_remote_code, with_parts=with_parts)
+def load_plan(study: str | Path, *, trust_remote_code: bool = False, with_parts: bool = False) -> Plan:
+    """Read a study, given by path or name, and expand it. `with_parts` deals each task's rows, which takes a second for 20,000."""
+    path = find_study(study)
+    return expand(load_study(path), path=path, trust_remote_code=trust_remote_code, with_parts=with_parts)
 
 
 def expand(study: Study, *, path: Path, trust_remote_code: bool = False, with_parts: bool = False) -> Plan:

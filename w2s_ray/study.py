@@ -11,13 +11,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from w2s_ray.errors import InputError, nearest
 from w2s_ray.families.pretraining import Shape
 from w2s_ray.methods import PARAMS
 
 MAX_CELLS = 1_000_000
+PACKAGE = Path(__file__).parent
+READY_MADE = PACKAGE / "studies" if (PACKAGE / "studies").is_dir() else PACKAGE.parent / "studies"
+"""The folder of the ready-made studies: inside the package where it is installed, beside it in the repository."""
 NAME = r"^[a-z0-9][a-z0-9._-]{0,63}$"
 
 
@@ -27,6 +30,18 @@ def _identity(default: Any = ..., description: str = "", **bounds: Any) -> Any:
 
 def _execution(default: Any = ..., description: str = "", **bounds: Any) -> Any:
     return Field(default, description=description, json_schema_extra={"kind": "execution"}, **bounds)
+
+
+def _as_list(given: Any) -> Any:
+    """One word, or one method with parameters, where a list belongs."""
+    return [given] if isinstance(given, str | dict) else given
+
+
+Words = Annotated[tuple[str, ...], BeforeValidator(_as_list, json_schema_input_type=str | tuple[str, ...])]
+Methods = Annotated[
+    tuple[str | dict[str, Any], ...],
+    BeforeValidator(_as_list, json_schema_input_type=str | dict[str, Any] | tuple[str | dict[str, Any], ...]),
+]
 
 
 class Section(BaseModel):
@@ -136,14 +151,12 @@ class Grid(Section):
     )
     family: str | None = _identity(None, "a family's name, or a path to a family YAML")
     models: tuple[ModelEntry, ...] | None = _identity(None, "models of one's own, weak to strong, instead of a family")
-    sizes: tuple[str, ...] | None = _identity(None, "sizes weak to strong; default all", min_length=1)
+    sizes: Words | None = _identity(None, "sizes weak to strong; default all", min_length=1)
     pairs: Literal["weak<=strong", "all"] | tuple[tuple[str, str], ...] = _identity(
         "weak<=strong", "every weak <= strong, all pairs, or a list of [weak, strong]"
     )
-    tasks: tuple[str, ...] = _identity(..., "names, or paths to task YAMLs", min_length=1)
-    methods: tuple[str | dict[str, Any], ...] = _identity(
-        ("naive",), "names, or {name: confidence, max_weight: 0.75}", min_length=1
-    )
+    tasks: Words = _identity(..., "names, or paths to task YAMLs", min_length=1)
+    methods: Methods = _identity(("naive",), "names, or {name: confidence, max_weight: 0.75}", min_length=1)
     seeds: Annotated[int, Field(ge=1)] | Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (
         _identity(1, "how many seeds (0, 1, ...), or a list of them")
     )
@@ -263,14 +276,40 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def load_study(path: str | Path) -> Study:
-    """Read and check a study file; InputError names the file and field."""
+def study_names() -> list[str]:
+    """The names of the ready-made studies."""
+    return sorted(path.stem for path in READY_MADE.glob("*.yaml"))
+
+
+def find_study(given: str | Path) -> Path:
+    """The file of a study that is given by its path or, where there is no such file, by a ready-made study's name."""
+    path, names = Path(given), study_names()
     try:
-        text = Path(path).read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file; ready-made studies are in studies/") from error
+        if path.exists() and not path.is_dir():
+            return path
+    except OSError as error:
+        raise InputError(f"{path}: can't be read ({error.strerror})") from error
+    if str(given) in names:
+        return READY_MADE / f"{given}.yaml"
+    beside = {file.stem: file.name for file in path.parent.glob("*.yaml")}
+    hint = nearest(path.stem, names, files=beside)
+    raise InputError(
+        f"{given}: no such file{hint}; give the path of a study's YAML, or the name of a ready-made one: {', '.join(names)}"
+    )
+
+
+def load_study(given: str | Path) -> Study:
+    """Read and check a study; InputError names the file and field."""
+    path = find_study(given)
+    try:
+        text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: can't be read ({error})") from error
+    return study_of(text, path)
+
+
+def study_of(text: str, path: Path) -> Study:
+    """The study that a YAML's text describes; `path` says where it is from, or where it will lie."""
     try:
         content = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:

@@ -20,8 +20,9 @@ import typer
 from rich.markup import escape
 
 from w2s_ray import __version__
-from w2s_ray.cli import catalogue, doctor, plan, report, run, status
+from w2s_ray.cli import catalogue, doctor, new, plan, report, run, status
 from w2s_ray.cli.console import err
+from w2s_ray.cli.suggest import Command
 from w2s_ray.errors import InputError
 
 app = typer.Typer(
@@ -30,21 +31,23 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Scaling studies of weak-to-strong generalization.\n\n"
     "A study is a YAML file. [bold]w2s plan[/bold] shows what it will run and what that costs. [bold]w2s run[/bold] runs "
-    "what is missing; stop it at any moment and start it again. [bold]w2s report[/bold] draws the curves.\n\n"
-    "Example: [cyan]w2s run studies/quickstart.yaml[/cyan]",
+    "what is missing; stop it at any moment and start it again. [bold]w2s report[/bold] draws the curves. [bold]w2s new task[/bold] "
+    "starts from a data file of your own.\n\n"
+    "Example: [cyan]w2s run quickstart[/cyan]",
 )
-app.command("plan")(plan.plan)
-app.command("run")(run.run)
-app.command("submit")(run.submit)
-app.command("status")(status.status)
-app.command("report")(report.report)
-app.command("explain")(status.explain)
-app.command("verify")(status.verify)
-app.command("tasks")(catalogue.tasks)
-app.command("families")(catalogue.families)
-app.command("methods")(catalogue.methods)
-app.command("schema")(catalogue.schema)
-app.command("doctor")(doctor.doctor)
+app.command("plan", cls=Command)(plan.plan)
+app.command("run", cls=Command)(run.run)
+app.command("submit", cls=Command)(run.submit)
+app.command("status", cls=Command)(status.status)
+app.command("report", cls=Command)(report.report)
+app.command("explain", cls=Command)(status.explain)
+app.command("verify", cls=Command)(status.verify)
+app.add_typer(new.app, name="new")
+app.command("tasks", cls=Command)(catalogue.tasks)
+app.command("families", cls=Command)(catalogue.families)
+app.command("methods", cls=Command)(catalogue.methods)
+app.command("schema", cls=Command)(catalogue.schema)
+app.command("doctor", cls=Command)(doctor.doctor)
 
 
 @app.callback(invoke_without_command=True)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.markup import escape
 from rich.table import Table
 
 from w2s_ray.cli.console import out, print_json
+from w2s_ray.cli.suggest import complete_family, complete_method, complete_task
 from w2s_ray.errors import InputError, nearest
 
 MAX_CHARACTERS = 300
@@ -22,7 +24,9 @@ MAX_CHARACTERS = 300
 
 
 def tasks(
-    name: Annotated[str | None, typer.Argument(help="A task's name, or the path of a task YAML.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="A task's name, or the path of a task YAML.", autocompletion=complete_task)
+    ] = None,
 ) -> None:
     """List the tasks, or show one: its source, rows, balance and first examples.
 
@@ -73,6 +77,12 @@ def task_facts(name: str) -> dict[str, Any]:
         "setting": task.setting,
         "licence": task.licence,
         "description": task.description,
+        "template": task.template,
+        "completions": list(task.completions),
+        "label": task.label_column,
+        "positive": list(task.positive),
+        "negative": list(task.negative),
+        "group": list(task.group_columns),
         "files": {part: [str(path) for path in paths] for part, paths in files(task).items()},
         "items": rows.num_rows,
         "groups": len(set(rows["group"].to_pylist())),
@@ -94,6 +104,9 @@ def print_task(facts: dict[str, Any]) -> None:
     table = Table.grid(padding=(0, 2))
     for part, paths in facts["files"].items():
         table.add_row(part, escape(", ".join(paths[:3]) + (" ..." if len(paths) > 3 else "")))
+    for key in ("template", "completions", "label", "positive", "negative", "group"):
+        if facts[key]:
+            table.add_row(key, escape(json.dumps(facts[key], ensure_ascii=False).strip("[]")))
     table.add_row("groups", f"{facts['groups']:,}")
     if facts["share_of_label_1"] is not None:
         share = f"{facts['share_of_label_1']:.1%}"
@@ -124,7 +137,10 @@ def part_in_words(part: dict[str, Any]) -> str:
 
 
 def families(
-    name: Annotated[str | None, typer.Argument(help="A family's name, or the path of a family YAML.")] = None,
+    name: Annotated[
+        str | None,
+        typer.Argument(help="A family's name, or the path of a family YAML.", autocompletion=complete_family),
+    ] = None,
 ) -> None:
     """List the model families, or show the sizes of one.
 
@@ -207,7 +223,9 @@ def print_family(facts: dict[str, Any]) -> None:
 # --- methods ------------------------------------------------------------------------------------------------------
 
 
-def methods(name: Annotated[str | None, typer.Argument(help="A method's name.")] = None) -> None:
+def methods(
+    name: Annotated[str | None, typer.Argument(help="A method's name.", autocompletion=complete_method)] = None,
+) -> None:
     """List the training methods, or show one with its parameters.
 
     Example: w2s methods confidence
@@ -290,11 +308,16 @@ def _allowed(schema: dict[str, Any]) -> str:
 # --- schema -------------------------------------------------------------------------------------------------------
 
 
-def schema() -> None:
-    """Print the JSON Schema of a study file, for editors.
+def schema(
+    kind: Annotated[
+        Literal["study", "task"], typer.Argument(metavar="[KIND]", help="Of which file: study or task.")
+    ] = "study",
+) -> None:
+    """Print the JSON Schema of a study or task file, for editors.
 
-    Example: w2s schema > studies/study.schema.json
+    Example: w2s schema task > task.schema.json
     """
     from w2s_ray import study
+    from w2s_ray import tasks as room
 
-    print_json(study.schema())
+    print_json(study.schema() if kind == "study" else room.schema())

@@ -8,12 +8,21 @@ from typing import Annotated, Literal
 
 import typer
 
+from w2s_ray.cli.suggest import complete_study
 from w2s_ray.errors import InputError
 
 DEFAULT_STORE = "./w2s-store"
 DEFAULT_OUT = Path("w2s-out")
 
-StudyFile = Annotated[Path, typer.Argument(metavar="STUDY", help="The study's YAML file.", show_default=False)]
+StudyFile = Annotated[
+    Path,
+    typer.Argument(
+        metavar="STUDY",
+        help="The study's YAML file, or the name of a ready-made one, such as quickstart.",
+        show_default=False,
+        autocompletion=complete_study,
+    ),
+]
 StoreOption = Annotated[
     str, typer.Option("--store", envvar="W2S_STORE", help="Folder or bucket (s3://, gs://) that holds the Fits.")
 ]

@@ -48,7 +48,7 @@ def plan(
 ) -> None:
     """Show what a study will run and what that costs. Starts nothing and writes nothing.
 
-    Example: w2s plan studies/quickstart.yaml
+    Example: w2s plan quickstart
     """
     from w2s_ray.plan import load_plan
     from w2s_ray.store import open_store

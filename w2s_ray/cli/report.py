@@ -11,6 +11,7 @@ from rich.markup import escape
 from w2s_ray import __version__
 from w2s_ray.cli.console import out
 from w2s_ray.cli.options import DEFAULT_OUT, DEFAULT_STORE, Axis, OutOption, StoreOption, StudyFile, out_folder
+from w2s_ray.cli.suggest import complete_study
 from w2s_ray.errors import InputError
 
 if TYPE_CHECKING:
@@ -21,7 +22,10 @@ if TYPE_CHECKING:
 def report(
     study: StudyFile,
     other: Annotated[
-        Path | None, typer.Argument(metavar="[OTHER]", help="A second study to compare with the first.")
+        Path | None,
+        typer.Argument(
+            metavar="[OTHER]", help="A second study to compare with the first.", autocompletion=complete_study
+        ),
     ] = None,
     store: StoreOption = DEFAULT_STORE,
     other_store: Annotated[
@@ -37,7 +41,7 @@ def report(
     """Write results.parquet, PGR tables, figures and a self-contained report.html from the Fits that are done. Given a
     second study, also write compare.html: both studies side by side, with their differences and intervals.
 
-    Example: w2s report studies/quickstart.yaml --out paper --axis compute
+    Example: w2s report quickstart --out paper --axis compute
     """
     from w2s_ray.plan import load_plan
 

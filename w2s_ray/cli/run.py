@@ -54,7 +54,7 @@ def run(
 ) -> None:
     """Run what is missing of a study, then write its tables and report. The same command again resumes.
 
-    Example: w2s run studies/quickstart.yaml --store s3://bucket/w2s --address auto
+    Example: w2s run quickstart --store s3://bucket/w2s --address auto
     """
     from w2s_ray.plan import load_plan
     from w2s_ray.run_options import RunOptions
@@ -89,7 +89,7 @@ def run(
         raise typer.Exit(130)
     write_tables_and_report(plan, opened, folder, facts=run_facts(outcome, store_uri=store))
     if outcome.failed or outcome.num_blocked:
-        print_failures(outcome, plan, store_uri=store, folder=folder)
+        print_failures(outcome, plan, study=study, store_uri=store, folder=folder)
         raise typer.Exit(1)
 
 
@@ -130,13 +130,13 @@ def print_outcome(outcome: Outcome, *, num_fits: int, folder: Path) -> None:
         out.print(f"stopped cleanly{spent}: {done}. Go on with the same command:\n  {command}")
 
 
-def print_failures(outcome: Outcome, plan: Plan, *, store_uri: str, folder: Path) -> None:
+def print_failures(outcome: Outcome, plan: Plan, *, study: Path, store_uri: str, folder: Path) -> None:
     folders = {fit.key: fit.folder for fit in plan.fits}
     err.print(f"[red]{len(outcome.failed)} Fit(s) failed, {outcome.num_blocked} are blocked by them:[/red]")
     for key, reason in list(outcome.failed.items())[:MAX_LISTED]:
         err.print(f"  {folders[key]}: {escape(reason)}")
     err.print(
-        f"For details, run w2s status {plan.path} --store {store_uri}, or read {folder / 'run.log'}. "
+        f"For details, run w2s status {study} --store {store_uri}, or read {folder / 'run.log'}. "
         "To try these Fits again, add --retry-failed."
     )
 
@@ -159,7 +159,7 @@ def submit(
 ) -> None:
     """Run a study as a Ray job; the current folder is sent to the cluster. The same command again joins the job.
 
-    Example: w2s submit studies/nlp.yaml --address http://127.0.0.1:8265 --store s3://bucket/w2s
+    Example: w2s submit nlp --address http://127.0.0.1:8265 --store s3://bucket/w2s
     """
     from w2s_ray.run_options import RunOptions
     from w2s_ray.scheduling import submit as jobs

@@ -12,6 +12,7 @@ from rich.markup import escape
 
 from w2s_ray.cli.console import MAX_LISTED, err, out, print_json
 from w2s_ray.cli.options import DEFAULT_STORE, JsonOption, StoreOption, StudyFile
+from w2s_ray.cli.suggest import complete_study
 from w2s_ray.errors import InputError, nearest
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 def status(study: StudyFile, store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> None:
     """Compare the Fits that a study needs with those that the store holds.
 
-    Example: w2s status studies/quickstart.yaml --json
+    Example: w2s status quickstart --json
     """
     from w2s_ray.plan import load_plan
     from w2s_ray.store import open_store
@@ -88,7 +89,7 @@ def explain(
 ) -> None:
     """Show the three Fits of a cell, and field by field why one is not in the store.
 
-    Example: w2s explain studies/quickstart.yaml 'xs->m/naive/0'
+    Example: w2s explain quickstart 'xs->m/naive/0'
     """
     from w2s_ray.plan import load_plan
     from w2s_ray.store import open_store
@@ -162,7 +163,13 @@ def print_explanation(cell: str, facts: list[dict[str, Any]]) -> None:
 
 def verify(
     study: Annotated[
-        Path | None, typer.Argument(metavar="[STUDY]", help="Check the Fits of this study only.", show_default=False)
+        Path | None,
+        typer.Argument(
+            metavar="[STUDY]",
+            help="Check the Fits of this study only.",
+            show_default=False,
+            autocompletion=complete_study,
+        ),
     ] = None,
     store: StoreOption = DEFAULT_STORE,
     repair: Annotated[

@@ -105,16 +105,14 @@ def load_family(name_or_path: str | Path, *, base: Path | None = None) -> Family
     """A shipped family by name, or a family YAML by its path relative to `base`."""
     given = str(name_or_path)
     if given.endswith((".yaml", ".yml")):
-        root = (base or Path.cwd()).resolve()
-        path = (root / given).resolve()
-        if not Path(given).is_absolute() and not path.is_relative_to(root):
-            raise InputError(f"family '{given}': leads out of {root}; allowed are paths below it")
+        path = ((base or Path.cwd()) / given).resolve()
     else:
         path = CATALOGUE / f"{given}.yaml"
         if not re.fullmatch(NAME, given) or not path.exists():
             names = family_names()
+            beside = {file.stem: file.name for file in (base or Path.cwd()).glob("*.yaml")}
             raise InputError(
-                f"unknown family '{given}'{nearest(given, names)}; shipped: {', '.join(names)}; "
+                f"unknown family '{given}'{nearest(given, names, files=beside)}; shipped: {', '.join(names)}; "
                 "or give the path of a family YAML"
             )
     try:

@@ -1,6 +1,6 @@
 """A study as a Ray job: the current folder is sent to the cluster, `w2s run` runs there, and its output is printed here.
 
-Promises: the same command joins the running job instead of starting another. Ctrl-C leaves the job running. No environment
+Promises: a study whose files do not lie in that folder is refused before anything is sent. The same command joins the running job instead of starting another. Ctrl-C leaves the job running. No environment
 variable of this machine goes into the job's record.
 """
 
@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 import shlex
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,10 @@ from typing import Any
 from rich.console import Console
 
 from w2s_ray.errors import InputError
+from w2s_ray.families import load_family
 from w2s_ray.run_options import RunOptions
+from w2s_ray.study import Study, find_study, load_study
+from w2s_ray.tasks import load_task
 
 EXCLUDES = (
     ".git",
@@ -31,6 +36,7 @@ EXCLUDES = (
     "w2s-out",
 )
 """What of the folder is not sent: history, environments, caches, results."""
+YAML = (".yaml", ".yml")
 MAX_AGENT_WAIT_S = 60.0
 MAX_FOLDER_BYTES = 500 * 2**20
 """Ray takes no larger working directory."""
@@ -41,6 +47,7 @@ class Submission:
     """A study to run as a job, and where."""
 
     study: Path
+    """As it was given: a file, or the name of a ready-made study, which every node has."""
     name: str
     """The study's."""
     address: str
@@ -50,14 +57,20 @@ class Submission:
 
     def entrypoint(self, folder: Path) -> str:
         """The command that the job runs in its copy of `folder`."""
-        study = self.study.resolve()
-        if not study.is_relative_to(folder):
+        command = ["python", "-m", "w2s_ray.cli", "run", self._study_there(folder)]
+        return shlex.join([*command, "--store", self.store_uri, "--address", "auto", *self.options.arguments()])
+
+    def _study_there(self, folder: Path) -> str:
+        """What names the study in the job: its path in `folder`, or a ready-made study's name."""
+        path = find_study(self.study)
+        if path != self.study:
+            return str(self.study)
+        if not path.resolve().is_relative_to(folder):
             raise InputError(
-                f"{study}: is outside of the current folder {folder}, and only that folder is sent to the cluster; "
+                f"{path}: is outside of the current folder {folder}, and only that folder is sent to the cluster; "
                 "change to a folder that contains the study"
             )
-        command = ["python", "-m", "w2s_ray.cli", "run", str(study.relative_to(folder))]
-        return shlex.join([*command, "--store", self.store_uri, "--address", "auto", *self.options.arguments()])
+        return str(path.resolve().relative_to(folder))
 
 
 @dataclass(frozen=True)
@@ -76,6 +89,7 @@ def submit(submission: Submission, *, follow: bool, console: Console) -> Job:
     if job_id is not None:
         console.print(f"job {job_id} is running already: joined")
     else:
+        _check_places(submission, folder)
         _check_size(folder)
         job_id = _submit_job(
             client,
@@ -140,6 +154,49 @@ def _submit_job(client: Any, **job: Any) -> str:
             if "agent" not in str(error) or time.monotonic() > deadline_s:
                 raise InputError(f"submit: the cluster refused the job: {str(error).strip()[:500]}") from error
             time.sleep(3)
+
+
+def _check_places(submission: Submission, folder: Path) -> None:
+    """Refuse a study of files that the job will not find in its copy of `folder`."""
+    path = find_study(submission.study)
+    if path != submission.study:
+        return  # a ready-made one, which names no files
+    for where, base, name in _files_named(load_study(path), path.absolute().parent):
+        place = Path(os.path.normpath(base / name))  # a link in the folder is sent as the file that it leads to
+        if Path(name).is_absolute() or not place.is_relative_to(folder):
+            raise InputError(
+                f"{path}: {where}: '{name}' does not reach the cluster: only the current folder is sent, {folder}. Give a path "
+                "below it, relative to the file that names it; or, where all nodes see the file, run on one of them: w2s run "
+                "STUDY --address auto"
+            )
+
+
+def _files_named(study: Study, base: Path) -> Iterator[tuple[str, Path, str]]:
+    """(where it is named, the folder it is seen from, its path) of each file that a study's grids name. Absolute paths of
+    weights are left out: these are too large to send, and lie on storage that all nodes share."""
+    for i, grid in enumerate(study.grids):
+        for model in grid.models or ():
+            if model.path is not None and not Path(model.path).is_absolute():
+                yield f"grids[{i}].models '{model.name}'", base, model.path
+        if grid.family is not None and grid.family.endswith(YAML):
+            yield f"grids[{i}].family", base, grid.family
+            family = load_family(grid.family, base=base)
+            local = [size.source for size in family.sizes if size.source.startswith("./")]
+            yield from ((f"grids[{i}].family", (base / grid.family).parent, source) for source in local)
+        for j, name in enumerate(grid.tasks):
+            yield from _files_of_task(f"grids[{i}].tasks[{j}]", base, name)
+
+
+def _files_of_task(where: str, base: Path, name: str) -> Iterator[tuple[str, Path, str]]:
+    if not name.endswith(YAML):
+        return
+    yield where, base, name
+    task, folder = load_task(name, base=base), (base / name).parent
+    for part, source in task.sources.items() if task.hub is None else ():
+        if not source.startswith("https://"):
+            yield f"{where}: {name}: {part}", folder, source
+    if task.test_of is not None:
+        yield from _files_of_task(f"{where}: {name}: test_of", folder, task.test_of)
 
 
 def _check_size(folder: Path) -> None:

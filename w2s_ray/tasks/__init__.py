@@ -9,7 +9,7 @@ ship.
 from w2s_ray.tasks.rows import check, dropped, read_rows, read_task
 from w2s_ray.tasks.size_estimate import Size, num_rows, size
 from w2s_ray.tasks.split import MIN_EFFECTIVE_GROUPS, Deal, PartFacts, deal, facts_of_deal, part_facts
-from w2s_ray.tasks.task import Task, files, fingerprint, load_pinned, load_task, resolve_commits, task_names
+from w2s_ray.tasks.task import Task, files, fingerprint, load_pinned, load_task, resolve_commits, schema, task_names
 
 __all__ = [
     "MIN_EFFECTIVE_GROUPS",
@@ -30,6 +30,7 @@ __all__ = [
     "read_rows",
     "read_task",
     "resolve_commits",
+    "schema",
     "size",
     "task_names",
 ]

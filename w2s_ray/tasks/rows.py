@@ -48,6 +48,7 @@ the better one; null in a generation, whose one completion is the right one. `di
 `part`: `train` or `test`."""
 Row = dict[str, Any]
 """A row as ROWS says. Before rows are grouped, `group` has the values of the task's group columns."""
+MAX_CLASSES_SHOWN = 20
 OPTIONAL_PUZZLE_COLUMNS = ("GameId", "GameUrl", "PuzzleId")
 """Lichess has published puzzles in two schemas, each with some of these columns."""
 
@@ -229,9 +230,19 @@ class PartItems:
             if isinstance(label, str) or label not in (0, 1):
                 raise InputError(
                     f"{self.file}: row {item.row}, column '{task.label_column}': given {label!r}, allowed are 0 and 1"
+                    f"{self._how_to_name_classes(task.label_column)}"
                 )
             labels.append(int(label))
         return labels
+
+    def _how_to_name_classes(self, column: str) -> str:
+        values = list(dict.fromkeys(str(entry) for entry in self.column(column) if entry not in (None, "")))
+        if not 2 <= len(values) <= MAX_CLASSES_SHOWN:
+            return ""
+        return (
+            f". The column has the values {', '.join(values)}: list in {self.task.path.name} those that mean 1 under 'positive:' "
+            "and those that mean 0 under 'negative:'"
+        )
 
     def difficulties(self) -> list[float | None]:
         name = self.task.difficulty
@@ -325,7 +336,7 @@ def _raw_rows(task: Task, part: str, *, limit: int | None) -> Iterator[tuple[Pat
 def _read_columns(task: Task, path: Path) -> pa.Table:
     """The columns of a file that the task names."""
     try:
-        table = _read_file(task, path)
+        table = read_file(path, header=task.header)
     except FileNotFoundError as error:
         raise InputError(f"{task.path}: no such file: {path}") from error
     except (pa.ArrowInvalid, OSError) as error:
@@ -347,7 +358,8 @@ def _read_columns(task: Task, path: Path) -> pa.Table:
     return columns
 
 
-def _read_file(task: Task, path: Path) -> pa.Table:
+def read_file(path: Path, *, header: tuple[str, ...] | None = None) -> pa.Table:
+    """A data file as it is. `header`: the column names of a csv or tsv that has no line with them."""
     if path.suffix == ".parquet":
         import pyarrow.parquet as pq
 
@@ -359,7 +371,7 @@ def _read_file(task: Task, path: Path) -> pa.Table:
         is_csv = path.suffix == ".csv"
         return pyarrow.csv.read_csv(
             path,
-            read_options=pyarrow.csv.ReadOptions(column_names=task.header),
+            read_options=pyarrow.csv.ReadOptions(column_names=header),
             parse_options=pyarrow.csv.ParseOptions(
                 delimiter="," if is_csv else "\t",
                 quote_char='"' if is_csv else False,  # quotation marks in a tsv are text

@@ -27,7 +27,7 @@ class Choices(BaseModel):
     """A multiple-choice question. It becomes two items: the right answer (label 1) and a wrong one drawn from the other
     choices (label 0). The template shows it as `{choice}`."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     columns: tuple[str, ...] = Field(min_length=1)
     """One column for each choice, or one column with a list of all choices."""
@@ -45,7 +45,7 @@ class Choices(BaseModel):
 class Shape(BaseModel):
     """How rows become items. At most one of these fields is set; without any, a row is an item."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     choices: Choices | None = None
     ordered: tuple[str, str] | None = None

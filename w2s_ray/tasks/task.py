@@ -6,8 +6,8 @@ A task has one of three settings:
     generation        a prompt and its right completion
     comparison        a prompt (which may be empty) and two completions, one of them better
 
-Promises: a mistake in the YAML is an `InputError` that names the file and the field; a task never reads files outside
-the folder of its YAML; its fingerprint depends on the YAML's meaning and on the content of its files, not on names, paths
+Promises: a mistake in the YAML is an `InputError` that names the file and the field; a task reads the files that it names,
+wherever they lie, and no others; its fingerprint depends on the YAML's meaning and on the content of its files, not on names, paths
 or prose.
 """
 
@@ -18,10 +18,10 @@ import re
 import string
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from w2s_ray import hub
 from w2s_ray.errors import InputError, nearest
@@ -46,6 +46,22 @@ IN_FINGERPRINT_IF_SET = ("header", "max_rows", "shape", "lines", "remove", "wher
 """Fields that were added later. Left out when unset, so that older tasks keep their fingerprint."""
 
 
+MEANT = {
+    **dict.fromkeys(("file", "files", "data", "path", "dataset", "rows"), "train"),
+    **dict.fromkeys(("text", "prompt", "input"), "template"),
+}
+"""What people write -> the key that they mean."""
+
+
+def _as_list(given: Any) -> Any:
+    """One value where a list belongs."""
+    return [given] if isinstance(given, str | int | float) else given
+
+
+Texts = Annotated[tuple[str, ...], BeforeValidator(_as_list, json_schema_input_type=str | tuple[str, ...])]
+Values = Annotated[tuple[Any, ...], BeforeValidator(_as_list, json_schema_input_type=Any)]
+
+
 class Hub(BaseModel):
     """A data set on the Hugging Face hub.
 
@@ -53,7 +69,7 @@ class Hub(BaseModel):
     own files need a loading script.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     id: str
     revision: str = "refs/convert/parquet"
@@ -68,16 +84,16 @@ class Hub(BaseModel):
 class Where(BaseModel):
     """A filter: keep rows whose column has one of these values."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     column: str
-    among: tuple[Any, ...] = Field(min_length=1)
+    among: Values = Field(min_length=1)
 
 
 class Task(BaseModel):
     """A validated task YAML."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     name: str = Field(pattern=f"^{NAME}$")
     setting: Setting
@@ -86,7 +102,7 @@ class Task(BaseModel):
     hub: Hub | None = None
     """The data set to read. Default: files beside the YAML."""
     train: str
-    """A file relative to the YAML, or its https address. With `hub`, the name of a split."""
+    """A file, absolute or relative to the YAML, or its https address. With `hub`, the name of a split."""
     test: str | None = None
     """A file or split of test rows. Default: the test set is taken from the rows of `train`."""
     test_of: str | None = None
@@ -97,7 +113,7 @@ class Task(BaseModel):
     """Take at most this many rows of `train` and of `test`, evenly spaced. Default: all."""
     shape: Shape = Shape()
     """How rows become items, where a row is not an item by itself."""
-    lines: tuple[str, ...] = ()
+    lines: Texts = ()
     """Columns with lists (of turns, of messages) to join into lines of text."""
     remove: str | None = None
     """A regular expression; every match is cut out of the texts."""
@@ -106,15 +122,15 @@ class Task(BaseModel):
     template: str = "{text}"
     """The text of a row, with its columns in braces. Where there are completions, this is the prompt; in a comparison it may
     be empty."""
-    completions: tuple[str, ...] = ()
+    completions: Texts = ()
     """Templates of the right completion (generation) or of the two completions to compare (comparison)."""
     label: str | None = None
     """Column with 0 or 1 (or false and true); the default in a classification is `label`. In a comparison, 1 means that
     the first completion is the better one. A comparison without a label column always has the better one first, and the
     two are then shown in an order drawn from the row's id."""
-    positive: tuple[Any, ...] = ()
+    positive: Values = ()
     """Values of the label column that mean 1, where they are not 0 and 1."""
-    negative: tuple[Any, ...] = ()
+    negative: Values = ()
     """Values of the label column that mean 0. Rows with any value outside `positive` and `negative` are left out."""
     group: str | tuple[str, ...] | None = None
     """Column with what rows share (a question, a premise), or several such columns. Rows that share a value stay in one part.
@@ -185,6 +201,18 @@ def _top_level(field: str) -> str:
     return re.split(r"[.\[]", field)[0]
 
 
+NOT_IN_YAML = ("path", "test_revision")
+"""Fields that are set here and by a plan."""
+
+
+def schema() -> dict[str, Any]:
+    """JSON Schema of a task file, for editors. A field's docstring is its description."""
+    content = Task.model_json_schema()
+    content["properties"] = {key: value for key, value in content["properties"].items() if key not in NOT_IN_YAML}
+    content["required"] = [key for key in content["required"] if key not in NOT_IN_YAML]
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **content}
+
+
 # --- loading ------------------------------------------------------------------------------------------------------
 
 
@@ -196,20 +224,40 @@ def task_names() -> list[str]:
 def load_task(name_or_path: str | Path, *, base: Path | None = None) -> Task:
     """A shipped task by name, or a task YAML by its path relative to `base`."""
     given = str(name_or_path)
+    if given.endswith(SUFFIXES):
+        raise InputError(f"'{given}' is a data file, not a task; write a task over it with: w2s new task {given}")
     if re.fullmatch(NAME, given) and not given.endswith((".yaml", ".yml")):
         path = CATALOGUE / f"{given}.yaml"
         if not path.exists():
+            beside = {file.stem: file.name for file in (base or Path.cwd()).glob("*.yaml")}
             raise InputError(
-                f"unknown task '{given}'{nearest(given, task_names())}; shipped: {', '.join(task_names())}; "
+                f"unknown task '{given}'{nearest(given, task_names(), files=beside)}; shipped: {', '.join(task_names())}; "
                 "or give the path of a task YAML"
             )
     else:
-        path = Path(given) if Path(given).is_absolute() else _inside(base, given, what="task")
-    content = _read_yaml(path)
-    allowed = [field for field in Task.model_fields if field not in ("path", "test_revision")]
+        path = _place(base, given, what="task")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such task file; shipped tasks: {', '.join(task_names())}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: can't be read ({error})") from error
+    return task_of(text, path)
+
+
+def task_of(text: str, path: Path) -> Task:
+    """The task that a YAML's text describes; its files are found from `path`, where the YAML lies or will lie."""
+    try:
+        content = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: a task must be a mapping with 'name', 'setting' and 'train'")
+    allowed = [field for field in Task.model_fields if field not in NOT_IN_YAML]
     for key in content:
         if key not in allowed:
-            raise InputError(f"{path}: unknown key '{key}'{nearest(str(key), allowed)}; allowed: {', '.join(allowed)}")
+            hint = f" (did you mean '{MEANT[key]}'?)" if key in MEANT else nearest(str(key), allowed)
+            raise InputError(f"{path}: unknown key '{key}'{hint}; allowed: {', '.join(allowed)}")
     try:
         task = Task.model_validate(content | {"path": path.resolve()})
     except ValidationError as error:
@@ -224,29 +272,15 @@ def _check_file_names(task: Task) -> None:
     for part, name in task.sources.items():
         if name.startswith("https://"):
             continue
-        if not _inside(task.path.parent, name, what=part).name.endswith(SUFFIXES):
+        if not _place(task.path.parent, name, what=part).name.endswith(SUFFIXES):
             raise InputError(f"{task.path}: {part}: given '{name}', allowed are files ending in {', '.join(SUFFIXES)}")
 
 
-def _inside(base: Path | None, name: str, *, what: str) -> Path:
-    """The path `name` below `base`. Raises InputError for absolute paths and for `..` that leads out of it."""
-    root = (base or Path.cwd()).resolve()
-    path = (root / name).resolve()
-    if Path(name).is_absolute() or "\0" in name or not path.is_relative_to(root):
-        raise InputError(f"{what} '{name}': leads out of {root}; allowed are paths below it")
-    return path
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such task file; shipped tasks: {', '.join(task_names())}") from error
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: a task must be a mapping with 'name', 'setting' and 'train'")
-    return content
+def _place(base: Path | None, name: str, *, what: str) -> Path:
+    """The path `name`, seen from the folder `base`."""
+    if "\0" in name:
+        raise InputError(f"{what} {name!r}: has a NUL character, which no path may have")
+    return (base or Path.cwd()) / name
 
 
 def load_test_task(task: Task) -> Task | None:
