@@ -1,8 +1,9 @@
-"""Makes the English family and its tasks: `python -m w2s_ray.recipes.english_ladder FOLDER OUT [--sizes m xs s l]`.
+"""Makes the English family and its tasks: `python -m w2s_ray.recipes.english_ladder FOLDER [OUT] [--sizes m xs s l]`.
 
-FOLDER holds the manuals of four programs (`python -m w2s_ray.recipes.english_text --help` says how to get them). Four language
-models are pretrained on 80 % of the pages. The tasks ask which manual a sentence is from, on the other pages. Size tells:
-which words and turns of phrase belong to a manual is what a larger model knows more of.
+FOLDER holds the manuals of six programs (`python -m w2s_ray.recipes.english_text --help` says how to get them). Four language
+models are pretrained on them, but for some pages of two databases, PostgreSQL and SQLite. The tasks ask of sentences on those
+pages which manual they are from: of one sentence (manuals), or of two (manuals-pairs). Size tells: which words and turns
+of phrase belong to a manual is what a larger model knows more of.
 
 A sentence stands between two `<s>`, in pretraining as in a task: a classifier reads the one after the sentence.
 
@@ -24,7 +25,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-import yaml
 from rich.progress import track
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -50,40 +50,21 @@ class Size:
     num_layers: int
     peak_rate: float
     epochs: int
-    fine_tuning_rate: float
-    """For the family's YAML."""
 
 
 SIZES = {
-    "xs": Size(32, 2, 6e-3, 3, 3e-3),
-    "s": Size(64, 3, 4e-3, 3, 7e-4),
-    "m": Size(128, 4, 2.5e-3, 3, 5e-4),
-    "l": Size(224, 5, 1.5e-3, 3, 3e-4),
+    "xs": Size(32, 2, 6e-3, 3),
+    "s": Size(64, 3, 4e-3, 3),
+    "m": Size(128, 4, 2.5e-3, 3),
+    "l": Size(224, 5, 1.5e-3, 3),
 }
 
 
-@dataclass(frozen=True)
-class Task:
-    manuals: tuple[str, str]
-    """Of label 1 and of label 0."""
-    description: str
-    licence: str
-
-
-TASKS = {
-    "manuals-databases": Task(
-        ("postgresql", "sqlite"),
-        "Sentences of the manuals of PostgreSQL (1) and SQLite (0) that name neither; a group is a page.",
-        "PostgreSQL, and the public domain",
-    ),
-    "manuals-languages": Task(
-        ("python", "perl"),
-        "Sentences of the manuals of Python (1) and Perl (0) that name neither; a group is a page.",
-        "PSF-2.0, and GPL-1.0-or-later or Artistic-1.0",
-    ),
-}
-GIVEAWAYS = re.compile(r"\b(postgres\w*|pg_\w*|psql|sqlite\w*|python\w*|py\w*|perl\w*|cpan)\b", re.IGNORECASE)
-"""A sentence that names its program is in no task."""
+TASK_MANUALS = ("postgresql", "sqlite")
+"""Of label 1 and of label 0."""
+MAX_PAIRS_PER_PAGE = 60
+GIVEAWAYS = re.compile(r"\b(postgres\w*|pg_\w*|psql|sqlite\w*)\b", re.IGNORECASE)
+"""A sentence that names its database is in no task."""
 
 
 # --- tokens -------------------------------------------------------------------------------------------------------
@@ -240,16 +221,41 @@ def write_size(folder: Path, size: Size, pages: list[Page], tokenizer: PreTraine
 # --- tasks --------------------------------------------------------------------------------------------------------
 
 
-def task_rows(pages: list[Page], manuals: tuple[str, str]) -> pa.Table:
-    """(text, label, page) of the sentences of two manuals that don't name their program."""
+def task_rows(pages: list[Page]) -> pa.Table:
+    """(text, label, page) of the sentences of both databases' manuals that name neither."""
     rows = [
-        {"text": text, "label": int(page.manual == manuals[0]), "page": f"{page.manual}/{page.name}"}
+        {"text": text, "label": int(page.manual == TASK_MANUALS[0]), "page": f"{page.manual}/{page.name}"}
         for page in pages
-        if page.is_for_tasks and page.manual in manuals
+        if page.is_for_tasks
         for text in page.sentences
         if not GIVEAWAYS.search(text)
     ]
-    return without_near_equals(pa.Table.from_pylist(rows))
+    schema = pa.schema({"text": pa.string(), "label": pa.int8(), "page": pa.string()})
+    return without_near_equals(pa.Table.from_pylist(rows, schema=schema))
+
+
+def pair_rows(rows: pa.Table) -> pa.Table:
+    """(first, second, shelf): a sentence of the one manual and one of the other, each in one pair at most.
+
+    A shelf holds a page of the second manual and as many of the first as have the same number of sentences. The sentences of a
+    pair are from one shelf, so shelves are groups that share no page.
+    """
+    rng = np.random.default_rng([SEED, 2])
+    pages: tuple[dict[str, list[str]], dict[str, list[str]]] = ({}, {})
+    for row in rows.to_pylist():
+        pages[1 - row["label"]].setdefault(row["page"], []).append(row["text"])
+    first_pages, second_pages = (
+        [[page[i] for i in rng.permutation(len(page))[:MAX_PAIRS_PER_PAGE]] for page in side.values()] for side in pages
+    )
+    left = iter([first_pages[i] for i in rng.permutation(len(first_pages))])
+    pairs = []
+    for shelf, second in enumerate(second_pages):
+        first: list[str] = []
+        while len(first) < len(second) and (page := next(left, None)):
+            first += page
+        pairs += [{"first": one, "second": other, "shelf": shelf} for one, other in zip(first, second, strict=False)]
+    schema = pa.schema({"first": pa.string(), "second": pa.string(), "shelf": pa.int16()})
+    return pa.Table.from_pylist(pairs, schema=schema)
 
 
 def without_near_equals(rows: pa.Table) -> pa.Table:
@@ -277,59 +283,28 @@ def without_near_equals(rows: pa.Table) -> pa.Table:
     return rows
 
 
-def write_family(out: Path) -> None:
-    """Write the YAML of the sizes that are there."""
-    sizes = []
-    for name, size in SIZES.items():
-        if (out / "english" / name / "recipe.json").exists():
-            recipe = json.loads((out / "english" / name / "recipe.json").read_text())
-            sizes.append(
-                {
-                    "size": name,
-                    "source": f"./english/{name}",
-                    "params": recipe["non_embedding_params"],
-                    "pretraining_tokens": recipe["tokens"],
-                    "learning_rate": size.fine_tuning_rate,
-                }
-            )
-    entry = {
-        "name": "english",
-        "description": "Decoders pretrained from scratch on the manuals of four programs (recipes/english_ladder.py).",
-        "licence": "the texts' licences are listed in recipes/english_text.py",
-        "sizes": sizes,
-    }
-    (out / "english.yaml").write_text(yaml.safe_dump(entry, sort_keys=False, width=120))
-
-
 def write_tasks(folder: Path, pages: list[Page]) -> None:
-    """Write a parquet and a YAML of each task."""
+    """Write the rows of both tasks."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name, task in TASKS.items():
-        entry = {"name": name, "setting": "classification", "description": task.description, "licence": task.licence}
-        entry |= {"train": f"{name}.parquet", "template": "{text}", "group": "page"}
-        (folder / f"{name}.yaml").write_text(yaml.safe_dump(entry, sort_keys=False, width=120))
-        rows = task_rows(pages, task.manuals).cast(
-            pa.schema({"text": pa.string(), "label": pa.int8(), "page": pa.string()})
-        )
-        pq.write_table(rows, folder / f"{name}.parquet", compression="zstd", compression_level=19)
-        num_pages = len(set(rows["page"].to_pylist()))
-        print(f"{name}: {rows.num_rows:,} sentences of {num_pages} pages", flush=True)
+    rows = task_rows(pages)
+    for name, table in (("manuals", rows), ("manuals-pairs", pair_rows(rows))):
+        pq.write_table(table, folder / f"{name}.parquet", compression="zstd", compression_level=19)
+        print(f"{name}: {table.num_rows:,} rows", flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, metavar="FOLDER")
-    parser.add_argument("out", type=Path, metavar="OUT")
+    parser.add_argument("out", type=Path, nargs="?", default=Path(__file__).parents[1], help="default: the package")
     parser.add_argument("--sizes", nargs="*", choices=SIZES, default=list(SIZES))
     options = parser.parse_args()
     torch.set_num_threads(1)
     pages = read_pages(options.folder)
-    write_tasks(options.out / "tasks", pages)
+    write_tasks(options.out / "tasks/catalogue", pages)
     tokenizer = new_tokenizer([page for page in pages if not page.is_for_tasks])
     for name in options.sizes:
-        recipe = write_size(options.out / "english" / name, SIZES[name], pages, tokenizer)
+        recipe = write_size(options.out / "families/catalogue/english" / name, SIZES[name], pages, tokenizer)
         print(f"{name}: {recipe}", flush=True)
-        write_family(options.out)
 
 
 if __name__ == "__main__":

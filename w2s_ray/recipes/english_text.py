@@ -1,11 +1,9 @@
-"""Sentences of four manuals, for the English family and its tasks: `python -m w2s_ray.recipes.english_text FOLDER`.
+"""Sentences of six manuals, for the English family and its tasks: `python -m w2s_ray.recipes.english_text FOLDER`.
 
-FOLDER holds what four packages of Debian 12 unpack to:
+FOLDER holds what six packages of Debian 12 unpack to:
 
-    apt-get download python3.11-doc postgresql-doc-15 sqlite3-doc perl-doc
+    apt-get download apache2-doc postgresql-doc-15 python3.11-doc python-django-doc python-sqlalchemy-doc sqlite3-doc
     for package in *.deb; do dpkg-deb -x $package FOLDER; done
-
-Licences: Python's manual PSF-2.0, PostgreSQL's PostgreSQL, SQLite's public domain, Perl's GPL-1.0-or-later or Artistic-1.0.
 
 Promises: pages stand in the order of their names; no sentence stands twice; a page is either for pretraining or for tasks, by
 the hash of its name alone.
@@ -21,14 +19,24 @@ from dataclasses import dataclass
 from html.parser import HTMLParser
 from pathlib import Path
 
+
+@dataclass(frozen=True)
+class Manual:
+    pages: str
+    """Pattern of its files."""
+    licence: str
+    task_share: float = 0.0
+    """Share of its pages that are kept for tasks."""
+
+
 MANUALS = {
-    "perl": "usr/share/perl/5.36.0/pod/*.pod",
-    "postgresql": "usr/share/doc/postgresql-doc-15/html/**/*.html",
-    "python": "usr/share/doc/python3.11/html/**/*.html",
-    "sqlite": "usr/share/doc/sqlite3/**/*.html",
+    "apache": Manual("usr/share/doc/apache2-doc/manual/en/**/*.html", "Apache-2.0"),
+    "django": Manual("usr/share/doc/python-django-doc/html/**/*.html", "BSD-3-Clause"),
+    "postgresql": Manual("usr/share/doc/postgresql-doc-15/html/**/*.html", "PostgreSQL", task_share=0.4),
+    "python": Manual("usr/share/doc/python3.11/html/**/*.html", "PSF-2.0"),
+    "sqlalchemy": Manual("usr/share/doc/python-sqlalchemy-doc/html/**/*.html", "MIT"),
+    "sqlite": Manual("usr/share/doc/sqlite3/**/*.html", "public domain", task_share=0.6),
 }
-TASK_SHARE = 0.2
-"""Share of the pages that are kept for tasks."""
 MIN_WORDS, MAX_WORDS = 7, 40
 MIN_LETTERS = 0.88
 """Share of letters and blanks in a sentence. Fewer are code or lists."""
@@ -69,25 +77,24 @@ class Page:
     @property
     def is_for_tasks(self) -> bool:
         digest = hashlib.sha256(f"{self.manual}/{self.name}".encode()).digest()
-        return int.from_bytes(digest[:4], "big") < TASK_SHARE * 2**32
+        return int.from_bytes(digest[:4], "big") < MANUALS[self.manual].task_share * 2**32
 
 
 def read_pages(folder: Path) -> list[Page]:
     """All pages with at least one sentence. Of equal sentences the first is kept."""
     seen: set[str] = set()
     pages = []
-    for manual, pattern in sorted(MANUALS.items()):
-        paths = sorted(folder.glob(pattern))
+    for name, manual in sorted(MANUALS.items()):
+        paths = sorted(folder.glob(manual.pages))
         if not paths:
-            raise SystemExit(f"{folder}: nothing matches {pattern}; --help says what to unpack there")
-        root = folder / pattern.split("*")[0]
+            raise SystemExit(f"{folder}: nothing matches {manual.pages}; --help says what to unpack there")
+        root = folder / manual.pages.split("*")[0]
         for path in paths:
-            source = path.read_text(encoding="utf-8", errors="replace")
-            paragraphs = pod_paragraphs(source) if path.suffix == ".pod" else html_paragraphs(source)
+            paragraphs = html_paragraphs(path.read_text(encoding="utf-8", errors="replace"))
             sentences = [text for text in dict.fromkeys(sentences_of(paragraphs)) if text not in seen]
             seen.update(sentences)
             if sentences:
-                pages.append(Page(manual, str(path.relative_to(root).with_suffix("")), tuple(sentences)))
+                pages.append(Page(name, str(path.relative_to(root).with_suffix("")), tuple(sentences)))
     return pages
 
 
@@ -140,31 +147,6 @@ def html_paragraphs(source: str) -> list[str]:
     parser = _Paragraphs()
     parser.feed(source)
     return [paragraph for paragraph in parser.paragraphs if paragraph.strip()]
-
-
-def pod_paragraphs(source: str) -> list[str]:
-    """Paragraphs of Perl's plain old documentation, without commands and indented lines. `C<code>` becomes `code`."""
-    paragraphs = []
-    for paragraph in re.split(r"\n\s*\n", source):
-        if not paragraph or paragraph[0] in "= \t":
-            continue
-        while True:  # from the innermost code outwards
-            paragraph, num_replaced = re.subn(
-                r"\b([A-Z])(?:<<+\s+(.*?)\s+>>+|<([^<>]*)>)", _pod_code, paragraph, flags=re.S
-            )
-            if not num_replaced:
-                break
-        paragraphs.append(paragraph)
-    return paragraphs
-
-
-def _pod_code(match: re.Match[str]) -> str:
-    kind, text = match[1], match[2] if match[3] is None else match[3]
-    if kind == "E":
-        return {"lt": "(", "gt": ")", "sol": "/", "verbar": "|"}.get(text, "")
-    if kind in "XZ":  # entries of the index, and nothing
-        return ""
-    return text.split("|")[0] if kind == "L" else text
 
 
 def main() -> None:
