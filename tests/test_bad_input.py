@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -378,3 +380,35 @@ def test_rays_client_is_refused_with_the_way_to_go(tmp_path: Path) -> None:
     result = CliRunner().invoke(cli.app, arguments)
     assert isinstance(result.exception, InputError) and "w2s submit STUDY" in str(result.exception)
     assert not (tmp_path / "store").exists()
+
+
+def test_a_split_that_does_not_fit_is_refused_with_the_largest_that_does(folder: Path) -> None:
+    """400 rows in plenty of both labels: 318 beside a test set of 80."""
+    save_study(folder, grid={"split": {"num_train": 1000, "num_test": 80}, "seeds": 3})
+    more = {"plan": [], "run": ["--out", str(folder / "out")], "submit": ["--address", "http://127.0.0.1:1"]}
+    for command, arguments in more.items():
+        message = refusal(folder, command, *arguments)
+        assert "grids[0]: task 'toy': split: 1000 rows with balanced labels are wanted in A" in message
+        assert "(for seeds 0, 1, 2: 3 of 3)" in message
+    named = re.search(r"largest split that fits every replicate: num_train: (\d+), num_test: (\d+)", message)
+    assert named and int(named[2]) == 80
+    split = {"num_train": int(named[1]), "num_test": 80}
+    plan = load_plan(save_study(folder, grid={"split": split, "seeds": 3}), deal_rows=True)
+    assert plan.parts["toy"]["A"].num_rows == split["num_train"] > 100
+    assert "num_train" in with_grid(folder, split=split | {"num_train": split["num_train"] + 2}, seeds=3)
+
+
+def test_a_replicate_that_cannot_be_dealt_is_refused_though_the_first_can(folder: Path) -> None:
+    from w2s_ray import tasks
+
+    rows = tasks.read_task(tasks.load_task("toy.yaml", base=folder)).rows
+    for num_train in range(100, 0, -2):
+        how = tasks.Deal(num_train=num_train, num_test=200)
+        with contextlib.suppress(InputError):
+            tasks.facts_of_replicates(rows, how, seeds=[0])
+            break
+    tasks.facts_of_replicates(rows, how, seeds=[0])
+    with pytest.raises(
+        InputError, match=r"\(for seeds? [1-9].*: \d+ of 40\). The largest split that fits every replicate"
+    ):
+        tasks.facts_of_replicates(rows, how, seeds=range(40))

@@ -83,8 +83,8 @@ class Plan:
     path: Path
     cells: tuple[Cell, ...]
     executions: dict[Model, Execution] = field(repr=False)
-    parts: dict[str, dict[str, tasks.PartFacts] | str] = field(default_factory=dict, repr=False)
-    """Task -> rows and groups of its parts, or why it cannot be dealt. Empty unless asked for."""
+    parts: dict[str, dict[str, tasks.PartFacts]] = field(default_factory=dict, repr=False)
+    """Task -> rows and groups of the first replicate's parts. Empty unless rows were dealt."""
 
     @cached_property
     def fits(self) -> tuple[Fit, ...]:
@@ -99,13 +99,25 @@ class Plan:
         return tuple(unique.values())
 
 
-def load_plan(study: str | Path, *, trust_remote_code: bool = False, with_parts: bool = False) -> Plan:
-    """Read a study, given by path or name, and expand it. `with_parts` deals each task's rows, which takes a second for 20,000."""
+def load_plan(study: str | Path, *, trust_remote_code: bool = False, deal_rows: bool = False) -> Plan:
+    """Read a study, given by path or name, and expand it. `deal_rows` deals every replicate of every task, and refuses a split that
+    does not fit."""
     path = find_study(study)
-    return expand(load_study(path), path=path, trust_remote_code=trust_remote_code, with_parts=with_parts)
+    return expand(load_study(path), path=path, trust_remote_code=trust_remote_code, deal_rows=deal_rows)
 
 
-def expand(study: Study, *, path: Path, trust_remote_code: bool = False, with_parts: bool = False) -> Plan:
+def check_splits(path: str | Path) -> None:
+    """Refuse a study of which a split cannot be dealt, as far as the rows are on this machine. Models need not be."""
+    study = load_study(path)
+    base = Path(path).absolute().parent
+    for i, grid in enumerate(study.grids):
+        for j, name in enumerate(grid.tasks):
+            where = f"{path}: grids[{i}]"
+            if tasks.is_here(_load_task(name, base=base, where=f"{where}.tasks[{j}]")):
+                _parts(_data(name, grid, {}, base=base, where=f"{where}.tasks[{j}]"), grid, where=where)
+
+
+def expand(study: Study, *, path: Path, trust_remote_code: bool = False, deal_rows: bool = False) -> Plan:
     base = path.absolute().parent
     families_and_sizes = [_family(grid, where=f"{path}: grids[{i}]", base=base) for i, grid in enumerate(study.grids)]
     pairs = [
@@ -115,7 +127,8 @@ def expand(study: Study, *, path: Path, trust_remote_code: bool = False, with_pa
     _check_num_cells(study, pairs, path=path)
     cells: dict[str, Cell] = {}
     executions: dict[Model, Execution] = {}
-    parts: dict[str, dict[str, tasks.PartFacts] | str] = {}
+    parts: dict[str, dict[str, tasks.PartFacts]] = {}
+    dealt: dict[Any, dict[str, tasks.PartFacts]] = {}  # grids often share a task and its split
     for i, (grid, (family, sizes), grid_pairs) in enumerate(zip(study.grids, families_and_sizes, pairs, strict=True)):
         models = {size: families.model(family, size, trust_remote_code=trust_remote_code) for size in sizes}
         for size, model in models.items():
@@ -124,8 +137,11 @@ def expand(study: Study, *, path: Path, trust_remote_code: bool = False, with_pa
         for task_index, name in enumerate(grid.tasks):
             where = f"{path}: grids[{i}].tasks[{task_index}]"
             data = _data(name, grid, models, base=base, where=where)
-            if with_parts:
-                parts.setdefault(task_label(data, grid.label), _parts(data, grid))
+            if deal_rows:
+                split = (data.source, grid.split, grid.seed_list)
+                if split not in dealt:
+                    dealt[split] = _parts(data, grid, where=f"{path}: grids[{i}]")
+                parts.setdefault(task_label(data, grid.label), dealt[split])
             circumstances = _circumstances(data.setting, family, grid)
             _check_setting(data, circumstances, family=family, where=where)
             words = [
@@ -225,11 +241,18 @@ def _training(grid: Grid, compute: Compute, family: Family, size: str) -> Traini
     return Training(**values)
 
 
-def _data(name: str, grid: Grid, models: dict[str, Model], *, base: Path, where: str) -> Data:
+def _load_task(name: str, *, base: Path, where: str) -> tasks.Task:
     try:
-        task = tasks.load_task(name, base=base)
+        return tasks.load_task(name, base=base)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
+
+
+def _data(name: str, grid: Grid, models: dict[str, Model], *, base: Path, where: str) -> Data:
+    task = _load_task(name, base=base, where=where)
+    try:
         commits = tasks.resolve_commits(task)
-        tasks.check(task)
+        tasks.check(tasks.load_pinned(str(task.path), commits=commits))
     except InputError as error:
         raise InputError(f"{where}: {error}") from error
     tokenizers = {model.tokenizer: (model.source, model.revision) for model in models.values()}
@@ -364,11 +387,11 @@ def method_label(method: Method) -> str:
     return f"{method.name}({inside})" if inside else method.name
 
 
-def _parts(data: Data, grid: Grid) -> dict[str, tasks.PartFacts] | str:
-    """Rows and groups of each part of the first replicate, before tokenisation; or why it cannot be dealt."""
-    data = replace(_data_of_seed(data, grid, grid.seed_list[0]), num_fresh=grid.split.fresh)
+def _parts(data: Data, grid: Grid, *, where: str) -> dict[str, tasks.PartFacts]:
+    """Rows and groups of each part of the first replicate, before tokenisation. Refuses a split that a replicate cannot have."""
     rows = tasks.read_task(tasks.load_pinned(data.source, commits=data.commits)).rows
+    how = tasks.Deal.of(replace(data, num_fresh=grid.split.fresh))
     try:
-        return tasks.facts_of_deal(rows, tasks.Deal.of(data))
+        return tasks.facts_of_replicates(rows, how, seeds=grid.seed_list if grid.split.per_seed else [None])
     except InputError as error:
-        return str(error)
+        raise InputError(f"{where}: task '{data.task}': {error}") from error

@@ -55,7 +55,7 @@ def plan(
 
     if not 0 < gap < 1:
         raise InputError(f"--gap: given {gap}; allowed is a difference of two scores, between 0 and 1")
-    facts = plan_facts(load_plan(study, with_parts=True), store=open_store(store), gap=gap, usd_per_worker_hour=usd)
+    facts = plan_facts(load_plan(study, deal_rows=True), store=open_store(store), gap=gap, usd_per_worker_hour=usd)
     if as_json:
         print_json(facts)
     else:
@@ -79,7 +79,11 @@ def plan_facts(plan: Plan, *, store: Store, gap: float, usd_per_worker_hour: flo
     half_widths = {
         task: round(
             pgr_half_width(
-                num, gap=gap, num_seeds=num_seeds, num_groups=_num_test_groups(plan, task), noise=noise.get(task)
+                num,
+                gap=gap,
+                num_seeds=num_seeds,
+                num_groups=plan.parts[task]["test"].effective_groups if task in plan.parts else None,
+                noise=noise.get(task),
             ),
             3,
         )
@@ -110,10 +114,7 @@ def plan_facts(plan: Plan, *, store: Store, gap: float, usd_per_worker_hour: flo
         "pgr_noise": {task: "measured" if task in noise else "assumed" for task in half_widths},
         "num_test_items": num_test_items,
         "num_seeds": num_seeds,
-        "parts": {
-            task: parts if isinstance(parts, str) else {name: asdict(part) for name, part in parts.items()}
-            for task, parts in plan.parts.items()
-        },
+        "parts": {task: {name: asdict(part) for name, part in parts.items()} for task, parts in plan.parts.items()},
     }
     if usd_per_worker_hour is None:
         usd_per_worker_hour = plan.study.compute.usd_per_worker_hour
@@ -121,12 +122,6 @@ def plan_facts(plan: Plan, *, store: Store, gap: float, usd_per_worker_hour: flo
         facts["usd_per_worker_hour"] = usd_per_worker_hour
         facts["usd_to_run"] = round(usd_per_worker_hour * worker_hours, 2)
     return facts
-
-
-def _num_test_groups(plan: Plan, task: str) -> float | None:
-    """Effective number of groups in a task's test set, or None if the task can't be dealt."""
-    parts = plan.parts.get(task, "")
-    return None if isinstance(parts, str) else parts["test"].effective_groups
 
 
 def print_plan(facts: dict[str, Any]) -> None:
@@ -166,12 +161,10 @@ def print_plan(facts: dict[str, Any]) -> None:
     out.print(table)
 
 
-def _part_lines(task: str, parts: dict[str, Any] | str) -> list[str]:
-    """What is worth saying about a task's parts: that they can't be dealt, or that they hold few groups."""
+def _part_lines(task: str, parts: dict[str, Any]) -> list[str]:
+    """What is worth saying about a task's parts: their groups, and that these are few."""
     from w2s_ray.tasks import MIN_EFFECTIVE_GROUPS
 
-    if isinstance(parts, str):
-        return [f"[yellow]{escape(task)}: {escape(parts)}[/yellow]"]
     lines = []
     for name, part in parts.items():
         if part["num_groups"] == part["num_rows"]:

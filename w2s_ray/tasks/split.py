@@ -82,9 +82,8 @@ def part_facts(part: pa.Table) -> PartFacts:
     return _facts(part["group"].to_pylist())
 
 
-def facts_of_deal(rows: list[Row], how: Deal) -> dict[str, PartFacts]:
-    """The facts of the parts that `deal` makes."""
-    return {name: _facts([row["group"] for row in part]) for name, part in _deal(rows, how).items()}
+def facts_of_parts(parts: dict[str, list[Row]]) -> dict[str, PartFacts]:
+    return {name: _facts([row["group"] for row in part]) for name, part in parts.items()}
 
 
 def _facts(groups: list[str]) -> PartFacts:
@@ -99,18 +98,33 @@ def _facts(groups: list[str]) -> PartFacts:
 
 def deal(rows: pa.Table, how: Deal) -> dict[str, pa.Table]:
     """Deal rows into `A`, `B`, `test` and the fresh parts. In the result `group` is the group after merging those that share a text."""
-    dealt = _deal(rows.to_pylist(), how)
+    dealt = deal_arranged(arrange(rows.to_pylist(), how), how)
     return {name: pa.Table.from_pylist(part, schema=rows.schema) for name, part in dealt.items()}
 
 
-def _deal(rows: list[Row], how: Deal) -> dict[str, list[Row]]:
+@dataclass(frozen=True)
+class Arranged:
+    """A task's rows in their groups, in the order of the split's hash. All replicates of a split are dealt from these."""
+
+    groups: list[Group]
+    num_rows: int
+    """Of the task, before `rows_per_group`."""
+    has_named_groups: bool
+
+
+def arrange(rows: list[Row], how: Deal) -> Arranged:
+    """Rows as `how` orders them. Only its `seed` and `rows_per_group` count."""
     groups = _groups_in_hash_order(rows, split_seed=how.seed)
     if how.rows_per_group is not None:
         groups = [group[: how.rows_per_group] for group in groups]
-    if max(map(len, groups), default=0) > 1 and _has_named_groups(rows):
-        parts = _deal_groups(groups, how, num_rows=len(rows))
-    else:
-        parts = _deal_rows(groups, how, num_rows=len(rows))
+    return Arranged(groups, len(rows), _has_named_groups(rows))
+
+
+def deal_arranged(arranged: Arranged, how: Deal) -> dict[str, list[Row]]:
+    """Deal rows that were arranged for the same `seed` and `rows_per_group`."""
+    groups = arranged.groups
+    deal_kind = _deal_groups if max(map(len, groups), default=0) > 1 and arranged.has_named_groups else _deal_rows
+    parts = deal_kind(groups, how, num_rows=arranged.num_rows)
     for name, part in parts.items():
         num_wanted = (how.num_test if name == "test" else how.num_train) or 2
         if len(part) < num_wanted // 2 * 2:
@@ -121,7 +135,7 @@ def _deal(rows: list[Row], how: Deal) -> dict[str, list[Row]]:
             )
             raise InputError(
                 f"split: {num_wanted} rows with balanced labels are wanted in {name}, but only {len(part)} are "
-                f"left of {len(rows)} in {len(groups)} groups; lower {lower}"
+                f"left of {arranged.num_rows} in {len(groups)} groups; lower {lower}"
             )
     if how.is_swapped:
         parts["A"], parts["B"] = parts["B"], parts["A"]
@@ -177,7 +191,9 @@ def _reordered(groups: list[Group], how: Deal) -> list[Group]:
     if how.halves_seed is None:
         return groups
     seed = f"{how.seed}:{how.halves_seed}"
-    by_row = [sorted(group, key=lambda row: text_hash(f"{seed}:{row['id']}")) for group in groups]
+    by_row = [
+        sorted(group, key=lambda row: text_hash(f"{seed}:{row['id']}")) if len(group) > 1 else group for group in groups
+    ]
     return sorted(by_row, key=lambda group: text_hash(f"{seed}:group:{group[0]['group']}"))
 
 

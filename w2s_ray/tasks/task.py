@@ -330,6 +330,16 @@ def _commit(task: Task) -> str | None:
 # --- files --------------------------------------------------------------------------------------------------------
 
 
+def is_here(task: Task) -> bool:
+    """Whether all files of a task lie on this machine beside its YAML, or in a copy of the hub, so that nothing is downloaded."""
+    if any(name.startswith("https://") for name in task.sources.values()):
+        return False
+    if task.hub is not None and hub.local_copy(task.hub.id, kind="dataset") is None:
+        return False
+    test_task = load_test_task(task)
+    return test_task is None or is_here(test_task)
+
+
 @lru_cache(maxsize=256)
 def files(task: Task) -> dict[str, list[Path]]:
     """Part -> files on this machine. Files that are not here yet are downloaded."""
