@@ -236,6 +236,74 @@ def test_a_bad_row_is_refused(folder: Path, rows: list[dict[str, Any]], expected
     assert expected in refusal(folder)
 
 
+def rows_of(text: str, label: str = "i % 2", num: int = 40, **more: str) -> list[dict[str, Any]]:
+    """Rows by formula: `text` and `more` are templates of the row's number, `label` is an expression of it."""
+    return [
+        {"text": text.format(i=i), "label": eval(label, {"i": i})}
+        | {name: eval(how, {"i": i}) for name, how in more.items()}
+        for i in range(num)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("rows", "change", "expected"),
+    [
+        (rows_of("n{i}", "1"), {}, "toy.parquet: all 40 rows that can be used have label 1, from"),
+        (rows_of("n{i}", "'abc'[i % 3]"), {"positive": ["a"]}, "given one of positive and negative"),
+        (
+            rows_of("n{i}", "'abc'[i % 3]"),
+            {"positive": ["a"], "negative": ["A"]},
+            "of both labels. Left out: 26 rows, the",
+        ),
+        (rows_of("n{i}", "'abc'[i % 3]"), {"positive": ["x"], "negative": ["y"]}, "no row can be used"),
+        (rows_of("n{i}", "'ab'[i % 2]"), {"positive": ["a"], "negative": ["a"]}, "'a' is in positive and in negative"),
+        (rows_of("same"), {}, "no row can be used. Left out: 40 rows, the same row again, with another right answer"),
+        (rows_of("same", name="f'r{i}'"), {"id": "name"}, "all 40 rows have the same text ('same', "),
+        (
+            rows_of("n{i}", name="i // 2"),
+            {"id": "name"},
+            "row 2: has the id '0', which another row with another text has",
+        ),
+        (
+            rows_of("n{i}", more="None if i == 3 else 'm'"),
+            {"template": "{text} {more}"},
+            "row 4, column 'more': has no value",
+        ),
+        (rows_of("n{i}", book="None if i == 3 else i"), {"group": "book"}, "row 4: has no value at 'book'"),
+        (rows_of("n{i}", book="i // 20"), {"group": "book"}, "'book' makes 2 group(s) of 40 rows"),
+        (rows_of("n{i}"), {"test": "toy.parquet"}, "given 'toy.parquet' as train and as test"),
+        (
+            rows_of("n{i}"),
+            {"test": "copy.parquet"},
+            "toy.parquet: no row can be used. Left out: 40 rows, the same row again",
+        ),
+        (rows_of("n{i}"), {"remove": "("}, "can't be filled from the columns"),
+        (
+            rows_of("n{i}"),
+            {"setting": "comparison", "template": "", "completions": ["{text}", "{text}"]},
+            "both completions are '{text}'",
+        ),
+        (
+            rows_of("n{i}", other="f'n{i}'"),
+            {"setting": "comparison", "template": "", "completions": ["{text}", "{other}"]},
+            "Left out: 40 rows, both completions are the same (first: ",
+        ),
+        (
+            rows_of("n{i}", "1", other="f'm{i}'"),
+            {"setting": "comparison", "template": "", "completions": ["{text}", "{other}"], "label": "label"},
+            "leave out 'label' if the first completion is always the better one",
+        ),
+    ],
+)
+def test_rows_that_break_what_the_task_promises_are_refused(
+    folder: Path, rows: list[dict[str, Any]], change: dict[str, Any], expected: str
+) -> None:
+    for name in ("toy", "copy"):
+        pq.write_table(pa.Table.from_pylist(rows), folder / f"{name}.parquet")
+    spoil(lambda task: task | change)(folder)
+    assert expected in refusal(folder)
+
+
 LINES = "text,label\n" + "".join(f"plain number {i},{i % 2}\n" for i in range(8))
 
 

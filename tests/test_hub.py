@@ -101,7 +101,7 @@ def test_cosmos_qa_never_shows_none_of_the_above(copies: Path) -> None:
     rows = items("cosmos-qa", copies)
     assert not any("None of the above" in row["text"] for row in rows)
     task = tasks.load_task("cosmos-qa")
-    assert tasks.dropped(task) == {"the right answer is one that is never shown": NUM // 4 * 2}
+    assert tasks.read_task(task).dropped == {"the right answer is one that is never shown": NUM // 4 * 2}
 
 
 def test_utilitarianism_shows_the_better_scenario_first_and_second(copies: Path) -> None:
@@ -142,7 +142,10 @@ def test_marks_of_wikihow_are_cut_out(copies: Path) -> None:
 def test_transcripts_that_differ_before_the_last_answer_are_left_out(copies: Path) -> None:
     rows = items("hh-rlhf", copies)
     assert len(rows) == 2 * NUM - 2
-    assert tasks.dropped(tasks.load_task("hh-rlhf")) == {"the two prompts differ": 1, "a completion is empty": 1}
+    assert tasks.read_task(tasks.load_task("hh-rlhf")).dropped == {
+        "the two prompts differ": 1,
+        "a completion is empty": 1,
+    }
     for row in rows:
         assert row["text"].endswith("\n\nAssistant:") and row["completions"][1 - row["label"]].startswith("kind")
 
@@ -163,7 +166,7 @@ def test_a_test_set_of_another_task(copies: Path) -> None:
 def test_ties_are_left_out(copies: Path) -> None:
     for name in ("helpsteer3", "shp"):
         items(name, copies)
-        assert tasks.dropped(tasks.load_task(name))["a tie"] == 2 * NUM // 3
+        assert tasks.read_task(tasks.load_task(name)).dropped["a tie"] == 2 * NUM // 3
     for row in items("helpsteer3", copies):
         better, number = row["completions"][1 - row["label"]].split()
         assert better == ("one" if int(number) % 3 == 0 else "two")

@@ -1,13 +1,14 @@
 """Tasks: data sets as YAML entries, read into rows and dealt into halves and a test set.
 
 `task.py` is the YAML entry and its files, `shapes.py` turns a data set's own rows into items, `rows.py` fills the
-templates, `grouping.py` says which rows belong together, `split.py` deals the rows, `replicates.py` checks that they can be dealt, `near_duplicates.py` finds what a deal
+templates, `promises.py` checks the rows against the YAML, `grouping.py` says which rows belong together, `split.py` deals the rows, `replicates.py` checks that they can be dealt, `near_duplicates.py` finds what a deal
 left in two parts, and `size_estimate.py` tells a task's size without reading all of it. `catalogue/` holds the tasks that
 ship.
 """
 
+from w2s_ray.tasks.promises import check
 from w2s_ray.tasks.replicates import facts_of_replicates
-from w2s_ray.tasks.rows import check, dropped, read_rows, read_task
+from w2s_ray.tasks.rows import read_rows, read_task
 from w2s_ray.tasks.size_estimate import Size, num_rows, size
 from w2s_ray.tasks.split import MIN_EFFECTIVE_GROUPS, Deal, PartFacts, deal, part_facts
 from w2s_ray.tasks.task import (
@@ -30,7 +31,6 @@ __all__ = [
     "Task",
     "check",
     "deal",
-    "dropped",
     "facts_of_replicates",
     "files",
     "fingerprint",
