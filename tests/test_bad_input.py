@@ -304,6 +304,44 @@ def test_rows_that_break_what_the_task_promises_are_refused(
     assert expected in refusal(folder)
 
 
+def test_words_that_the_tokenizer_does_not_know_are_refused(folder: Path) -> None:
+    """The tiny tokenizers know w0 to w39. Of one strange word in twenty, a plan warns."""
+    from w2s_ray.training.data import prepare
+    from w2s_ray.training.worker import TrainingFailed
+
+    def save_rows(strange: int) -> None:
+        for name in ("toy.parquet", f"{strange}.parquet"):
+            words = [["plain" if place < strange else f"w{place}" for place in range(19)] for i in range(300)]
+            rows = [
+                {"text": " ".join([f"w{i % 40}", f"w{i // 40}", *words[i][1:]]), "label": i % 2} for i in range(300)
+            ]
+            pq.write_table(pa.Table.from_pylist(rows), folder / name)
+        spoil(lambda task: task | {"train": f"{strange}.parquet"})(folder)
+
+    save_rows(2)
+    result = CliRunner().invoke(cli.app, ["plan", str(folder / "study.yaml"), "--json"])
+    [tokens, *_] = json.loads(result.output)["tokens"]
+    assert tokens["share_unknown"] == pytest.approx(1 / 20) and tokens["unknown"] == "plain", tokens
+    shown = " ".join(CliRunner().invoke(cli.app, ["plan", str(folder / "study.yaml")]).output.split())
+    assert "toy: 5% of its tokens are unknown to the tokenizer of own-small, such as 'plain'" in shown
+    save_rows(11)
+    assert "does not know 50% of the tokens of task 'toy', such as 'plain' in" in refusal(folder)
+    fit = load_plan(folder / "study.yaml").fits[0]
+    with pytest.raises(TrainingFailed, match="does not know 50% of the tokens of task 'toy'"):
+        prepare(fit)
+
+
+def test_english_on_the_chess_family_is_refused(folder: Path) -> None:
+    (folder / "english.yaml").write_text("name: english\nsetting: classification\ntrain: english.csv\n")
+    lines = [f"the actors of film number {i} were {'good' if i % 2 else 'bad'},{i % 2}" for i in range(400)]
+    (folder / "english.csv").write_text("text,label\n" + "\n".join(lines))
+    (folder / "study.yaml").write_text(
+        "name: x\ngrids: [{family: chess, sizes: [xs, s], tasks: [english.yaml], split: {num_train: 50, num_test: 50}}]"
+    )
+    message = refusal(folder)
+    assert "the tokenizer of chess-xs does not know" in message and "such as 'the'" in message
+
+
 LINES = "text,label\n" + "".join(f"plain number {i},{i % 2}\n" for i in range(8))
 
 

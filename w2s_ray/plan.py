@@ -85,6 +85,9 @@ class Plan:
     executions: dict[Model, Execution] = field(repr=False)
     parts: dict[str, dict[str, tasks.PartFacts]] = field(default_factory=dict, repr=False)
     """Task -> rows and groups of the first replicate's parts. Empty unless rows were dealt."""
+    tokens: dict[tuple[str, str], families.TokenFacts] = field(default_factory=dict, repr=False)
+    """(task, model) -> what the model's tokenizer makes of the task, for one model of each tokenizer. Empty unless rows were dealt,
+    and without tokenizers that lie elsewhere."""
 
     @cached_property
     def fits(self) -> tuple[Fit, ...]:
@@ -128,6 +131,7 @@ def expand(study: Study, *, path: Path, trust_remote_code: bool = False, deal_ro
     cells: dict[str, Cell] = {}
     executions: dict[Model, Execution] = {}
     parts: dict[str, dict[str, tasks.PartFacts]] = {}
+    tokens: dict[tuple[str, str], families.TokenFacts] = {}
     dealt: dict[Any, dict[str, tasks.PartFacts]] = {}  # grids often share a task and its split
     for i, (grid, (family, sizes), grid_pairs) in enumerate(zip(study.grids, families_and_sizes, pairs, strict=True)):
         models = {size: families.model(family, size, trust_remote_code=trust_remote_code) for size in sizes}
@@ -142,6 +146,7 @@ def expand(study: Study, *, path: Path, trust_remote_code: bool = False, deal_ro
                 if split not in dealt:
                     dealt[split] = _parts(data, grid, where=f"{path}: grids[{i}]")
                 parts.setdefault(task_label(data, grid.label), dealt[split])
+                tokens |= _tokens(data, models, where=where)
             circumstances = _circumstances(data.setting, family, grid)
             _check_setting(data, circumstances, family=family, where=where)
             words = [
@@ -159,7 +164,7 @@ def expand(study: Study, *, path: Path, trust_remote_code: bool = False, deal_ro
                         f"{path}: grids[{i}]: an earlier grid has the cell {cell.name} too, with other settings. The "
                         "results could not tell the two apart; give one of the grids a 'label'"
                     )
-    return Plan(study=study, path=path, cells=tuple(cells.values()), executions=executions, parts=parts)
+    return Plan(study=study, path=path, cells=tuple(cells.values()), executions=executions, parts=parts, tokens=tokens)
 
 
 def _check_num_cells(study: Study, pairs: list[list[tuple[str, str]]], *, path: Path) -> None:
@@ -395,3 +400,26 @@ def _parts(data: Data, grid: Grid, *, where: str) -> dict[str, tasks.PartFacts]:
         return tasks.facts_of_replicates(rows, how, seeds=grid.seed_list if grid.split.per_seed else [None])
     except InputError as error:
         raise InputError(f"{where}: task '{data.task}': {error}") from error
+
+
+def _tokens(data: Data, models: dict[str, Model], *, where: str) -> dict[tuple[str, str], families.TokenFacts]:
+    """What each tokenizer of the grid makes of a task. Refuses one that does not know the task's words."""
+    rows = tasks.read_task(tasks.load_pinned(data.source, commits=data.commits)).rows
+    shown = [
+        [f"{row['text']} {completion}".strip() for completion in row["completions"]] or [row["text"]] for row in rows
+    ]
+    found = {}
+    for model in {
+        model.tokenizer: model for model in reversed(models.values())
+    }.values():  # the first of each tokenizer
+        facts = families.token_facts(Path(model.source), shown, max_tokens=data.max_tokens)
+        if facts is None:
+            continue
+        if facts.share_unknown > families.MAX_UNKNOWN:
+            raise InputError(
+                f"{where}: the tokenizer of {model.name} does not know {facts.share_unknown:.0%} of the tokens of task "
+                f"'{data.task}', such as {facts.unknown!r} in {shown[facts.unknown_row][0][:80]!r}; allowed are "
+                f"{families.MAX_UNKNOWN:.0%}. Choose a family that was made for such texts (`w2s families`)"
+            )
+        found[data.task, model.name] = facts
+    return found

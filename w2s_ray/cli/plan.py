@@ -115,6 +115,7 @@ def plan_facts(plan: Plan, *, store: Store, gap: float, usd_per_worker_hour: flo
         "num_test_items": num_test_items,
         "num_seeds": num_seeds,
         "parts": {task: {name: asdict(part) for name, part in parts.items()} for task, parts in plan.parts.items()},
+        "tokens": [{"task": task, "model": model} | asdict(facts) for (task, model), facts in plan.tokens.items()],
     }
     if usd_per_worker_hour is None:
         usd_per_worker_hour = plan.study.compute.usd_per_worker_hour
@@ -148,6 +149,9 @@ def print_plan(facts: dict[str, Any]) -> None:
     for task, parts in facts["parts"].items():
         for line in _part_lines(task, parts):
             table.add_row("parts", line)
+    for row in facts["tokens"]:
+        if line := _token_line(row):
+            table.add_row("tokens", line)
     for task, half_width in facts["pgr_half_width_95"].items():
         num_items = facts["num_test_items"][task]
         table.add_row(
@@ -175,3 +179,15 @@ def _part_lines(task: str, parts: dict[str, Any]) -> list[str]:
             line = f"[yellow]{line}. Fewer than {MIN_EFFECTIVE_GROUPS}: no interval over groups can be trusted[/yellow]"
         lines.append(line)
     return lines
+
+
+def _token_line(row: dict[str, Any]) -> str:
+    """A warning where a tokenizer does not know many of a task's words."""
+    from w2s_ray.families import WARN_UNKNOWN
+
+    if row["share_unknown"] <= WARN_UNKNOWN:
+        return ""
+    return (
+        f"[yellow]{escape(row['task'])}: {row['share_unknown']:.0%} of its tokens are unknown to the tokenizer of "
+        f"{escape(row['model'])}, such as {escape(repr(row['unknown']))}; it reads all of them alike[/yellow]"
+    )
