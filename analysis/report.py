@@ -216,6 +216,8 @@ def _notice(frames: dict[str, pl.DataFrame], specs: dict[str, dict[str, Any]]) -
     """Why the page shows no curve, or an empty string if it shows one."""
     pgr = frames["pgr"]
     if (frames["results"]["status"] != "done").all():
+        if (frames["results"]["status"] == "constant").any():
+            return "No cell has a score, since models give every test item the same answer (see the cells without a result)."
         return "Nothing is done yet, so there is no curve to draw."
     if not specs:
         return "No pair of models has a score to draw."

@@ -82,11 +82,15 @@ SCHEMA = {
 - `half_b_weak_score`: the supervisor's score on the whole of half B.
 - `half_b_*agreement*`: on the rows of half B that the student learned from. Null for an untrained student, for one that learned
   from part of the half only (such as a chain's), and for Fits of an earlier version of this package.
-- `status`: done, failed, blocked (a Fit that it depends on failed), damaged (in the store) or missing (not run yet).
+- `status`: done, failed, blocked (a Fit that it depends on failed), damaged (in the store), constant (supervisor, student or
+  ceiling gives every test item the same answer, so it has learned nothing that could be scored) or missing (not run yet).
 """
 
-STATUS_ORDER = ("failed", "damaged", "blocked", "missing")
+STATUS_ORDER = ("failed", "damaged", "constant", "blocked", "missing")
 """A cell with several problems has the status that comes first here."""
+
+SAME_PROBABILITY = 1e-6
+"""Probabilities that differ by no more are the same: the order of sums in float32 alone makes such differences."""
 
 PACKAGES = ("w2s_ray", "torch", "transformers", "deepspeed", "ray")
 """The packages whose versions a Fit records (`training/provenance.py`)."""
@@ -188,6 +192,8 @@ def write_results(cells: Iterable[Cell], *, study: str, store: Store, out: Path)
                 fit_tables[key] = collector.collect(fit, commits[key])
             except StoreError as error:
                 problems[key] = ("damaged", str(error))
+        if key in fit_tables and (answer := _constant_answer(fit, fit_tables[key].test)):
+            problems[key] = ("constant", f"the {fit.role} {fit.folder} gives every test item the same answer: {answer}")
     rows = [_row(cell, study=study, fit_tables=fit_tables, problems=problems) for cell in cells]
     results = pl.DataFrame(rows, schema=SCHEMA)
     out.mkdir(parents=True, exist_ok=True)
@@ -447,9 +453,9 @@ def _row(
     }
     for name, fit in (("weak_score", weak), ("student_score", student), ("ceiling_score", ceiling)):
         if fit.key in fit_tables:
-            row[name] = _accuracy(fit_tables[fit.key].test)
+            row[name] = None if fit.key in problems else _accuracy(fit_tables[fit.key].test)
             row["n_test"] = fit_tables[fit.key].test.height
-    if weak.key in fit_tables and fit_tables[weak.key].half_b.height:
+    if weak.key in fit_tables and weak.key not in problems and fit_tables[weak.key].half_b.height:
         row["half_b_weak_score"] = _accuracy(fit_tables[weak.key].half_b)
     row |= _control_scores(cell, fit_tables, weak_score=row["weak_score"])
     cell_problems = [problems[fit.key] for fit in (weak, ceiling, student) if fit.key in problems]
@@ -480,6 +486,21 @@ def _control_scores(cell: Cell, fit_tables: dict[str, FitTables], *, weak_score:
     known = [score for score in scores if score is not None]
     is_whole = cell.controls.shuffled is not None and len(known) == len(scores)
     return row | {"floor_score": max(known) if is_whole else None}
+
+
+def _constant_answer(fit: Fit, judged: pl.DataFrame) -> str | None:
+    """The one answer to all test items, if there is no other; None where answers differ.
+
+    An untrained model and one that learned from shuffled labels may answer so: they are what others are compared with.
+    """
+    if fit.role in ("untrained", "control") or judged.height < 2:
+        return None
+    if fit.data.setting == "generation":
+        is_same = judged["completion"].n_unique() == 1 and not judged["correct"].all()
+        return repr(judged["completion"][0]) if is_same else None
+    probabilities = judged["probability"].to_numpy()
+    is_same = probabilities.max() - probabilities.min() <= SAME_PROBABILITY
+    return f"probability {probabilities[0]:.4f}" if is_same else None
 
 
 def _accuracy(judged: pl.DataFrame) -> float:
