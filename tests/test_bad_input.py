@@ -304,6 +304,22 @@ def test_rows_that_break_what_the_task_promises_are_refused(
     assert expected in refusal(folder)
 
 
+def test_a_plan_says_which_rows_are_left_out_and_why(folder: Path) -> None:
+    """Of 300 rows 10 are there twice, and the last has 70 words where 64 tokens are allowed."""
+    rows = [{"text": f"w{i % 40} w{i // 40}", "label": i % 2} for i in range(299)]
+    long = {"text": " ".join(["w1"] * 70), "label": 1}
+    pq.write_table(pa.Table.from_pylist([*rows, long, *rows[:10]]), folder / "toy.parquet")
+    study = save_study(folder, grid={"training": {"max_tokens": 64}, "split": {"num_train": 40, "num_test": 40}})
+    facts = json.loads(CliRunner().invoke(cli.app, ["plan", str(study), "--json"]).output)
+    left_out = [{"reason": "the same row again", "num_rows": 10, "first": f"{folder / 'toy.parquet'}: row 301"}]
+    assert facts["rows"] == {"toy": {"num_read": 310, "num_usable": 300, "left_out": left_out}}
+    assert [row["share_too_long"] for row in facts["tokens"]] == [pytest.approx(1 / 300)]
+    shown = " ".join(CliRunner().invoke(cli.app, ["plan", str(study)]).output.split())
+    assert "toy: 300 of 310 can be used" in shown
+    assert "toy: 10 left out, the same row again (first: toy.parquet: row 301)" in shown
+    assert "toy: less than 1 % of its rows are longer than training.max_tokens for own-small" in shown
+
+
 def test_words_that_the_tokenizer_does_not_know_are_refused(folder: Path) -> None:
     """The tiny tokenizers know w0 to w39. Of one strange word in twenty, a plan warns."""
     from w2s_ray.training.data import prepare

@@ -15,9 +15,12 @@ from analysis.bootstrap import resample
 from analysis.pgr import pgr_table
 from analysis.report import write_report
 from w2s_ray.fit import Method
+from w2s_ray.left_out import NOT_ASKED_FOR
 from w2s_ray.plan import Cell, Controls
 from w2s_ray.results import write_results
 from w2s_ray.store import Store
+from w2s_ray.tasks import RowCounts
+from w2s_ray.tasks.shapes import Dropped
 
 from fits import cell, commit, fit
 
@@ -92,6 +95,30 @@ def test_what_has_no_result_has_a_reason_and_nulls(store: Store, tmp_path: Path)
     assert all(row["pgr"] is None for row in rows) and rows[0]["weak_score"] is None
     table = pgr_table(resample(*tables.read_study(tmp_path / "out")))
     assert table["num_dropped"].to_list() == [2, 2] and table["gap_too_small"].to_list() == [True, True]
+
+
+def test_rows_left_out_are_counted_with_their_reasons(store: Store, tmp_path: Path) -> None:
+    """Of 30 rows 4 are doubles and 3 too long; the parts have 13 of the others."""
+    study_cell, out = cell(), tmp_path / "out"
+    for trained in (study_cell.supervisor, study_cell.ceiling, study_cell.student):
+        commit(store, trained, [0.9] * 4 + [0.1] * 4, tmp_path, {"num_too_long": 3})
+    dropped = Dropped()
+    dropped["the same row again"] += 4
+    write_results([study_cell], study="x", store=store, out=out, rows={"toy": RowCounts(26, dropped)})
+    table = pl.read_parquet(out / "left_out.parquet")
+    assert table.select("task", "num_rows").rows() == [("toy", 10), ("toy", 4), ("toy", 3)]
+    assert table["reason"].to_list() == [
+        NOT_ASKED_FOR,
+        "the same row again",
+        "longer than 64 tokens for a model of the grid",
+    ]
+    assert table["share"].to_list() == pytest.approx([10 / 30, 4 / 30, 3 / 30])
+    page = write_report(out).read_text()
+    assert "Rows left out" in page and "the same row again" in page
+    write_results([study_cell], study="x", store=store, out=out)
+    assert pl.read_parquet(out / "left_out.parquet").rows() == [("toy", table["reason"][2], 3, None)], (
+        "without its files"
+    )
 
 
 def test_one_answer_to_everything_is_no_score(store: Store, tmp_path: Path) -> None:

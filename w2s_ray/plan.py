@@ -83,6 +83,8 @@ class Plan:
     path: Path
     cells: tuple[Cell, ...]
     executions: dict[Model, Execution] = field(repr=False)
+    rows: dict[str, tasks.RowCounts] = field(default_factory=dict, repr=False)
+    """Task -> rows that can be used, and why others can't."""
     parts: dict[str, dict[str, tasks.PartFacts]] = field(default_factory=dict, repr=False)
     """Task -> rows and groups of the first replicate's parts. Empty unless rows were dealt."""
     tokens: dict[tuple[str, str], families.TokenFacts] = field(default_factory=dict, repr=False)
@@ -130,6 +132,7 @@ def expand(study: Study, *, path: Path, trust_remote_code: bool = False, deal_ro
     _check_num_cells(study, pairs, path=path)
     cells: dict[str, Cell] = {}
     executions: dict[Model, Execution] = {}
+    rows: dict[str, tasks.RowCounts] = {}
     parts: dict[str, dict[str, tasks.PartFacts]] = {}
     tokens: dict[tuple[str, str], families.TokenFacts] = {}
     dealt: dict[Any, dict[str, tasks.PartFacts]] = {}  # grids often share a task and its split
@@ -141,6 +144,7 @@ def expand(study: Study, *, path: Path, trust_remote_code: bool = False, deal_ro
         for task_index, name in enumerate(grid.tasks):
             where = f"{path}: grids[{i}].tasks[{task_index}]"
             data = _data(name, grid, models, base=base, where=where)
+            rows[data.task] = tasks.check(tasks.load_pinned(data.source, commits=data.commits))
             if deal_rows:
                 split = (data.source, grid.split, grid.seed_list)
                 if split not in dealt:
@@ -164,7 +168,15 @@ def expand(study: Study, *, path: Path, trust_remote_code: bool = False, deal_ro
                         f"{path}: grids[{i}]: an earlier grid has the cell {cell.name} too, with other settings. The "
                         "results could not tell the two apart; give one of the grids a 'label'"
                     )
-    return Plan(study=study, path=path, cells=tuple(cells.values()), executions=executions, parts=parts, tokens=tokens)
+    return Plan(
+        study=study,
+        path=path,
+        cells=tuple(cells.values()),
+        executions=executions,
+        rows=rows,
+        parts=parts,
+        tokens=tokens,
+    )
 
 
 def _check_num_cells(study: Study, pairs: list[list[tuple[str, str]]], *, path: Path) -> None:

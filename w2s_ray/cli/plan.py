@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from w2s_ray.plan import Plan
     from w2s_ray.store import Store
 
+LARGE_LOSS = 0.1
+"""A share of left out rows above this is marked."""
 PLURALS = {
     "supervisor": "supervisors",
     "ceiling": "ceilings",
@@ -114,6 +116,17 @@ def plan_facts(plan: Plan, *, store: Store, gap: float, usd_per_worker_hour: flo
         "pgr_noise": {task: "measured" if task in noise else "assumed" for task in half_widths},
         "num_test_items": num_test_items,
         "num_seeds": num_seeds,
+        "rows": {
+            task: {
+                "num_read": counts.num_read,
+                "num_usable": counts.num_usable,
+                "left_out": [
+                    {"reason": reason, "num_rows": num, "first": counts.dropped.first[reason]}
+                    for reason, num in counts.dropped.items()
+                ],
+            }
+            for task, counts in plan.rows.items()
+        },
         "parts": {task: {name: asdict(part) for name, part in parts.items()} for task, parts in plan.parts.items()},
         "tokens": [{"task": task, "model": model} | asdict(facts) for (task, model), facts in plan.tokens.items()],
     }
@@ -146,11 +159,14 @@ def print_plan(facts: dict[str, Any]) -> None:
         f"{facts['largest_model']}: {facts['largest_state_gib_per_worker']:.2g} GiB of weights, gradients and optimizer "
         f"states on each of {facts['largest_workers']} worker(s), ZeRO {facts['largest_zero_stage']}",
     )
+    for task, counts in facts["rows"].items():
+        for line in _row_lines(task, counts):
+            table.add_row("rows", line)
     for task, parts in facts["parts"].items():
         for line in _part_lines(task, parts):
             table.add_row("parts", line)
     for row in facts["tokens"]:
-        if line := _token_line(row):
+        for line in _token_lines(row):
             table.add_row("tokens", line)
     for task, half_width in facts["pgr_half_width_95"].items():
         num_items = facts["num_test_items"][task]
@@ -181,13 +197,28 @@ def _part_lines(task: str, parts: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _token_line(row: dict[str, Any]) -> str:
-    """A warning where a tokenizer does not know many of a task's words."""
+def _row_lines(task: str, counts: dict[str, Any]) -> list[str]:
+    """How many rows can be used, and why others can't. A large loss is marked: it is seldom meant."""
+    num_read, num_usable = counts["num_read"], counts["num_usable"]
+    lines = [f"{escape(task)}: {num_usable:,} of {num_read:,} can be used"]
+    for row in counts["left_out"]:
+        line = f"{escape(task)}: {row['num_rows']:,} left out, {escape(row['reason'])} (first: {escape(row['first'].rpartition('/')[2])})"
+        lines.append(f"[yellow]{line}[/yellow]" if row["num_rows"] > LARGE_LOSS * num_read else line)
+    return lines
+
+
+def _token_lines(row: dict[str, Any]) -> list[str]:
+    """What a tokenizer makes of a task, where it does not know many of its words or finds rows too long."""
     from w2s_ray.families import WARN_UNKNOWN
 
-    if row["share_unknown"] <= WARN_UNKNOWN:
-        return ""
-    return (
-        f"[yellow]{escape(row['task'])}: {row['share_unknown']:.0%} of its tokens are unknown to the tokenizer of "
-        f"{escape(row['model'])}, such as {escape(repr(row['unknown']))}; it reads all of them alike[/yellow]"
-    )
+    task, model, lines = escape(row["task"]), escape(row["model"]), []
+    if row["share_unknown"] > WARN_UNKNOWN:
+        lines.append(
+            f"[yellow]{task}: {row['share_unknown']:.0%} of its tokens are unknown to the tokenizer of {model}, such as "
+            f"{escape(repr(row['unknown']))}; it reads all of them alike[/yellow]"
+        )
+    if share := row["share_too_long"]:
+        about = f"about {share:.0%}" if share >= 0.01 else "less than 1 %"
+        line = f"{task}: {about} of its rows are longer than training.max_tokens for {model}; they are left out for all models"
+        lines.append(f"[yellow]{line}[/yellow]" if share > LARGE_LOSS else line)
+    return lines

@@ -88,7 +88,7 @@ def write_tables_and_report(
     from w2s_ray.results import write_results
 
     facts = facts | {"fits": len(plan.fits), "cells": len(plan.cells)}
-    results = write_results(plan.cells, study=plan.study.name, store=store, out=folder)
+    results = write_results(plan.cells, study=plan.study.name, store=store, out=folder, rows=plan.rows)
     if num_constant := (results["status"] == "constant").sum():
         out.print(
             f"[yellow]{num_constant:,} cell(s) have no PGR, since a model gives every test item the same answer[/yellow]"

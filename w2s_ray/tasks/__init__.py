@@ -6,7 +6,7 @@ left in two parts, and `size_estimate.py` tells a task's size without reading al
 ship.
 """
 
-from w2s_ray.tasks.promises import check
+from w2s_ray.tasks.promises import RowCounts, check
 from w2s_ray.tasks.replicates import facts_of_replicates
 from w2s_ray.tasks.rows import read_rows, read_task
 from w2s_ray.tasks.size_estimate import Size, num_rows, size
@@ -27,6 +27,7 @@ __all__ = [
     "MIN_EFFECTIVE_GROUPS",
     "Deal",
     "PartFacts",
+    "RowCounts",
     "Size",
     "Task",
     "check",

@@ -7,6 +7,7 @@ looked at together. A message names the first row at fault.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import lru_cache
 
 from w2s_ray.errors import InputError
@@ -18,9 +19,21 @@ MAX_CHARACTERS = 60
 """So much of a text is shown."""
 
 
+@dataclass(frozen=True)
+class RowCounts:
+    """How many rows a task has."""
+
+    num_usable: int
+    dropped: Dropped
+
+    @property
+    def num_read(self) -> int:
+        return self.num_usable + self.dropped.total()
+
+
 @lru_cache(maxsize=256)
-def check(task: Task) -> Dropped:
-    """Read every row, refuse the first bad one and a broken promise, and return what is left out.
+def check(task: Task) -> RowCounts:
+    """Read every row, refuse the first bad one and a broken promise, and count the rows.
 
     The cache remembers that a task is good without keeping its rows, for studies whose grids share many tasks.
     """
@@ -29,7 +42,7 @@ def check(task: Task) -> Dropped:
     _check_texts_differ(task, read)
     _check_labels(task, read)
     _check_groups(task, read)
-    return read.dropped
+    return RowCounts(len(read.rows), read.dropped)
 
 
 def _check_rows_are_left(read: TaskRows) -> None:
