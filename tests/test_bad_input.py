@@ -315,9 +315,18 @@ def test_a_plan_says_which_rows_are_left_out_and_why(folder: Path) -> None:
     assert facts["rows"] == {"toy": {"num_read": 310, "num_usable": 300, "left_out": left_out}}
     assert [row["share_too_long"] for row in facts["tokens"]] == [pytest.approx(1 / 300)]
     shown = " ".join(CliRunner().invoke(cli.app, ["plan", str(study)]).output.split())
-    assert "toy: 300 of 310 can be used" in shown
+    assert "toy: 300 of 310 can be used, and one replicate takes 120 of them" in shown
     assert "toy: 10 left out, the same row again (first: toy.parquet: row 301)" in shown
-    assert "toy: less than 1 % of its rows are longer than training.max_tokens for own-small" in shown
+    assert "toy: 1 rows are longer than training.max_tokens for own-small" in shown
+    save_study(folder, grid={"training": {"max_tokens": 64}, "split": {"num_train": 100, "num_test": 60}})
+    load_plan(folder / "study.yaml", deal_rows=True)
+    long_rows = [{"text": f"{row['text']} {'w1 ' * 70}", "label": row["label"]} for row in rows]
+    pq.write_table(pa.Table.from_pylist([*rows[:100], *long_rows[100:]]), folder / "few.parquet")
+    spoil(lambda task: task | {"train": "few.parquet"})(folder)
+    message = refusal(folder)
+    assert (
+        "task 'toy' (199 rows are longer than 64 tokens): split: 100 rows with balanced labels are wanted in" in message
+    )
 
 
 def test_words_that_the_tokenizer_does_not_know_are_refused(folder: Path) -> None:

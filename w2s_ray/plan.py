@@ -146,11 +146,12 @@ def expand(study: Study, *, path: Path, trust_remote_code: bool = False, deal_ro
             data = _data(name, grid, models, base=base, where=where)
             rows[data.task] = tasks.check(tasks.load_pinned(data.source, commits=data.commits))
             if deal_rows:
-                split = (data.source, grid.split, grid.seed_list)
+                split = (data.source, data.tokenizers, data.max_tokens, grid.split, grid.seed_list)
                 if split not in dealt:
-                    dealt[split] = _parts(data, grid, where=f"{path}: grids[{i}]")
+                    found, too_long = _tokens(data, models, where=where)
+                    tokens |= found
+                    dealt[split] = _parts(data, grid, where=f"{path}: grids[{i}]", too_long=too_long)
                 parts.setdefault(task_label(data, grid.label), dealt[split])
-                tokens |= _tokens(data, models, where=where)
             circumstances = _circumstances(data.setting, family, grid)
             _check_setting(data, circumstances, family=family, where=where)
             words = [
@@ -404,23 +405,35 @@ def method_label(method: Method) -> str:
     return f"{method.name}({inside})" if inside else method.name
 
 
-def _parts(data: Data, grid: Grid, *, where: str) -> dict[str, tasks.PartFacts]:
-    """Rows and groups of each part of the first replicate, before tokenisation. Refuses a split that a replicate cannot have."""
-    rows = tasks.read_task(tasks.load_pinned(data.source, commits=data.commits)).rows
+def _parts(data: Data, grid: Grid, *, where: str, too_long: frozenset[int] = frozenset()) -> dict[str, tasks.PartFacts]:
+    """Rows and groups of each part of the first replicate. Refuses a split that a replicate cannot have.
+
+    `too_long`: places of the rows that are left out since they are too long, as far as that is known.
+    """
+    rows = _rows(data)
+    short = [row for place, row in enumerate(rows) if place not in too_long]
     how = tasks.Deal.of(replace(data, num_fresh=grid.split.fresh))
     try:
-        return tasks.facts_of_replicates(rows, how, seeds=grid.seed_list if grid.split.per_seed else [None])
+        return tasks.facts_of_replicates(short, how, seeds=grid.seed_list if grid.split.per_seed else [None])
     except InputError as error:
-        raise InputError(f"{where}: task '{data.task}': {error}") from error
+        left_out = f" ({len(too_long):,} rows are longer than {data.max_tokens:,} tokens)" if too_long else ""
+        raise InputError(f"{where}: task '{data.task}'{left_out}: {error}") from error
 
 
-def _tokens(data: Data, models: dict[str, Model], *, where: str) -> dict[tuple[str, str], families.TokenFacts]:
-    """What each tokenizer of the grid makes of a task. Refuses one that does not know the task's words."""
-    rows = tasks.read_task(tasks.load_pinned(data.source, commits=data.commits)).rows
+def _rows(data: Data) -> list[tasks.Row]:
+    return tasks.read_task(tasks.load_pinned(data.source, commits=data.commits)).rows
+
+
+def _tokens(
+    data: Data, models: dict[str, Model], *, where: str
+) -> tuple[dict[tuple[str, str], families.TokenFacts], frozenset[int]]:
+    """What each tokenizer of the grid makes of a task, and the places of rows that are too long for any, as far as known.
+    Refuses a tokenizer that does not know the task's words."""
     shown = [
-        [f"{row['text']} {completion}".strip() for completion in row["completions"]] or [row["text"]] for row in rows
+        [f"{row['text']} {completion}".strip() for completion in row["completions"]] or [row["text"]]
+        for row in _rows(data)
     ]
-    found = {}
+    found, too_long = {}, frozenset[int]()
     for model in {
         model.tokenizer: model for model in reversed(models.values())
     }.values():  # the first of each tokenizer
@@ -434,4 +447,5 @@ def _tokens(data: Data, models: dict[str, Model], *, where: str) -> dict[tuple[s
                 f"{families.MAX_UNKNOWN:.0%}. Choose a family that was made for such texts (`w2s families`)"
             )
         found[data.task, model.name] = facts
-    return found
+        too_long |= facts.too_long or frozenset()
+    return found, too_long

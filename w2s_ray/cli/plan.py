@@ -128,7 +128,17 @@ def plan_facts(plan: Plan, *, store: Store, gap: float, usd_per_worker_hour: flo
             for task, counts in plan.rows.items()
         },
         "parts": {task: {name: asdict(part) for name, part in parts.items()} for task, parts in plan.parts.items()},
-        "tokens": [{"task": task, "model": model} | asdict(facts) for (task, model), facts in plan.tokens.items()],
+        "tokens": [
+            {
+                "task": task,
+                "model": model,
+                "share_unknown": facts.share_unknown,
+                "unknown": facts.unknown,
+                "share_too_long": facts.share_too_long,
+                "num_too_long": None if facts.too_long is None else len(facts.too_long),
+            }
+            for (task, model), facts in plan.tokens.items()
+        ],
     }
     if usd_per_worker_hour is None:
         usd_per_worker_hour = plan.study.compute.usd_per_worker_hour
@@ -160,7 +170,7 @@ def print_plan(facts: dict[str, Any]) -> None:
         f"states on each of {facts['largest_workers']} worker(s), ZeRO {facts['largest_zero_stage']}",
     )
     for task, counts in facts["rows"].items():
-        for line in _row_lines(task, counts):
+        for line in _row_lines(task, counts, facts["parts"].get(task)):
             table.add_row("rows", line)
     for task, parts in facts["parts"].items():
         for line in _part_lines(task, parts):
@@ -197,10 +207,15 @@ def _part_lines(task: str, parts: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _row_lines(task: str, counts: dict[str, Any]) -> list[str]:
+def _row_lines(task: str, counts: dict[str, Any], parts: dict[str, Any] | None) -> list[str]:
     """How many rows can be used, and why others can't. A large loss is marked: it is seldom meant."""
     num_read, num_usable = counts["num_read"], counts["num_usable"]
-    lines = [f"{escape(task)}: {num_usable:,} of {num_read:,} can be used"]
+    used = (
+        ""
+        if parts is None
+        else f", and one replicate takes {sum(part['num_rows'] for part in parts.values()):,} of them"
+    )
+    lines = [f"{escape(task)}: {num_usable:,} of {num_read:,} can be used{used}"]
     for row in counts["left_out"]:
         line = f"{escape(task)}: {row['num_rows']:,} left out, {escape(row['reason'])} (first: {escape(row['first'].rpartition('/')[2])})"
         lines.append(f"[yellow]{line}[/yellow]" if row["num_rows"] > LARGE_LOSS * num_read else line)
@@ -218,7 +233,7 @@ def _token_lines(row: dict[str, Any]) -> list[str]:
             f"{escape(repr(row['unknown']))}; it reads all of them alike[/yellow]"
         )
     if share := row["share_too_long"]:
-        about = f"about {share:.0%}" if share >= 0.01 else "less than 1 %"
-        line = f"{task}: {about} of its rows are longer than training.max_tokens for {model}; they are left out for all models"
+        rows = f"about {share:.0%} of its" if row["num_too_long"] is None else f"{row['num_too_long']:,}"
+        line = f"{task}: {rows} rows are longer than training.max_tokens for {model}; they are left out for all models"
         lines.append(f"[yellow]{line}[/yellow]" if share > LARGE_LOSS else line)
     return lines

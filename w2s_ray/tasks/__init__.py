@@ -8,7 +8,7 @@ ship.
 
 from w2s_ray.tasks.promises import RowCounts, check
 from w2s_ray.tasks.replicates import facts_of_replicates
-from w2s_ray.tasks.rows import read_rows, read_task
+from w2s_ray.tasks.rows import Row, read_rows, read_task
 from w2s_ray.tasks.size_estimate import Size, num_rows, size
 from w2s_ray.tasks.split import MIN_EFFECTIVE_GROUPS, Deal, PartFacts, deal, part_facts
 from w2s_ray.tasks.task import (
@@ -27,6 +27,7 @@ __all__ = [
     "MIN_EFFECTIVE_GROUPS",
     "Deal",
     "PartFacts",
+    "Row",
     "RowCounts",
     "Size",
     "Task",

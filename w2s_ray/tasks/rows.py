@@ -193,11 +193,19 @@ class PartItems:
             for i, id_ in enumerate(ids):
                 if int(text_hash(f"order:{id_}"), 16) % 2:
                     completions[i], labels[i] = completions[i][::-1], 1 - (labels[i] or 0)
+        numbers = [item.row for item in self.items]
         values = zip(
-            ids, texts, completions, [list(map(str, group)) for group in groups], labels, difficulties, strict=True
+            ids,
+            texts,
+            completions,
+            [list(map(str, group)) for group in groups],
+            labels,
+            difficulties,
+            numbers,
+            strict=True,
         )
-        named = [dict(zip(ROWS.names, [*row, part], strict=True)) for row in values]
-        return [row | {"number": item.row} for row, item in zip(named, self.items, strict=True)]
+        names = [*(name for name in ROWS.names if name != "part"), "number", "part"]
+        return [dict(zip(names, [*row, part], strict=True)) for row in values]
 
     def fill(self, template: str) -> list[str]:
         """A template's text for every item. Only the prompt of a comparison may be empty, and then for all items."""
