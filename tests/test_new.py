@@ -232,7 +232,7 @@ def test_a_new_study_can_be_planned_and_dealt(tmp_path: Path, ladder: Path, monk
     new_task(save(tmp_path / "reviews.csv", REVIEWS))
     result = w2s("new", "study", "reviews.yaml", "--family", ladder)
     assert result.exit_code == 0 and "w2s run reviews-study.yaml" in result.output, result.exception
-    plan = load_plan(tmp_path / "reviews-study.yaml", with_parts=True)
+    plan = load_plan(tmp_path / "reviews-study.yaml", deal_rows=True)
     parts = plan.parts["reviews"]
     assert isinstance(parts, dict), parts
     assert {name: part.num_rows for name, part in parts.items()} == {"A": 60, "B": 60, "test": 40}

@@ -111,11 +111,11 @@ def load_plan(study: str | Path, *, trust_remote_code: bool = False, deal_rows: 
     return expand(load_study(path), path=path, trust_remote_code=trust_remote_code, deal_rows=deal_rows)
 
 
-def check_splits(path: str | Path) -> None:
+def check_splits(study: str | Path) -> None:
     """Refuse a study of which a split cannot be dealt, as far as the rows are on this machine. Models need not be."""
-    study = load_study(path)
-    base = Path(path).absolute().parent
-    for i, grid in enumerate(study.grids):
+    path = find_study(study)
+    base = path.absolute().parent
+    for i, grid in enumerate(load_study(path).grids):
         for j, name in enumerate(grid.tasks):
             where = f"{path}: grids[{i}]"
             if tasks.is_here(_load_task(name, base=base, where=f"{where}.tasks[{j}]")):
