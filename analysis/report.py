@@ -44,9 +44,8 @@ def write_report(out: Path, *, facts: dict[str, Any] | None = None, study_text: 
     `facts`: what the page says about the run, such as its store. `study_text`: the study file, shown as it is.
     """
     results, predictions = tables.read_study(out)
-    curves, runs, items, parts, half_b = (
-        tables.read_optional(out / f"{name}.parquet") for name in ("curves", "runs", "items", "parts", "half_b")
-    )
+    names = ("curves", "runs", "items", "parts", "left_out", "half_b")
+    curves, runs, items, parts, left_out, half_b = (tables.read_optional(out / f"{name}.parquet") for name in names)
     samples = resample(results, predictions)
     pgr = pgr_table(samples)
     methods = method_table(samples)
@@ -77,6 +76,7 @@ def write_report(out: Path, *, facts: dict[str, Any] | None = None, study_text: 
         **{name: controls.marked(table, pgr) for name, table in bare.items()},
         "runs": runs.with_columns(pl.col(pl.List(pl.String)).list.join(" ")),  # CSV has no lists
         "parts": parts,
+        "left_out": left_out,
     }
     for name, table in (("pgr", pgr), ("findings", found), ("fits", fits), ("fit_curves", fit_curves)):
         tables.write(table, out / f"{name}.parquet")
@@ -216,6 +216,8 @@ def _notice(frames: dict[str, pl.DataFrame], specs: dict[str, dict[str, Any]]) -
     """Why the page shows no curve, or an empty string if it shows one."""
     pgr = frames["pgr"]
     if (frames["results"]["status"] != "done").all():
+        if (frames["results"]["status"] == "constant").any():
+            return "No cell has a score, since models give every test item the same answer (see the cells without a result)."
         return "Nothing is done yet, so there is no curve to draw."
     if not specs:
         return "No pair of models has a score to draw."
@@ -260,6 +262,7 @@ def _sections(frames: dict[str, pl.DataFrame]) -> list[Section]:
         _stopping(frames["stopping"]),
         _copying(frames["copying"]),
         _parts(frames["parts"]),
+        _left_out(frames["left_out"]),
         _runs(frames["runs"]),
         _without_result(results),
     )
@@ -465,6 +468,17 @@ def _parts(parts: pl.DataFrame) -> Section | None:
         "says how many groups of equal size would be as good."
     )
     return section("Rows and groups of each part", shown, note=note)
+
+
+def _left_out(rows: pl.DataFrame) -> Section | None:
+    """Rows of each task that no part has, and why."""
+    if rows.is_empty():
+        return None
+    note = (
+        "Rows of the tasks' files that no model sees. share is of all rows of the task. Where replicates or grids deal a task in "
+        "several ways, the counts are the fewest of all."
+    )
+    return section("Rows left out", rows, note=note)
 
 
 def _stopping(rows: pl.DataFrame) -> Section | None:

@@ -538,7 +538,7 @@ def test_a_missing_or_foreign_table_is_one_message(tmp_path: Path, module: str, 
 @pytest.mark.parametrize("kind", ["failures", "one size", "ceiling below"])
 def test_a_report_says_why_there_is_no_curve(store: Store, tmp_path: Path, kind: str) -> None:
     study_cell = cell(weak="m", strong="m") if kind == "one size" else cell()
-    wrong, half, right = [0.1] * 4 + [0.9] * 4, [0.9] * 8, [0.9] * 4 + [0.1] * 4
+    wrong, half, right = [0.1] * 4 + [0.9] * 4, [0.9, 0.1] * 4, [0.9] * 4 + [0.1] * 4
     if kind == "failures":
         store.write_failure(study_cell.supervisor, kind="nan", reason="the loss is nan at step 3", detail="")
     else:
@@ -560,7 +560,7 @@ def test_a_report_says_why_there_is_no_curve(store: Store, tmp_path: Path, kind:
 def test_the_size_axis_can_be_another(store: Store, tmp_path: Path, axis: str) -> None:
     study_cell = cell()
     for fit in (study_cell.supervisor, study_cell.student, study_cell.ceiling):
-        commit(store, fit, [0.9] * 8, tmp_path)
+        commit(store, fit, [0.9] * 7 + [0.1], tmp_path)
     write_results([study_cell], study="x", store=store, out=tmp_path / "out")
     page = write_report(tmp_path / "out", axis=axis).read_text()
     assert {"compute": "pretraining compute", "fraction": "fraction of the largest"}[axis] in page

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -234,6 +236,137 @@ def test_a_bad_row_is_refused(folder: Path, rows: list[dict[str, Any]], expected
     assert expected in refusal(folder)
 
 
+def rows_of(text: str, label: str = "i % 2", num: int = 40, **more: str) -> list[dict[str, Any]]:
+    """Rows by formula: `text` and `more` are templates of the row's number, `label` is an expression of it."""
+    return [
+        {"text": text.format(i=i), "label": eval(label, {"i": i})}
+        | {name: eval(how, {"i": i}) for name, how in more.items()}
+        for i in range(num)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("rows", "change", "expected"),
+    [
+        (rows_of("n{i}", "1"), {}, "toy.parquet: all 40 rows that can be used have label 1, from"),
+        (rows_of("n{i}", "'abc'[i % 3]"), {"positive": ["a"]}, "given one of positive and negative"),
+        (
+            rows_of("n{i}", "'abc'[i % 3]"),
+            {"positive": ["a"], "negative": ["A"]},
+            "of both labels. Left out: 26 rows, the",
+        ),
+        (rows_of("n{i}", "'abc'[i % 3]"), {"positive": ["x"], "negative": ["y"]}, "no row can be used"),
+        (rows_of("n{i}", "'ab'[i % 2]"), {"positive": ["a"], "negative": ["a"]}, "'a' is in positive and in negative"),
+        (rows_of("same"), {}, "no row can be used. Left out: 40 rows, the same row again, with another right answer"),
+        (rows_of("same", name="f'r{i}'"), {"id": "name"}, "all 40 rows have the same text ('same', "),
+        (
+            rows_of("n{i}", name="i // 2"),
+            {"id": "name"},
+            "row 2: has the id '0', which another row with another text has",
+        ),
+        (
+            rows_of("n{i}", more="None if i == 3 else 'm'"),
+            {"template": "{text} {more}"},
+            "row 4, column 'more': has no value",
+        ),
+        (rows_of("n{i}", book="None if i == 3 else i"), {"group": "book"}, "row 4: has no value at 'book'"),
+        (rows_of("n{i}", book="i // 20"), {"group": "book"}, "'book' makes 2 group(s) of 40 rows"),
+        (rows_of("n{i}"), {"test": "toy.parquet"}, "given 'toy.parquet' as train and as test"),
+        (
+            rows_of("n{i}"),
+            {"test": "copy.parquet"},
+            "toy.parquet: no row can be used. Left out: 40 rows, the same row again",
+        ),
+        (rows_of("n{i}"), {"remove": "("}, "can't be filled from the columns"),
+        (
+            rows_of("n{i}"),
+            {"setting": "comparison", "template": "", "completions": ["{text}", "{text}"]},
+            "both completions are '{text}'",
+        ),
+        (
+            rows_of("n{i}", other="f'n{i}'"),
+            {"setting": "comparison", "template": "", "completions": ["{text}", "{other}"]},
+            "Left out: 40 rows, both completions are the same (first: ",
+        ),
+        (
+            rows_of("n{i}", "1", other="f'm{i}'"),
+            {"setting": "comparison", "template": "", "completions": ["{text}", "{other}"], "label": "label"},
+            "leave out 'label' if the first completion is always the better one",
+        ),
+    ],
+)
+def test_rows_that_break_what_the_task_promises_are_refused(
+    folder: Path, rows: list[dict[str, Any]], change: dict[str, Any], expected: str
+) -> None:
+    for name in ("toy", "copy"):
+        pq.write_table(pa.Table.from_pylist(rows), folder / f"{name}.parquet")
+    spoil(lambda task: task | change)(folder)
+    assert expected in refusal(folder)
+
+
+def test_a_plan_says_which_rows_are_left_out_and_why(folder: Path) -> None:
+    """Of 300 rows 10 are there twice, and the last has 70 words where 64 tokens are allowed."""
+    rows = [{"text": f"w{i % 40} w{i // 40}", "label": i % 2} for i in range(299)]
+    long = {"text": " ".join(["w1"] * 70), "label": 1}
+    pq.write_table(pa.Table.from_pylist([*rows, long, *rows[:10]]), folder / "toy.parquet")
+    study = save_study(folder, grid={"training": {"max_tokens": 64}, "split": {"num_train": 40, "num_test": 40}})
+    facts = json.loads(CliRunner().invoke(cli.app, ["plan", str(study), "--json"]).output)
+    left_out = [{"reason": "the same row again", "num_rows": 10, "first": f"{folder / 'toy.parquet'}: row 301"}]
+    assert facts["rows"] == {"toy": {"num_read": 310, "num_usable": 300, "left_out": left_out}}
+    assert [row["share_too_long"] for row in facts["tokens"]] == [pytest.approx(1 / 300)]
+    shown = " ".join(CliRunner().invoke(cli.app, ["plan", str(study)]).output.split())
+    assert "toy: 300 of 310 can be used, and one replicate takes 120 of them" in shown
+    assert "toy: 10 left out, the same row again (first: toy.parquet: row 301)" in shown
+    assert "toy: 1 rows are longer than training.max_tokens for own-small" in shown
+    save_study(folder, grid={"training": {"max_tokens": 64}, "split": {"num_train": 100, "num_test": 60}})
+    load_plan(folder / "study.yaml", deal_rows=True)
+    long_rows = [{"text": f"{row['text']} {'w1 ' * 70}", "label": row["label"]} for row in rows]
+    pq.write_table(pa.Table.from_pylist([*rows[:100], *long_rows[100:]]), folder / "few.parquet")
+    spoil(lambda task: task | {"train": "few.parquet"})(folder)
+    message = refusal(folder)
+    assert (
+        "task 'toy' (199 rows are longer than 64 tokens): split: 100 rows with balanced labels are wanted in" in message
+    )
+
+
+def test_words_that_the_tokenizer_does_not_know_are_refused(folder: Path) -> None:
+    """The tiny tokenizers know w0 to w39. Of one strange word in twenty, a plan warns."""
+    from w2s_ray.training.data import prepare
+    from w2s_ray.training.worker import TrainingFailed
+
+    def save_rows(strange: int) -> None:
+        for name in ("toy.parquet", f"{strange}.parquet"):
+            words = [["plain" if place < strange else f"w{place}" for place in range(19)] for i in range(300)]
+            rows = [
+                {"text": " ".join([f"w{i % 40}", f"w{i // 40}", *words[i][1:]]), "label": i % 2} for i in range(300)
+            ]
+            pq.write_table(pa.Table.from_pylist(rows), folder / name)
+        spoil(lambda task: task | {"train": f"{strange}.parquet"})(folder)
+
+    save_rows(2)
+    result = CliRunner().invoke(cli.app, ["plan", str(folder / "study.yaml"), "--json"])
+    [tokens, *_] = json.loads(result.output)["tokens"]
+    assert tokens["share_unknown"] == pytest.approx(1 / 20) and tokens["unknown"] == "plain", tokens
+    shown = " ".join(CliRunner().invoke(cli.app, ["plan", str(folder / "study.yaml")]).output.split())
+    assert "toy: 5% of its tokens are unknown to the tokenizer of own-small, such as 'plain'" in shown
+    save_rows(11)
+    assert "does not know 50% of the tokens of task 'toy', such as 'plain' in" in refusal(folder)
+    fit = load_plan(folder / "study.yaml").fits[0]
+    with pytest.raises(TrainingFailed, match="does not know 50% of the tokens of task 'toy'"):
+        prepare(fit)
+
+
+def test_english_on_the_chess_family_is_refused(folder: Path) -> None:
+    (folder / "english.yaml").write_text("name: english\nsetting: classification\ntrain: english.csv\n")
+    lines = [f"the actors of film number {i} were {'good' if i % 2 else 'bad'},{i % 2}" for i in range(400)]
+    (folder / "english.csv").write_text("text,label\n" + "\n".join(lines))
+    (folder / "study.yaml").write_text(
+        "name: x\ngrids: [{family: chess, sizes: [xs, s], tasks: [english.yaml], split: {num_train: 50, num_test: 50}}]"
+    )
+    message = refusal(folder)
+    assert "the tokenizer of chess-xs does not know" in message and "such as 'the'" in message
+
+
 LINES = "text,label\n" + "".join(f"plain number {i},{i % 2}\n" for i in range(8))
 
 
@@ -378,3 +511,35 @@ def test_rays_client_is_refused_with_the_way_to_go(tmp_path: Path) -> None:
     result = CliRunner().invoke(cli.app, arguments)
     assert isinstance(result.exception, InputError) and "w2s submit STUDY" in str(result.exception)
     assert not (tmp_path / "store").exists()
+
+
+def test_a_split_that_does_not_fit_is_refused_with_the_largest_that_does(folder: Path) -> None:
+    """400 rows in plenty of both labels: 318 beside a test set of 80."""
+    save_study(folder, grid={"split": {"num_train": 1000, "num_test": 80}, "seeds": 3})
+    more = {"plan": [], "run": ["--out", str(folder / "out")], "submit": ["--address", "http://127.0.0.1:1"]}
+    for command, arguments in more.items():
+        message = refusal(folder, command, *arguments)
+        assert "grids[0]: task 'toy': split: 1000 rows with balanced labels are wanted in A" in message
+        assert "(for seeds 0, 1, 2: 3 of 3)" in message
+    named = re.search(r"largest split that fits every replicate: num_train: (\d+), num_test: (\d+)", message)
+    assert named and int(named[2]) == 80
+    split = {"num_train": int(named[1]), "num_test": 80}
+    plan = load_plan(save_study(folder, grid={"split": split, "seeds": 3}), deal_rows=True)
+    assert plan.parts["toy"]["A"].num_rows == split["num_train"] > 100
+    assert "num_train" in with_grid(folder, split=split | {"num_train": split["num_train"] + 2}, seeds=3)
+
+
+def test_a_replicate_that_cannot_be_dealt_is_refused_though_the_first_can(folder: Path) -> None:
+    from w2s_ray import tasks
+
+    rows = tasks.read_task(tasks.load_task("toy.yaml", base=folder)).rows
+    for num_train in range(100, 0, -2):
+        how = tasks.Deal(num_train=num_train, num_test=200)
+        with contextlib.suppress(InputError):
+            tasks.facts_of_replicates(rows, how, seeds=[0])
+            break
+    tasks.facts_of_replicates(rows, how, seeds=[0])
+    with pytest.raises(
+        InputError, match=r"\(for seeds? [1-9].*: \d+ of 40\). The largest split that fits every replicate"
+    ):
+        tasks.facts_of_replicates(rows, how, seeds=range(40))

@@ -251,7 +251,7 @@ def test_every_method_trains_in_every_setting_that_takes_it(folder: Path, tmp_pa
         plan = planned(folder, *words, *more, task=task)
         found = scores(plan.cells, trained(plan, tmp_path / task), tmp_path / task)
         assert len(found) == len(words) + len(more)
-        assert {row["status"] for row in found.values()} == {"done"}
+        assert {row["status"] for row in found.values()} <= {"done", "constant"}, "six steps may teach one answer only"
 
 
 def test_labels_and_weights_are_those_of_the_method(folder: Path, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from w2s_ray.errors import InputError
 from w2s_ray.plan import load_plan
 from w2s_ray.tasks import Task, load_task, read_rows
 
-from tiny import WORDS, save_study
+from tiny import WORDS, save_model
 
 Rows = list[dict[str, Any]]
 REVIEWS: Rows = [
@@ -215,9 +215,11 @@ def test_at_a_terminal_it_asks(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def ladder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A family YAML over two tiny models."""
+    """A family YAML over two tiny models that know the words of these tests."""
     folder = tmp_path_factory.mktemp("ladder")
-    save_study(folder)
+    words = [*WORDS, *["the", "of", "say", "it", "is", "no"], *(str(i) for i in range(2, 200))]
+    for seed, size in enumerate(("small", "big")):
+        save_model(folder / size, "llama", seed=seed, words=words)
     sizes = [
         {"size": size, "source": f"./{size}", "params": params, "learning_rate": 0.01}
         for size, params in (("small", 1000), ("big", 2000))
@@ -232,7 +234,7 @@ def test_a_new_study_can_be_planned_and_dealt(tmp_path: Path, ladder: Path, monk
     new_task(save(tmp_path / "reviews.csv", REVIEWS))
     result = w2s("new", "study", "reviews.yaml", "--family", ladder)
     assert result.exit_code == 0 and "w2s run reviews-study.yaml" in result.output, result.exception
-    plan = load_plan(tmp_path / "reviews-study.yaml", with_parts=True)
+    plan = load_plan(tmp_path / "reviews-study.yaml", deal_rows=True)
     parts = plan.parts["reviews"]
     assert isinstance(parts, dict), parts
     assert {name: part.num_rows for name, part in parts.items()} == {"A": 60, "B": 60, "test": 40}

@@ -13,10 +13,14 @@ import pytest
 from analysis import tables
 from analysis.bootstrap import resample
 from analysis.pgr import pgr_table
+from analysis.report import write_report
 from w2s_ray.fit import Method
+from w2s_ray.left_out import NOT_ASKED_FOR
 from w2s_ray.plan import Cell, Controls
 from w2s_ray.results import write_results
 from w2s_ray.store import Store
+from w2s_ray.tasks import RowCounts
+from w2s_ray.tasks.shapes import Dropped
 
 from fits import cell, commit, fit
 
@@ -83,7 +87,7 @@ def test_what_has_no_result_has_a_reason_and_nulls(store: Store, tmp_path: Path)
     missing, failed, level = cell(seed=0), cell(seed=1), cell(seed=2)
     store.write_failure(failed.supervisor, kind="nan", reason="the loss is nan at step 3", detail="")
     for trained in (level.supervisor, level.student, level.ceiling):
-        commit(store, trained, [0.9] * 8, tmp_path)
+        commit(store, trained, [0.9] * 7 + [0.1], tmp_path)
     rows = write_results([missing, failed, level], study="x", store=store, out=tmp_path / "out").to_dicts()
     assert [row["status"] for row in rows] == ["missing", "failed", "done"]
     assert rows[0]["reason"] == "not run yet" and "step 3" in rows[1]["reason"]
@@ -93,11 +97,84 @@ def test_what_has_no_result_has_a_reason_and_nulls(store: Store, tmp_path: Path)
     assert table["num_dropped"].to_list() == [2, 2] and table["gap_too_small"].to_list() == [True, True]
 
 
+def test_rows_left_out_are_counted_with_their_reasons(store: Store, tmp_path: Path) -> None:
+    """Of 30 rows 4 are doubles and 3 too long; the parts have 13 of the others."""
+    study_cell, out = cell(), tmp_path / "out"
+    for trained in (study_cell.supervisor, study_cell.ceiling, study_cell.student):
+        commit(store, trained, [0.9] * 4 + [0.1] * 4, tmp_path, {"num_too_long": 3})
+    dropped = Dropped()
+    dropped["the same row again"] += 4
+    write_results([study_cell], study="x", store=store, out=out, rows={"toy": RowCounts(26, dropped)})
+    table = pl.read_parquet(out / "left_out.parquet")
+    assert table.select("task", "num_rows").rows() == [("toy", 10), ("toy", 4), ("toy", 3)]
+    assert table["reason"].to_list() == [
+        NOT_ASKED_FOR,
+        "the same row again",
+        "longer than 64 tokens for a model of the grid",
+    ]
+    assert table["share"].to_list() == pytest.approx([10 / 30, 4 / 30, 3 / 30])
+    page = write_report(out).read_text()
+    assert "Rows left out" in page and "the same row again" in page
+    write_results([study_cell], study="x", store=store, out=out)
+    assert pl.read_parquet(out / "left_out.parquet").rows() == [("toy", table["reason"][2], 3, None)], (
+        "without its files"
+    )
+
+
+def test_one_answer_to_everything_is_no_score(store: Store, tmp_path: Path) -> None:
+    constant, fine = cell(), cell(seed=1)
+    for each in (constant, fine):
+        commit(
+            store,
+            each.supervisor,
+            [0.9, 0.9, 0.1, 0.1, 0.1, 0.1, 0.9, 0.9],
+            tmp_path,
+            half_b={"b0": 0.9, "b1": 0.1, "b2": 0.2, "b3": 0.3},
+        )
+        commit(store, each.ceiling, [0.9] * 4 + [0.1] * 4, tmp_path)
+    commit(store, fine.student, [0.9] * 3 + [0.1] * 5, tmp_path)
+    commit(store, constant.student, [0.5 + 1e-7 * (i % 2) for i in range(8)], tmp_path)
+    out = tmp_path / "out"
+    row, other = write_results([constant, fine], study="x", store=store, out=out).to_dicts()
+    assert row["status"] == "constant" and row["n_test"] == 8
+    assert (
+        row["reason"]
+        == f"the student {constant.student.folder} gives every test item the same answer: probability 0.5000"
+    )
+    assert row["student_score"] is None and row["pgr"] is None and row["agreement"] is None
+    assert (row["weak_score"], row["ceiling_score"], row["half_b_weak_score"]) == (0.5, 1.0, 0.75)
+    assert other["status"] == "done" and other["pgr"] == pytest.approx(0.75)
+    assert pgr_table(resample(*tables.read_study(out)))["num_dropped"].to_list() == [1, 1]
+    page = write_report(out).read_text()
+    assert constant.student.folder in page and "constant" in page
+
+
+def test_a_report_of_constant_answers_only(store: Store, tmp_path: Path) -> None:
+    study_cell = cell()
+    for trained in (study_cell.supervisor, study_cell.ceiling, study_cell.student):
+        commit(store, trained, [0.9] * 8, tmp_path)
+    [row] = write_results([study_cell], study="x", store=store, out=tmp_path / "out").to_dicts()
+    assert row["status"] == "constant" and {row[f"{side}_score"] for side in ("weak", "student", "ceiling")} == {None}
+    page = write_report(tmp_path / "out").read_text()
+    assert "Nothing is done yet" not in page and "gives every test item the same answer" in page
+
+
+@pytest.mark.parametrize("name", ["zero_shot", "shuffled"])
+def test_an_untrained_model_and_a_control_may_answer_always_the_same(store: Store, tmp_path: Path, name: str) -> None:
+    plain = cell()
+    study_cell = replace(plain, student=fit(size="m", method=Method(name)))
+    commit(store, plain.supervisor, [0.9, 0.9, 0.1, 0.1, 0.1, 0.1, 0.9, 0.9], tmp_path)
+    commit(store, plain.ceiling, [0.9] * 4 + [0.1] * 4, tmp_path)
+    commit(store, study_cell.student, [0.9] * 8, tmp_path)
+    [row] = write_results([study_cell], study="x", store=store, out=tmp_path / "out").to_dicts()
+    assert row["status"] == "done" and row["student_score"] == 0.5
+
+
 def test_a_student_of_a_failed_supervisor_is_blocked(store: Store, tmp_path: Path) -> None:
     study_cell = cell()
     with_other_supervisor = Cell("toy", "naive", 0, fit(size="m", half="A"), study_cell.student, study_cell.ceiling)
     for trained in (with_other_supervisor.supervisor, study_cell.ceiling):
-        commit(store, trained, [0.9] * 8, tmp_path)
+        commit(store, trained, [0.9] * 7 + [0.1], tmp_path)
     store.write_failure(study_cell.supervisor, kind="nan", reason="bad", detail="")
     [row] = write_results([with_other_supervisor], study="x", store=store, out=tmp_path / "out").to_dicts()
     assert row["status"] == "blocked" and study_cell.supervisor.folder in row["reason"]
@@ -163,7 +240,7 @@ def test_a_report_reads_a_fit_once(store: Store, tmp_path: Path, monkeypatch: py
     assert not read and again.equals(first)
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == files
     for trained in (new.supervisor, new.ceiling, new.student):
-        commit(store, trained, [0.9] * 8, tmp_path)
+        commit(store, trained, [0.9] * 7 + [0.1], tmp_path)
     write_results([old, new], study="x", store=store, out=tmp_path / "out")
     assert set(read) == {new.supervisor.folder, new.ceiling.folder, new.student.folder}
     Path(store.storage.path("fits", old.student.folder, "done.json")).unlink()
@@ -180,7 +257,7 @@ def test_a_fit_that_was_run_again_is_read_again(store: Store, tmp_path: Path) ->
     assert row["student_score"] == 1.0
     store.storage.delete_folder(f"fits/{study_cell.student.folder}")
     (tmp_path / "again").mkdir()
-    commit(store, study_cell.student, [0.9] * 8, tmp_path / "again")
+    commit(store, study_cell.student, [0.9] * 4 + [0.6] * 4, tmp_path / "again")
     [row] = write_results([study_cell], study="x", store=store, out=tmp_path / "out").to_dicts()
     assert row["student_score"] == 0.5
 

@@ -113,14 +113,14 @@ def test_no_row_goes_without_being_counted(tmp_path: Path) -> None:
     table = [dict(zip(("text", "label", "q"), row, strict=True)) for row in rows]
     task = save(tmp_path, table, group="q", test="test.parquet")
     assert tasks.read_rows(task)["text"].to_pylist() == ["t0", "t1", "a", "e"]
-    assert tasks.dropped(task) == {
+    assert tasks.read_task(task).dropped == {
         "the same row again": 2,  # a, and t0 which is in the test file
         "the same row again, with another right answer (all of them are left out)": 2,
         "in a group with a row of the test file": 1,
     }
     pairs = [{"a": "x", "b": "x"}, {"a": "x", "b": "y"}]
     same = save(tmp_path, pairs, setting="comparison", template="", completions=["{a}", "{b}"])
-    assert tasks.read_rows(same).num_rows == 1 and tasks.dropped(same) == {"both completions are the same": 1}
+    assert tasks.read_rows(same).num_rows == 1 and tasks.read_task(same).dropped == {"both completions are the same": 1}
 
 
 def test_ids_that_start_anew_in_each_split_take_no_training_rows(tmp_path: Path) -> None:
@@ -130,9 +130,9 @@ def test_ids_that_start_anew_in_each_split_take_no_training_rows(tmp_path: Path)
     pq.write_table(pa.Table.from_pylist(split("test", 40)), tmp_path / "test.parquet")
     rows = split("train", 200)
     by_value = save(tmp_path, rows, test="test.parquet", group="q")
-    assert tasks.dropped(by_value) == {"in a group with a row of the test file": 40}
+    assert tasks.read_task(by_value).dropped == {"in a group with a row of the test file": 40}
     by_part = save(tmp_path, rows, test="test.parquet", group="q", group_by="part")
-    assert tasks.dropped(by_part) == {} and tasks.read_rows(by_part).num_rows == 240
+    assert tasks.read_task(by_part).dropped == {} and tasks.read_rows(by_part).num_rows == 240
     parts = tasks.deal(tasks.read_rows(by_part), tasks.Deal())
     assert parts["A"].num_rows + parts["B"].num_rows == 200
 
@@ -221,7 +221,7 @@ def test_files_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     open_file = pq.ParquetFile
     monkeypatch.setattr(pq, "ParquetFile", lambda path: paths.append(path.name) or open_file(path))
     tasks.check(task)
-    assert tasks.read_rows(task).num_rows == 300 and tasks.dropped(task) == {}
+    assert tasks.read_rows(task).num_rows == 300 and tasks.read_task(task).dropped == {}
     assert paths == ["t.parquet"]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,14 +39,15 @@ CONFIGS: dict[str, Any] = {
 }
 
 
-def save_model(folder: Path, kind: str, *, pad: bool = True, seed: int = 0) -> Path:
-    """A random model of a kind with a word-level tokenizer, with or without a pad token."""
+def save_model(folder: Path, kind: str, *, pad: bool = True, seed: int = 0, words: Sequence[str] = WORDS) -> Path:
+    """A random model of a kind with a tokenizer of these words, with or without a pad token."""
     torch.manual_seed(seed)
     config = CONFIGS[kind]()
+    config.vocab_size = max(config.vocab_size, len(words) + 8)
     model = (AutoModel if kind == "bert" else AutoModelForCausalLM).from_config(config)
     model.save_pretrained(folder)
     vocabulary = {
-        word: i for i, word in enumerate(["!", "<unk>", "0", "1", "</s>", *WORDS, *(["<pad>"] if pad else [])])
+        word: i for i, word in enumerate(["!", "<unk>", "0", "1", "</s>", *words, *(["<pad>"] if pad else [])])
     }
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()

@@ -83,8 +83,13 @@ class Plan:
     path: Path
     cells: tuple[Cell, ...]
     executions: dict[Model, Execution] = field(repr=False)
-    parts: dict[str, dict[str, tasks.PartFacts] | str] = field(default_factory=dict, repr=False)
-    """Task -> rows and groups of its parts, or why it cannot be dealt. Empty unless asked for."""
+    rows: dict[str, tasks.RowCounts] = field(default_factory=dict, repr=False)
+    """Task -> rows that can be used, and why others can't."""
+    parts: dict[str, dict[str, tasks.PartFacts]] = field(default_factory=dict, repr=False)
+    """Task -> rows and groups of the first replicate's parts. Empty unless rows were dealt."""
+    tokens: dict[tuple[str, str], families.TokenFacts] = field(default_factory=dict, repr=False)
+    """(task, model) -> what the model's tokenizer makes of the task, for one model of each tokenizer. Empty unless rows were dealt,
+    and without tokenizers that lie elsewhere."""
 
     @cached_property
     def fits(self) -> tuple[Fit, ...]:
@@ -99,13 +104,25 @@ class Plan:
         return tuple(unique.values())
 
 
-def load_plan(study: str | Path, *, trust_remote_code: bool = False, with_parts: bool = False) -> Plan:
-    """Read a study, given by path or name, and expand it. `with_parts` deals each task's rows, which takes a second for 20,000."""
+def load_plan(study: str | Path, *, trust_remote_code: bool = False, deal_rows: bool = False) -> Plan:
+    """Read a study, given by path or name, and expand it. `deal_rows` deals every replicate of every task, and refuses a split that
+    does not fit."""
     path = find_study(study)
-    return expand(load_study(path), path=path, trust_remote_code=trust_remote_code, with_parts=with_parts)
+    return expand(load_study(path), path=path, trust_remote_code=trust_remote_code, deal_rows=deal_rows)
 
 
-def expand(study: Study, *, path: Path, trust_remote_code: bool = False, with_parts: bool = False) -> Plan:
+def check_splits(study: str | Path) -> None:
+    """Refuse a study of which a split cannot be dealt, as far as the rows are on this machine. Models need not be."""
+    path = find_study(study)
+    base = path.absolute().parent
+    for i, grid in enumerate(load_study(path).grids):
+        for j, name in enumerate(grid.tasks):
+            where = f"{path}: grids[{i}]"
+            if tasks.is_here(_load_task(name, base=base, where=f"{where}.tasks[{j}]")):
+                _parts(_data(name, grid, {}, base=base, where=f"{where}.tasks[{j}]"), grid, where=where)
+
+
+def expand(study: Study, *, path: Path, trust_remote_code: bool = False, deal_rows: bool = False) -> Plan:
     base = path.absolute().parent
     families_and_sizes = [_family(grid, where=f"{path}: grids[{i}]", base=base) for i, grid in enumerate(study.grids)]
     pairs = [
@@ -115,7 +132,10 @@ def expand(study: Study, *, path: Path, trust_remote_code: bool = False, with_pa
     _check_num_cells(study, pairs, path=path)
     cells: dict[str, Cell] = {}
     executions: dict[Model, Execution] = {}
-    parts: dict[str, dict[str, tasks.PartFacts] | str] = {}
+    rows: dict[str, tasks.RowCounts] = {}
+    parts: dict[str, dict[str, tasks.PartFacts]] = {}
+    tokens: dict[tuple[str, str], families.TokenFacts] = {}
+    dealt: dict[Any, dict[str, tasks.PartFacts]] = {}  # grids often share a task and its split
     for i, (grid, (family, sizes), grid_pairs) in enumerate(zip(study.grids, families_and_sizes, pairs, strict=True)):
         models = {size: families.model(family, size, trust_remote_code=trust_remote_code) for size in sizes}
         for size, model in models.items():
@@ -124,8 +144,14 @@ def expand(study: Study, *, path: Path, trust_remote_code: bool = False, with_pa
         for task_index, name in enumerate(grid.tasks):
             where = f"{path}: grids[{i}].tasks[{task_index}]"
             data = _data(name, grid, models, base=base, where=where)
-            if with_parts:
-                parts.setdefault(task_label(data, grid.label), _parts(data, grid))
+            rows[data.task] = tasks.check(tasks.load_pinned(data.source, commits=data.commits))
+            if deal_rows:
+                split = (data.source, data.tokenizers, data.max_tokens, grid.split, grid.seed_list)
+                if split not in dealt:
+                    found, too_long = _tokens(data, models, where=where)
+                    tokens |= found
+                    dealt[split] = _parts(data, grid, where=f"{path}: grids[{i}]", too_long=too_long)
+                parts.setdefault(task_label(data, grid.label), dealt[split])
             circumstances = _circumstances(data.setting, family, grid)
             _check_setting(data, circumstances, family=family, where=where)
             words = [
@@ -143,7 +169,15 @@ def expand(study: Study, *, path: Path, trust_remote_code: bool = False, with_pa
                         f"{path}: grids[{i}]: an earlier grid has the cell {cell.name} too, with other settings. The "
                         "results could not tell the two apart; give one of the grids a 'label'"
                     )
-    return Plan(study=study, path=path, cells=tuple(cells.values()), executions=executions, parts=parts)
+    return Plan(
+        study=study,
+        path=path,
+        cells=tuple(cells.values()),
+        executions=executions,
+        rows=rows,
+        parts=parts,
+        tokens=tokens,
+    )
 
 
 def _check_num_cells(study: Study, pairs: list[list[tuple[str, str]]], *, path: Path) -> None:
@@ -225,11 +259,18 @@ def _training(grid: Grid, compute: Compute, family: Family, size: str) -> Traini
     return Training(**values)
 
 
-def _data(name: str, grid: Grid, models: dict[str, Model], *, base: Path, where: str) -> Data:
+def _load_task(name: str, *, base: Path, where: str) -> tasks.Task:
     try:
-        task = tasks.load_task(name, base=base)
+        return tasks.load_task(name, base=base)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
+
+
+def _data(name: str, grid: Grid, models: dict[str, Model], *, base: Path, where: str) -> Data:
+    task = _load_task(name, base=base, where=where)
+    try:
         commits = tasks.resolve_commits(task)
-        tasks.check(task)
+        tasks.check(tasks.load_pinned(str(task.path), commits=commits))
     except InputError as error:
         raise InputError(f"{where}: {error}") from error
     tokenizers = {model.tokenizer: (model.source, model.revision) for model in models.values()}
@@ -364,11 +405,47 @@ def method_label(method: Method) -> str:
     return f"{method.name}({inside})" if inside else method.name
 
 
-def _parts(data: Data, grid: Grid) -> dict[str, tasks.PartFacts] | str:
-    """Rows and groups of each part of the first replicate, before tokenisation; or why it cannot be dealt."""
-    data = replace(_data_of_seed(data, grid, grid.seed_list[0]), num_fresh=grid.split.fresh)
-    rows = tasks.read_task(tasks.load_pinned(data.source, commits=data.commits)).rows
+def _parts(data: Data, grid: Grid, *, where: str, too_long: frozenset[int] = frozenset()) -> dict[str, tasks.PartFacts]:
+    """Rows and groups of each part of the first replicate. Refuses a split that a replicate cannot have.
+
+    `too_long`: places of the rows that are left out since they are too long, as far as that is known.
+    """
+    rows = _rows(data)
+    short = [row for place, row in enumerate(rows) if place not in too_long]
+    how = tasks.Deal.of(replace(data, num_fresh=grid.split.fresh))
     try:
-        return tasks.facts_of_deal(rows, tasks.Deal.of(data))
+        return tasks.facts_of_replicates(short, how, seeds=grid.seed_list if grid.split.per_seed else [None])
     except InputError as error:
-        return str(error)
+        left_out = f" ({len(too_long):,} rows are longer than {data.max_tokens:,} tokens)" if too_long else ""
+        raise InputError(f"{where}: task '{data.task}'{left_out}: {error}") from error
+
+
+def _rows(data: Data) -> list[tasks.Row]:
+    return tasks.read_task(tasks.load_pinned(data.source, commits=data.commits)).rows
+
+
+def _tokens(
+    data: Data, models: dict[str, Model], *, where: str
+) -> tuple[dict[tuple[str, str], families.TokenFacts], frozenset[int]]:
+    """What each tokenizer of the grid makes of a task, and the places of rows that are too long for any, as far as known.
+    Refuses a tokenizer that does not know the task's words."""
+    shown = [
+        [f"{row['text']} {completion}".strip() for completion in row["completions"]] or [row["text"]]
+        for row in _rows(data)
+    ]
+    found, too_long = {}, frozenset[int]()
+    for model in {
+        model.tokenizer: model for model in reversed(models.values())
+    }.values():  # the first of each tokenizer
+        facts = families.token_facts(Path(model.source), shown, max_tokens=data.max_tokens)
+        if facts is None:
+            continue
+        if facts.share_unknown > families.MAX_UNKNOWN:
+            raise InputError(
+                f"{where}: the tokenizer of {model.name} does not know {facts.share_unknown:.0%} of the tokens of task "
+                f"'{data.task}', such as {facts.unknown!r} in {shown[facts.unknown_row][0][:80]!r}; allowed are "
+                f"{families.MAX_UNKNOWN:.0%}. Choose a family that was made for such texts (`w2s families`)"
+            )
+        found[data.task, model.name] = facts
+        too_long |= facts.too_long or frozenset()
+    return found, too_long

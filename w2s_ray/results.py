@@ -8,6 +8,7 @@
     curves.parquet        a point of a Fit's learning curve
     items.parquet         the difficulty of a test item, if its task has one (ITEMS)
     parts.parquet         how many rows and groups a part of a replicate has (PARTS)
+    left_out.parquet      rows that no part has, by reason (left_out.LEFT_OUT)
     runs.parquet          what a Fit cost, where it ran, and with which versions (RUNS)
 
 Promises: a cell without a result has a status, a reason and nulls, never a zero. Predictions are joined to the ground truth by
@@ -21,7 +22,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,8 +30,10 @@ from typing import Any
 import polars as pl
 
 from w2s_ray.fit import Data, Fit
+from w2s_ray.left_out import Dealt, left_out
 from w2s_ray.plan import Cell
 from w2s_ray.store import Commit, Store, StoreError
+from w2s_ray.tasks import RowCounts
 
 AGREEMENT = tuple(
     f"{of}agreement{when}" for of in ("", "shuffled_") for when in ("", "_when_weak_right", "_when_weak_wrong")
@@ -82,11 +85,15 @@ SCHEMA = {
 - `half_b_weak_score`: the supervisor's score on the whole of half B.
 - `half_b_*agreement*`: on the rows of half B that the student learned from. Null for an untrained student, for one that learned
   from part of the half only (such as a chain's), and for Fits of an earlier version of this package.
-- `status`: done, failed, blocked (a Fit that it depends on failed), damaged (in the store) or missing (not run yet).
+- `status`: done, failed, blocked (a Fit that it depends on failed), damaged (in the store), constant (supervisor, student or
+  ceiling gives every test item the same answer, so it has learned nothing that could be scored) or missing (not run yet).
 """
 
-STATUS_ORDER = ("failed", "damaged", "blocked", "missing")
+STATUS_ORDER = ("failed", "damaged", "constant", "blocked", "missing")
 """A cell with several problems has the status that comes first here."""
+
+SAME_PROBABILITY = 1e-6
+"""Probabilities that differ by no more are the same: the order of sums in float32 alone makes such differences."""
 
 PACKAGES = ("w2s_ray", "torch", "transformers", "deepspeed", "ray")
 """The packages whose versions a Fit records (`training/provenance.py`)."""
@@ -110,6 +117,7 @@ RUNS: dict[str, Any] = {
     "ensemble_score": pl.Float64,
     "labellers": pl.List(pl.String),
     "best_step": pl.Int64,
+    "num_too_long": pl.Int64,
     **{f"{phase}_s": pl.Float64 for phase in PHASES},
     **dict.fromkeys(PACKAGES, pl.String),
     "stamp": pl.String,
@@ -120,10 +128,11 @@ RUNS: dict[str, Any] = {
 - `ensemble_score`: share of test rows that a student's supervisors, if it has several, label right together.
 - `labellers`: keys of the Fits whose labels it learned from.
 - `best_step`: with `stop: validation`, the step whose weights predict; else null.
+- `num_too_long`: rows of its task that are too long for a model of its grid, which no model of the grid sees.
 - `stamp`: of the commit that was read (`store.Commit`). Rows of another commit of the same Fit are not reused.
 """
 
-TABLES = "4"
+TABLES = "5"
 """Version of the meaning of these tables. Tables of another version are not reused but made again."""
 
 METRICS = {"classification": "accuracy", "generation": "exact_match", "comparison": "pairwise_accuracy"}
@@ -163,8 +172,11 @@ PARTS: dict[Any, Any] = {
 """`replicate`: the seed that dealt the halves; null where all seeds share them. `effective_groups`: (sum n)^2 / sum n^2."""
 
 
-def write_results(cells: Iterable[Cell], *, study: str, store: Store, out: Path) -> pl.DataFrame:
-    """Write the tables of these cells, as far as the store has their Fits, and return the results.
+def write_results(
+    cells: Iterable[Cell], *, study: str, store: Store, out: Path, rows: Mapping[str, RowCounts] | None = None
+) -> pl.DataFrame:
+    """Write the tables of these cells, as far as the store has their Fits, and return the results. `rows`: what each task's files
+    have (`Plan.rows`), to tell which rows are left out.
 
     A committed Fit changes only if it is removed and run again. What an earlier call wrote to `out` is reused where the store
     still has the same commit, and only other Fits are read.
@@ -188,8 +200,11 @@ def write_results(cells: Iterable[Cell], *, study: str, store: Store, out: Path)
                 fit_tables[key] = collector.collect(fit, commits[key])
             except StoreError as error:
                 problems[key] = ("damaged", str(error))
-    rows = [_row(cell, study=study, fit_tables=fit_tables, problems=problems) for cell in cells]
-    results = pl.DataFrame(rows, schema=SCHEMA)
+        if key in fit_tables and (answer := _constant_answer(fit, fit_tables[key].test)):
+            problems[key] = ("constant", f"the {fit.role} {fit.folder} gives every test item the same answer: {answer}")
+    results = pl.DataFrame(
+        [_row(cell, study=study, fit_tables=fit_tables, problems=problems) for cell in cells], schema=SCHEMA
+    )
     out.mkdir(parents=True, exist_ok=True)
     keys = sorted(fit_tables)
     none = pl.DataFrame(schema=PREDICTIONS)
@@ -204,7 +219,12 @@ def write_results(cells: Iterable[Cell], *, study: str, store: Store, out: Path)
     _write(curves, out / "curves.parquet")
     _write(pl.DataFrame([fit_tables[key].run for key in keys], schema=RUNS), out / "runs.parquet")
     _write(collector.items(fits[key] for key in keys), out / "items.parquet")
-    _write(collector.parts(fits[key] for key in keys), out / "parts.parquet")
+    parts = collector.parts(fits[key] for key in keys)
+    num_too_long = {fits[key].data: fit_tables[key].run["num_too_long"] for key in keys}
+    dealt = {data: Dealt(int(part["num_rows"].sum()), num_too_long[data]) for data, part in parts.items()}
+    part_tables = pl.concat([pl.DataFrame(schema=PARTS), *parts.values()])
+    _write(part_tables.unique().sort("task", "part", "replicate", "swapped"), out / "parts.parquet")
+    _write(left_out(dealt, rows or {}), out / "left_out.parquet")
     _write(results, out / "results.parquet")
     return results
 
@@ -266,9 +286,9 @@ class Collector:
                 parts.append(rows.select(pl.lit(data.task).alias("task"), "id", "difficulty"))
         return pl.concat(parts).unique(["task", "id"]).sort("task", "id")
 
-    def parts(self, fits: Iterable[Fit]) -> pl.DataFrame:
+    def parts(self, fits: Iterable[Fit]) -> dict[Data, pl.DataFrame]:
         """How many rows and groups each part of each replicate has."""
-        rows = [pl.DataFrame(schema=PARTS)]
+        tables = {}
         for data, fit in {fit.data: fit for fit in fits}.items():
             try:
                 truth = pl.DataFrame(self.store.read_truth(fit))
@@ -282,10 +302,9 @@ class Collector:
                 effective_groups=pl.col("len").sum() ** 2 / (pl.col("len") ** 2).sum(),
             )
             names = {"task": data.task, "replicate": data.halves_seed, "swapped": data.is_swapped}
-            rows.append(
-                facts.select(*(pl.lit(value).alias(name) for name, value in names.items()), pl.all()).cast(PARTS)
-            )
-        return pl.concat(rows).unique().sort("task", "part", "replicate", "swapped")
+            named = (pl.lit(value).alias(name) for name, value in names.items())
+            tables[data] = facts.select(*named, pl.all()).cast(PARTS)
+        return tables
 
     def _judged_predictions(self, fit: Fit, folder: str, file: str) -> pl.DataFrame:
         """A Fit's predictions beside the ground truth: id and the columns JUDGED, in the order of the ids.
@@ -353,6 +372,7 @@ class Collector:
             "label_score": provenance.get("label_score"),
             "ensemble_score": provenance.get("ensemble_score"),
             "best_step": provenance.get("best_step"),
+            "num_too_long": provenance.get("num_too_long"),
             **{f"{phase}_s": seconds.get(phase) for phase in PHASES},
             **{package: versions.get(package) for package in PACKAGES},
         }
@@ -447,9 +467,9 @@ def _row(
     }
     for name, fit in (("weak_score", weak), ("student_score", student), ("ceiling_score", ceiling)):
         if fit.key in fit_tables:
-            row[name] = _accuracy(fit_tables[fit.key].test)
+            row[name] = None if fit.key in problems else _accuracy(fit_tables[fit.key].test)
             row["n_test"] = fit_tables[fit.key].test.height
-    if weak.key in fit_tables and fit_tables[weak.key].half_b.height:
+    if weak.key in fit_tables and weak.key not in problems and fit_tables[weak.key].half_b.height:
         row["half_b_weak_score"] = _accuracy(fit_tables[weak.key].half_b)
     row |= _control_scores(cell, fit_tables, weak_score=row["weak_score"])
     cell_problems = [problems[fit.key] for fit in (weak, ceiling, student) if fit.key in problems]
@@ -480,6 +500,21 @@ def _control_scores(cell: Cell, fit_tables: dict[str, FitTables], *, weak_score:
     known = [score for score in scores if score is not None]
     is_whole = cell.controls.shuffled is not None and len(known) == len(scores)
     return row | {"floor_score": max(known) if is_whole else None}
+
+
+def _constant_answer(fit: Fit, judged: pl.DataFrame) -> str | None:
+    """The one answer to all test items, if there is no other; None where answers differ.
+
+    An untrained model and one that learned from shuffled labels may answer so: they are what others are compared with.
+    """
+    if fit.role in ("untrained", "control") or judged.height < 2:
+        return None
+    if fit.data.setting == "generation":
+        is_same = judged["completion"].n_unique() == 1 and not judged["correct"].all()
+        return repr(judged["completion"][0]) if is_same else None
+    probabilities = judged["probability"].to_numpy()
+    is_same = probabilities.max() - probabilities.min() <= SAME_PROBABILITY
+    return f"probability {probabilities[0]:.4f}" if is_same else None
 
 
 def _accuracy(judged: pl.DataFrame) -> float:

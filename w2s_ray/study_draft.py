@@ -14,7 +14,7 @@ from w2s_ray.families import Family, load_family
 from w2s_ray.fit import Setting
 from w2s_ray.plan import Plan, expand
 from w2s_ray.study import study_of
-from w2s_ray.tasks import Deal, Task, facts_of_deal, load_task, read_task
+from w2s_ray.tasks import Deal, Task, facts_of_replicates, load_task, read_task
 from w2s_ray.tasks.draft import in_yaml
 
 FAMILIES: dict[Setting, str | None] = {"classification": "minilm", "comparison": "minilm", "generation": None}
@@ -63,7 +63,7 @@ def draft_study(task_given: str, *, family: str | None, sizes: tuple[str, ...], 
         f"    training: {training}\n"
         "# compute: {gpus_per_worker: 1} # where there are GPUs\n"
     )
-    return StudyDraft(path, text, expand(study_of(text, path), path=path, with_parts=True))
+    return StudyDraft(path, text, expand(study_of(text, path), path=path, deal_rows=True))
 
 
 def _default_family(task: Task) -> str:
@@ -91,11 +91,11 @@ def _rows_of_parts(task: Task) -> tuple[int, int]:
     """(rows of a half, rows of the test set), so that every replicate can be dealt."""
     rows = read_task(task).rows
     try:
-        largest = facts_of_deal(rows, Deal())
+        largest = facts_of_replicates(rows, Deal(), seeds=[None])
         num_test = _round_down(min(MOST_ROWS, largest["test"].num_rows))
         num_train = _round_down(min(MOST_ROWS, int(SPARE * min(largest[half].num_rows for half in "AB"))))
         while num_train >= FEWEST_ROWS <= num_test:
-            if all(_can_be_dealt(task, num_train, num_test, seed) for seed in range(NUM_SEEDS)):
+            if _can_be_dealt(task, num_train, num_test):
                 return num_train, num_test
             num_train = _round_down(int(SPARE * num_train))
     except InputError:  # not even two rows of each class
@@ -106,12 +106,13 @@ def _rows_of_parts(task: Task) -> tuple[int, int]:
     )
 
 
-def _can_be_dealt(task: Task, num_train: int, num_test: int, seed: int) -> bool:
+def _can_be_dealt(task: Task, num_train: int, num_test: int) -> bool:
+    """Whether every replicate of the study has so many rows."""
+    how = Deal(num_train=num_train, num_test=num_test)
     try:
-        facts_of_deal(read_task(task).rows, Deal(num_train=num_train, num_test=num_test, halves_seed=seed))
+        return bool(facts_of_replicates(read_task(task).rows, how, seeds=range(NUM_SEEDS)))
     except InputError:
         return False
-    return True
 
 
 def _round_down(num: int) -> int:

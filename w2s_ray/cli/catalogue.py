@@ -65,7 +65,7 @@ def print_tasks(facts: list[dict[str, Any]]) -> None:
 
 
 def task_facts(name: str) -> dict[str, Any]:
-    from w2s_ray.tasks import Deal, deal, dropped, files, load_task, part_facts, read_rows
+    from w2s_ray.tasks import Deal, deal, files, load_task, part_facts, read_rows, read_task
     from w2s_ray.tasks.near_duplicates import near_duplicates
 
     task = load_task(name, base=Path.cwd())
@@ -87,7 +87,7 @@ def task_facts(name: str) -> dict[str, Any]:
         "items": rows.num_rows,
         "groups": len(set(rows["group"].to_pylist())),
         "share_of_label_1": None if None in labels else labels[1] / rows.num_rows,
-        "left_out": dropped(task),
+        "left_out": dict(read_task(task).dropped),
         "parts": {name: asdict(part_facts(part)) for name, part in dealt.items()},
         "near_duplicates": len(near_duplicates(dealt)),
         "examples": [

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from w2s_ray.plan import Plan
     from w2s_ray.store import Store
 
+LARGE_LOSS = 0.1
+"""A share of left out rows above this is marked."""
 PLURALS = {
     "supervisor": "supervisors",
     "ceiling": "ceilings",
@@ -55,7 +57,7 @@ def plan(
 
     if not 0 < gap < 1:
         raise InputError(f"--gap: given {gap}; allowed is a difference of two scores, between 0 and 1")
-    facts = plan_facts(load_plan(study, with_parts=True), store=open_store(store), gap=gap, usd_per_worker_hour=usd)
+    facts = plan_facts(load_plan(study, deal_rows=True), store=open_store(store), gap=gap, usd_per_worker_hour=usd)
     if as_json:
         print_json(facts)
     else:
@@ -79,7 +81,11 @@ def plan_facts(plan: Plan, *, store: Store, gap: float, usd_per_worker_hour: flo
     half_widths = {
         task: round(
             pgr_half_width(
-                num, gap=gap, num_seeds=num_seeds, num_groups=_num_test_groups(plan, task), noise=noise.get(task)
+                num,
+                gap=gap,
+                num_seeds=num_seeds,
+                num_groups=plan.parts[task]["test"].effective_groups if task in plan.parts else None,
+                noise=noise.get(task),
             ),
             3,
         )
@@ -110,10 +116,29 @@ def plan_facts(plan: Plan, *, store: Store, gap: float, usd_per_worker_hour: flo
         "pgr_noise": {task: "measured" if task in noise else "assumed" for task in half_widths},
         "num_test_items": num_test_items,
         "num_seeds": num_seeds,
-        "parts": {
-            task: parts if isinstance(parts, str) else {name: asdict(part) for name, part in parts.items()}
-            for task, parts in plan.parts.items()
+        "rows": {
+            task: {
+                "num_read": counts.num_read,
+                "num_usable": counts.num_usable,
+                "left_out": [
+                    {"reason": reason, "num_rows": num, "first": counts.dropped.first[reason]}
+                    for reason, num in counts.dropped.items()
+                ],
+            }
+            for task, counts in plan.rows.items()
         },
+        "parts": {task: {name: asdict(part) for name, part in parts.items()} for task, parts in plan.parts.items()},
+        "tokens": [
+            {
+                "task": task,
+                "model": model,
+                "share_unknown": facts.share_unknown,
+                "unknown": facts.unknown,
+                "share_too_long": facts.share_too_long,
+                "num_too_long": None if facts.too_long is None else len(facts.too_long),
+            }
+            for (task, model), facts in plan.tokens.items()
+        ],
     }
     if usd_per_worker_hour is None:
         usd_per_worker_hour = plan.study.compute.usd_per_worker_hour
@@ -121,12 +146,6 @@ def plan_facts(plan: Plan, *, store: Store, gap: float, usd_per_worker_hour: flo
         facts["usd_per_worker_hour"] = usd_per_worker_hour
         facts["usd_to_run"] = round(usd_per_worker_hour * worker_hours, 2)
     return facts
-
-
-def _num_test_groups(plan: Plan, task: str) -> float | None:
-    """Effective number of groups in a task's test set, or None if the task can't be dealt."""
-    parts = plan.parts.get(task, "")
-    return None if isinstance(parts, str) else parts["test"].effective_groups
 
 
 def print_plan(facts: dict[str, Any]) -> None:
@@ -150,9 +169,15 @@ def print_plan(facts: dict[str, Any]) -> None:
         f"{facts['largest_model']}: {facts['largest_state_gib_per_worker']:.2g} GiB of weights, gradients and optimizer "
         f"states on each of {facts['largest_workers']} worker(s), ZeRO {facts['largest_zero_stage']}",
     )
+    for task, counts in facts["rows"].items():
+        for line in _row_lines(task, counts, facts["parts"].get(task)):
+            table.add_row("rows", line)
     for task, parts in facts["parts"].items():
         for line in _part_lines(task, parts):
             table.add_row("parts", line)
+    for row in facts["tokens"]:
+        for line in _token_lines(row):
+            table.add_row("tokens", line)
     for task, half_width in facts["pgr_half_width_95"].items():
         num_items = facts["num_test_items"][task]
         table.add_row(
@@ -166,12 +191,10 @@ def print_plan(facts: dict[str, Any]) -> None:
     out.print(table)
 
 
-def _part_lines(task: str, parts: dict[str, Any] | str) -> list[str]:
-    """What is worth saying about a task's parts: that they can't be dealt, or that they hold few groups."""
+def _part_lines(task: str, parts: dict[str, Any]) -> list[str]:
+    """What is worth saying about a task's parts: their groups, and that these are few."""
     from w2s_ray.tasks import MIN_EFFECTIVE_GROUPS
 
-    if isinstance(parts, str):
-        return [f"[yellow]{escape(task)}: {escape(parts)}[/yellow]"]
     lines = []
     for name, part in parts.items():
         if part["num_groups"] == part["num_rows"]:
@@ -181,4 +204,36 @@ def _part_lines(task: str, parts: dict[str, Any] | str) -> list[str]:
         if part["effective_groups"] < MIN_EFFECTIVE_GROUPS:
             line = f"[yellow]{line}. Fewer than {MIN_EFFECTIVE_GROUPS}: no interval over groups can be trusted[/yellow]"
         lines.append(line)
+    return lines
+
+
+def _row_lines(task: str, counts: dict[str, Any], parts: dict[str, Any] | None) -> list[str]:
+    """How many rows can be used, and why others can't. A large loss is marked: it is seldom meant."""
+    num_read, num_usable = counts["num_read"], counts["num_usable"]
+    used = (
+        ""
+        if parts is None
+        else f", and one replicate takes {sum(part['num_rows'] for part in parts.values()):,} of them"
+    )
+    lines = [f"{escape(task)}: {num_usable:,} of {num_read:,} can be used{used}"]
+    for row in counts["left_out"]:
+        line = f"{escape(task)}: {row['num_rows']:,} left out, {escape(row['reason'])} (first: {escape(row['first'].rpartition('/')[2])})"
+        lines.append(f"[yellow]{line}[/yellow]" if row["num_rows"] > LARGE_LOSS * num_read else line)
+    return lines
+
+
+def _token_lines(row: dict[str, Any]) -> list[str]:
+    """What a tokenizer makes of a task, where it does not know many of its words or finds rows too long."""
+    from w2s_ray.families import WARN_UNKNOWN
+
+    task, model, lines = escape(row["task"]), escape(row["model"]), []
+    if row["share_unknown"] > WARN_UNKNOWN:
+        lines.append(
+            f"[yellow]{task}: {row['share_unknown']:.0%} of its tokens are unknown to the tokenizer of {model}, such as "
+            f"{escape(repr(row['unknown']))}; it reads all of them alike[/yellow]"
+        )
+    if share := row["share_too_long"]:
+        rows = f"about {share:.0%} of its" if row["num_too_long"] is None else f"{row['num_too_long']:,}"
+        line = f"{task}: {rows} rows are longer than training.max_tokens for {model}; they are left out for all models"
+        lines.append(f"[yellow]{line}[/yellow]" if share > LARGE_LOSS else line)
     return lines

@@ -88,7 +88,11 @@ def write_tables_and_report(
     from w2s_ray.results import write_results
 
     facts = facts | {"fits": len(plan.fits), "cells": len(plan.cells)}
-    write_results(plan.cells, study=plan.study.name, store=store, out=folder)
+    results = write_results(plan.cells, study=plan.study.name, store=store, out=folder, rows=plan.rows)
+    if num_constant := (results["status"] == "constant").sum():
+        out.print(
+            f"[yellow]{num_constant:,} cell(s) have no PGR, since a model gives every test item the same answer[/yellow]"
+        )
     path = write_report(folder, facts=facts, study_text=plan.path.read_text(encoding="utf-8"), axis=axis)
     for task, sentences in read_sentences(folder):
         out.print(f"  {escape(task)}")

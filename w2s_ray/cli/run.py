@@ -74,7 +74,7 @@ def run(
         wait_for_nodes_min=wait_for_nodes,
         track=tuple(track or ()),
     )
-    plan = load_plan(study, trust_remote_code=trust_remote_code)
+    plan = load_plan(study, trust_remote_code=trust_remote_code, deal_rows=True)
     opened = open_store(store)
     folder = out_folder(out_dir, study=plan.study.name)
     out.print(f"[bold]{plan.study.name}[/bold]: {len(plan.cells):,} cells, {len(plan.fits):,} Fits; store {store}")
@@ -161,6 +161,7 @@ def submit(
 
     Example: w2s submit nlp --address http://127.0.0.1:8265 --store s3://bucket/w2s
     """
+    from w2s_ray.plan import check_splits
     from w2s_ray.run_options import RunOptions
     from w2s_ray.scheduling import submit as jobs
     from w2s_ray.study import load_study
@@ -180,6 +181,8 @@ def submit(
         track=tuple(track or ()),
     )
     submission = jobs.Submission(study, name=study_name, address=address, store_uri=store, options=options)
+    if not stop:
+        check_splits(study)
     job = jobs.stop(submission, console=out) if stop else jobs.submit(submission, follow=follow, console=out)
     out.print(f"job {job.id}: {job.status.lower()}")
     if job.status == "FAILED":

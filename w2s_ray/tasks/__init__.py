@@ -1,28 +1,42 @@
 """Tasks: data sets as YAML entries, read into rows and dealt into halves and a test set.
 
 `task.py` is the YAML entry and its files, `shapes.py` turns a data set's own rows into items, `rows.py` fills the
-templates, `grouping.py` says which rows belong together, `split.py` deals the rows, `near_duplicates.py` finds what a deal
+templates, `promises.py` checks the rows against the YAML, `grouping.py` says which rows belong together, `split.py` deals the rows, `replicates.py` checks that they can be dealt, `near_duplicates.py` finds what a deal
 left in two parts, and `size_estimate.py` tells a task's size without reading all of it. `catalogue/` holds the tasks that
 ship.
 """
 
-from w2s_ray.tasks.rows import check, dropped, read_rows, read_task
+from w2s_ray.tasks.promises import RowCounts, check
+from w2s_ray.tasks.replicates import facts_of_replicates
+from w2s_ray.tasks.rows import Row, read_rows, read_task
 from w2s_ray.tasks.size_estimate import Size, num_rows, size
-from w2s_ray.tasks.split import MIN_EFFECTIVE_GROUPS, Deal, PartFacts, deal, facts_of_deal, part_facts
-from w2s_ray.tasks.task import Task, files, fingerprint, load_pinned, load_task, resolve_commits, schema, task_names
+from w2s_ray.tasks.split import MIN_EFFECTIVE_GROUPS, Deal, PartFacts, deal, part_facts
+from w2s_ray.tasks.task import (
+    Task,
+    files,
+    fingerprint,
+    is_here,
+    load_pinned,
+    load_task,
+    resolve_commits,
+    schema,
+    task_names,
+)
 
 __all__ = [
     "MIN_EFFECTIVE_GROUPS",
     "Deal",
     "PartFacts",
+    "Row",
+    "RowCounts",
     "Size",
     "Task",
     "check",
     "deal",
-    "dropped",
-    "facts_of_deal",
+    "facts_of_replicates",
     "files",
     "fingerprint",
+    "is_here",
     "load_pinned",
     "load_task",
     "num_rows",

@@ -1,6 +1,6 @@
 """From a task's files to its rows: read, unfold into items, fill the templates, drop what can't be used.
 
-`check`, `read_rows` and `dropped` share one pass over a task's files (`read_task`), whose result is kept for the last
+`read_rows`, and `check` in promises.py, share one pass over a task's files (`read_task`), whose result is kept for the last
 task.
 
 Between the files and `read_rows` a row is a dict. To make an Arrow column from Python values, pyarrow imports pandas, which
@@ -16,7 +16,6 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -29,8 +28,8 @@ import pyarrow as pa
 from w2s_ray.errors import InputError, nearest
 from w2s_ray.tasks.encoding import check_text
 from w2s_ray.tasks.grouping import group_keys, join
-from w2s_ray.tasks.shapes import Item, as_lines, unfold, value
-from w2s_ray.tasks.task import Task, files, load_test_task
+from w2s_ray.tasks.shapes import Dropped, Item, as_lines, unfold, value
+from w2s_ray.tasks.task import Task, columns_of, files, load_test_task
 
 ROWS = pa.schema(
     {
@@ -47,19 +46,13 @@ ROWS = pa.schema(
 the better one; null in a generation, whose one completion is the right one. `difficulty`: null where a task has none.
 `part`: `train` or `test`."""
 Row = dict[str, Any]
-"""A row as ROWS says. Before rows are grouped, `group` has the values of the task's group columns."""
+"""A row as ROWS says, with its `number` in its file. Before rows are grouped, `group` has the values of the task's group
+columns."""
 MAX_CLASSES_SHOWN = 20
 OPTIONAL_PUZZLE_COLUMNS = ("GameId", "GameUrl", "PuzzleId")
 """Lichess has published puzzles in two schemas, each with some of these columns."""
-
-
-@lru_cache(maxsize=256)
-def check(task: Task) -> None:
-    """Read every row and refuse the first bad one. Rows are counted from 1, without a header.
-
-    The cache remembers that a task is good without keeping its rows, for studies whose grids share many tasks.
-    """
-    read_task(task)
+NEAR_TEST = "in a group with a row of the test file"
+"""Why a training row is left out."""
 
 
 def read_rows(task: Task) -> pa.Table:
@@ -72,43 +65,38 @@ def read_rows(task: Task) -> pa.Table:
     return pa.Table.from_pylist(read_task(task).rows, schema=ROWS)
 
 
-def dropped(task: Task) -> dict[str, int]:
-    """Reason -> number of rows that can't be used."""
-    return read_task(task).dropped
-
-
 @dataclass(frozen=True)
 class TaskRows:
     """What one pass over files gives."""
 
     rows: list[Row]
-    dropped: Counter[str]
-    """Reason -> number of rows that can't be used."""
+    dropped: Dropped
+    file_of: dict[str, str]
+    """`train` or `test` -> its file, for messages."""
 
 
 @lru_cache(maxsize=1)  # rows can take hundreds of megabytes, and Fits that run one after another mostly share a task
 def read_task(task: Task) -> TaskRows:
     """Read all files of a task and fill its templates."""
     test_task = load_test_task(task)
-    own = [_fill_part(task, name, part=name) for name in task.sources]
-    reasons: Counter[str] = sum((part.dropped for part in own), Counter())
-    rows = _grouped(own, task)
+    own = {name: read_part(task, name) for name in task.sources}
+    reasons = Dropped()
+    for items in own.values():
+        reasons.take_over(items.dropped)
+    file_of = {name: items.file for name, items in own.items()}
+    rows = _grouped([items.rows(name) for name, items in own.items()], task)
     if test_task:
-        other = [_fill_part(test_task, name, part="test") for name in test_task.sources]
-        rows = [*_grouped(other, test_task), *rows]
+        others = [read_part(test_task, name) for name in test_task.sources]
+        rows = [*_grouped([items.rows("test") for items in others], test_task), *rows]
+        file_of["test"] = others[0].file
     # test rows come first, so that a row in both parts stays in the test set
-    rows = _without_duplicates(rows, reasons)
-    return TaskRows(_without_rows_near_the_test_file(rows, reasons), reasons)
+    rows = _without_duplicates(rows, reasons, file_of)
+    return TaskRows(_without_rows_near_the_test_file(rows, reasons, file_of), reasons, file_of)
 
 
-def _fill_part(task: Task, name: str, *, part: str) -> TaskRows:
-    items = read_part(task, name)
-    return TaskRows(items.rows(part), items.dropped)
-
-
-def _grouped(task_parts: list[TaskRows], task: Task) -> list[Row]:
+def _grouped(task_parts: list[list[Row]], task: Task) -> list[Row]:
     """The rows of all parts, the last part first, with a group for each in place of the values of its group columns."""
-    rows = [row for part in reversed(task_parts) for row in part.rows]
+    rows = [row for part in reversed(task_parts) for row in part]
     parts = [row["part"] for row in rows]
     columns = zip(*(row["group"] for row in rows), strict=True)
     keys = [group_keys(values, parts, task.group_by) for values in columns]
@@ -116,7 +104,13 @@ def _grouped(task_parts: list[TaskRows], task: Task) -> list[Row]:
     return [row | {"group": group} for row, group in zip(rows, groups, strict=True)]
 
 
-def _without_duplicates(rows: list[Row], reasons: Counter[str]) -> list[Row]:
+def place(row: Row, file_of: dict[str, str]) -> str:
+    """`data.csv: row 7`."""
+    return f"{file_of[row['part']]}: row {row['number']}"
+
+
+def _without_duplicates(rows: list[Row], reasons: Dropped, file_of: dict[str, str]) -> list[Row]:
+    first_of: dict[str, Row] = {}
     answers: dict[str, Any] = {}
     reason_of: dict[str, str] = {}
     is_first: list[bool] = []
@@ -125,30 +119,40 @@ def _without_duplicates(rows: list[Row], reasons: Counter[str]) -> list[Row]:
         is_comparison = len(completions) == 2
         answer = completions[1 - label] if is_comparison else (label, *completions)
         is_first.append(id_ not in answers)
+        first = first_of.setdefault(id_, row)
+        if first["text"] != row["text"] or (is_comparison and set(first["completions"]) != set(completions)):
+            raise InputError(
+                f"{place(row, file_of)}: has the id '{id_}', which another row with another text has too "
+                f"({place(first, file_of)}); ids must be unique, or leave out 'id'"
+            )
         if is_comparison and completions[0] == completions[1]:
             reason_of[id_] = "both completions are the same"
         elif answers.setdefault(id_, answer) != answer:
             reason_of[id_] = "the same row again, with another right answer (all of them are left out)"
     kept = []
-    for row, first in zip(rows, is_first, strict=True):
-        if row["id"] in reason_of:
-            reasons[reason_of[row["id"]]] += 1
-        elif first:
+    for row, comes_first in zip(rows, is_first, strict=True):
+        reason = reason_of.get(row["id"], "" if comes_first else "the same row again")
+        if not reason:
             kept.append(row)
-        else:
-            reasons["the same row again"] += 1
+            continue
+        reasons[reason] += 1
+        reasons.first.setdefault(reason, place(row, file_of))
     return kept
 
 
-def _without_rows_near_the_test_file(rows: list[Row], reasons: Counter[str]) -> list[Row]:
+def _without_rows_near_the_test_file(rows: list[Row], reasons: Dropped, file_of: dict[str, str]) -> list[Row]:
     """Without the training rows that share a group or a text with a row of the test file."""
     if len({row["part"] for row in rows}) == 1:
         return rows
     groups = join([[f"group:{row['group']}", *_texts_shown(row["text"], row["completions"])] for row in rows])
     of_test = {group for row, group in zip(rows, groups, strict=True) if row["part"] == "test"}
-    kept = [row for row, group in zip(rows, groups, strict=True) if row["part"] == "test" or group not in of_test]
-    if num_dropped := len(rows) - len(kept):
-        reasons["in a group with a row of the test file"] += num_dropped
+    kept = []
+    for row, group in zip(rows, groups, strict=True):
+        if row["part"] == "test" or group not in of_test:
+            kept.append(row)
+        else:
+            reasons[NEAR_TEST] += 1
+            reasons.first.setdefault(NEAR_TEST, place(row, file_of))
     return kept
 
 
@@ -166,8 +170,8 @@ class PartItems:
 
     task: Task
     items: list[Item]
-    dropped: Counter[str]
-    """Reason -> number of rows that the shape can't use."""
+    dropped: Dropped
+    """The rows that the shape can't use."""
     file: str
     """The part's file in error messages, or the first of its files."""
 
@@ -178,7 +182,7 @@ class PartItems:
         labels, difficulties = self.labels(), self.difficulties()
         texts, completions = self.fill(self.task.template), self.completions()
         ids = self._ids(texts, completions)
-        columns = [self.column(name) for name in self.task.group_columns]
+        columns = [self.column(name, may_be_null=False) for name in self.task.group_columns]
         groups = (
             list(zip(*columns, strict=True))
             if columns
@@ -189,20 +193,36 @@ class PartItems:
             for i, id_ in enumerate(ids):
                 if int(text_hash(f"order:{id_}"), 16) % 2:
                     completions[i], labels[i] = completions[i][::-1], 1 - (labels[i] or 0)
+        numbers = [item.row for item in self.items]
         values = zip(
-            ids, texts, completions, [list(map(str, group)) for group in groups], labels, difficulties, strict=True
+            ids,
+            texts,
+            completions,
+            [list(map(str, group)) for group in groups],
+            labels,
+            difficulties,
+            numbers,
+            strict=True,
         )
-        return [dict(zip(ROWS.names, [*row, part], strict=True)) for row in values]
+        names = [*(name for name in ROWS.names if name != "part"), "number", "part"]
+        return [dict(zip(names, [*row, part], strict=True)) for row in values]
 
     def fill(self, template: str) -> list[str]:
         """A template's text for every item. Only the prompt of a comparison may be empty, and then for all items."""
         task = self.task
+        for name in columns_of(template):
+            for item in self.items:
+                if item.fields.get(name, "") is None:
+                    raise InputError(
+                        f"{self.file}: row {item.row}, column '{name}': has no value, and the text would say 'None' "
+                        f"(template {template!r}); fill it, or leave the row out"
+                    )
         try:
             texts = [template.format(**item.fields) for item in self.items]
             if task.remove is not None:
                 texts = [re.sub(r"  +", " ", re.sub(task.remove, " ", text)) for text in texts]
             texts = [text.strip() for text in texts]
-        except (KeyError, IndexError, ValueError, AttributeError, TypeError) as error:
+        except (KeyError, IndexError, ValueError, AttributeError, TypeError, re.error) as error:
             raise InputError(
                 f"{task.path}: template: {template!r} can't be filled from the columns ({error})"
             ) from error
@@ -255,7 +275,7 @@ class PartItems:
             difficulties.append(float(np.float32(number)))  # as it is in a table
         return difficulties
 
-    def column(self, name: str) -> list[Any]:
+    def column(self, name: str, *, may_be_null: bool = True) -> list[Any]:
         """The values of a column, or of a nested field such as `choices.text`."""
         values = []
         for item in self.items:
@@ -263,6 +283,8 @@ class PartItems:
                 values.append(value(item.fields, name))
             except (KeyError, TypeError) as error:
                 raise InputError(f"{self.file}: row {item.row}: has no value at '{name}'") from error
+            if values[-1] is None and not may_be_null:
+                raise InputError(f"{self.file}: row {item.row}: has no value at '{name}'")
         return values
 
     def _ids(self, texts: list[str], completions: list[tuple[str, ...]]) -> list[str]:
@@ -270,7 +292,7 @@ class PartItems:
             compared = completions if self.task.setting == "comparison" else [()] * len(texts)
             contents = ["\0".join([text, *sorted(pair)]) for text, pair in zip(texts, compared, strict=True)]
             return [text_hash(content)[:16] for content in contents]
-        ids = [str(id_) for id_ in self.column(self.task.id)]
+        ids = [str(id_) for id_ in self.column(self.task.id, may_be_null=False)]
         if self.task.shape.choices:  # a question becomes two items
             return [f"{id_}-{item.label}" for id_, item in zip(ids, self.items, strict=True)]
         return ids
@@ -286,17 +308,19 @@ def text_hash(text: str) -> str:
 def read_part(task: Task, part: str, *, limit: int | None = None) -> PartItems:
     """The items of a part; with `limit`, those of the first rows of its first file."""
     items: list[Item] = []
-    reasons: Counter[str] = Counter()
+    reasons = Dropped()
     for path, rows in _raw_rows(task, part, limit=limit):
         try:
             file_items, file_reasons = unfold(task.shape, rows)
         except (ValueError, ModuleNotFoundError) as error:
             raise InputError(f"{path}: {error}") from error
-        labelled = [item for item in file_items if _has_known_label(task, item)]
-        items += [_join_lines(task, item) for item in labelled]
-        reasons += file_reasons
-        if num_unknown := len(file_items) - len(labelled):
-            reasons["the label is none of 'positive' and 'negative'"] += num_unknown
+        for item in file_items:
+            if _has_known_label(task, item):
+                items.append(_join_lines(task, item))
+            else:
+                file_reasons["the label is none of 'positive' and 'negative'"] += 1
+                file_reasons.note_first(f"row {item.row}")
+        reasons.take_over(file_reasons, file=str(path))
     paths = files(task)[part]
     more = f" (and {len(paths) - 1} more)" if len(paths) > 1 else ""
     return PartItems(task=task, items=items, dropped=reasons, file=f"{paths[0]}{more}")

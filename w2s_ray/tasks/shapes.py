@@ -122,6 +122,26 @@ class Item:
     """The row's number in its file, from 1, not counting a header."""
 
 
+class Dropped(Counter[str]):
+    """Reason -> number of rows that can't be used, and where the first of them is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first: dict[str, str] = {}
+        """Reason -> `row 7`, or `file.csv: row 7`."""
+
+    def note_first(self, place: str) -> None:
+        """The reasons that are new came up here."""
+        for reason in self:
+            self.first.setdefault(reason, place)
+
+    def take_over(self, other: Dropped, *, file: str = "") -> None:
+        """Count what was dropped in a file, too."""
+        self.update(other)
+        for reason, place in other.first.items():
+            self.first.setdefault(reason, f"{file}: {place}" if file else place)
+
+
 def value(row: dict[str, Any], column: str) -> Any:
     """A field of a row. A dot leads into a nested one: `choices.text` is `row["choices"]["text"]`."""
     field: Any = row
@@ -130,12 +150,12 @@ def value(row: dict[str, Any], column: str) -> Any:
     return field
 
 
-def unfold(shape: Shape, rows: list[dict[str, Any]]) -> tuple[list[Item], Counter[str]]:
+def unfold(shape: Shape, rows: list[dict[str, Any]]) -> tuple[list[Item], Dropped]:
     """The items of these rows, in their order, and the number of dropped rows by reason.
 
     Raises ValueError whose message begins with `row N` where a row can't be read.
     """
-    dropped: Counter[str] = Counter()
+    dropped = Dropped()
     if shape.rated:
         return list(_rated(rows, *shape.rated, dropped=dropped)), dropped
     unfold_row = next((function for name, function in BY_NAME.items() if getattr(shape, name)), None)
@@ -147,6 +167,7 @@ def unfold(shape: Shape, rows: list[dict[str, Any]]) -> tuple[list[Item], Counte
             items += unfold_row(shape, row, number, dropped)
         except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
             raise ValueError(f"row {number}: {type(error).__name__}: {error}") from error
+        dropped.note_first(f"row {number}")
     return items, dropped
 
 
@@ -169,7 +190,7 @@ def _normalised(text: str) -> str:
     return " ".join(text.lower().split()).rstrip(".")
 
 
-def _choices(shape: Shape, row: dict[str, Any], number: int, dropped: Counter[str]) -> Iterator[Item]:
+def _choices(shape: Shape, row: dict[str, Any], number: int, dropped: Dropped) -> Iterator[Item]:
     choices = shape.choices
     assert choices is not None
     columns = [value(row, column) for column in choices.columns]
@@ -201,7 +222,7 @@ def _choices(shape: Shape, row: dict[str, Any], number: int, dropped: Counter[st
         yield Item(row | {"choice": wrong[_draw(row, len(wrong))]}, 0, number)
 
 
-def _ordered(shape: Shape, row: dict[str, Any], number: int, dropped: Counter[str]) -> Iterator[Item]:
+def _ordered(shape: Shape, row: dict[str, Any], number: int, dropped: Dropped) -> Iterator[Item]:
     assert shape.ordered is not None
     right, wrong = (value(row, column) for column in shape.ordered)
     if _draw(row, 2):
@@ -210,13 +231,13 @@ def _ordered(shape: Shape, row: dict[str, Any], number: int, dropped: Counter[st
         yield Item(row | {"first": wrong, "second": right}, 0, number)
 
 
-def _transcripts(shape: Shape, row: dict[str, Any], number: int, dropped: Counter[str]) -> Iterator[Item]:
+def _transcripts(shape: Shape, row: dict[str, Any], number: int, dropped: Dropped) -> Iterator[Item]:
     assert shape.transcripts is not None
     transcripts = [str(value(row, column)).rpartition(ASSISTANT) for column in shape.transcripts]
     yield from _dialogue(row, number, [(prompt, answer) for prompt, _, answer in transcripts], dropped)
 
 
-def _messages(shape: Shape, row: dict[str, Any], number: int, dropped: Counter[str]) -> Iterator[Item]:
+def _messages(shape: Shape, row: dict[str, Any], number: int, dropped: Dropped) -> Iterator[Item]:
     assert shape.messages is not None
     dialogues = []
     for column in shape.messages:
@@ -225,9 +246,7 @@ def _messages(shape: Shape, row: dict[str, Any], number: int, dropped: Counter[s
     yield from _dialogue(row, number, dialogues, dropped)
 
 
-def _dialogue(
-    row: dict[str, Any], number: int, dialogues: list[tuple[str, str]], dropped: Counter[str]
-) -> Iterator[Item]:
+def _dialogue(row: dict[str, Any], number: int, dialogues: list[tuple[str, str]], dropped: Dropped) -> Iterator[Item]:
     """One item from the chosen and the rejected (prompt, answer), which must have the same prompt."""
     (prompt, chosen), (prompt_of_rejected, rejected) = dialogues
     if prompt != prompt_of_rejected or not prompt:
@@ -239,7 +258,7 @@ def _dialogue(
         yield Item(row | {"prompt": prompt, "chosen": chosen.strip(), "rejected": rejected.strip()}, None, number)
 
 
-def _preference(shape: Shape, row: dict[str, Any], number: int, dropped: Counter[str]) -> Iterator[Item]:
+def _preference(shape: Shape, row: dict[str, Any], number: int, dropped: Dropped) -> Iterator[Item]:
     assert shape.preference is not None
     strength = float(value(row, shape.preference))
     if strength == 0:
@@ -248,7 +267,7 @@ def _preference(shape: Shape, row: dict[str, Any], number: int, dropped: Counter
         yield Item(row, int(strength < 0), number)
 
 
-def _scores(shape: Shape, row: dict[str, Any], number: int, dropped: Counter[str]) -> Iterator[Item]:
+def _scores(shape: Shape, row: dict[str, Any], number: int, dropped: Dropped) -> Iterator[Item]:
     assert shape.scores is not None
     first, second = (float(value(row, column)) for column in shape.scores)
     if first == second:
@@ -257,18 +276,18 @@ def _scores(shape: Shape, row: dict[str, Any], number: int, dropped: Counter[str
         yield Item(row, int(first > second), number)
 
 
-def _rated(
-    rows: list[dict[str, Any]], prompt: str, response: str, score: str, *, dropped: Counter[str]
-) -> Iterator[Item]:
+def _rated(rows: list[dict[str, Any]], prompt: str, response: str, score: str, *, dropped: Dropped) -> Iterator[Item]:
     number = 1
     while number < len(rows):
         row, next_row = rows[number - 1], rows[number]
         if row[prompt] != next_row[prompt]:
             dropped["a prompt with one response"] += 1
+            dropped.note_first(f"row {number}")
             number += 1
             continue
         if row[score] == next_row[score]:
             dropped["a tie"] += 1
+            dropped.note_first(f"row {number}")
         else:
             better, worse = (row, next_row) if row[score] > next_row[score] else (next_row, row)
             fields = {"prompt": row[prompt], "chosen": better[response], "rejected": worse[response]}
@@ -276,7 +295,7 @@ def _rated(
         number += 2
 
 
-def _puzzle(shape: Shape, row: dict[str, Any], number: int, dropped: Counter[str]) -> Iterator[Item]:
+def _puzzle(shape: Shape, row: dict[str, Any], number: int, dropped: Dropped) -> Iterator[Item]:
     """Reads both schemas that Lichess has published: moves as text or as a list, the game as a URL or an id."""
     try:
         import chess
@@ -292,7 +311,7 @@ def _puzzle(shape: Shape, row: dict[str, Any], number: int, dropped: Counter[str
     yield Item(row | fields, None, number)
 
 
-def _summaries(shape: Shape, row: dict[str, Any], number: int, dropped: Counter[str]) -> Iterator[Item]:
+def _summaries(shape: Shape, row: dict[str, Any], number: int, dropped: Dropped) -> Iterator[Item]:
     info = row["info"]
     post = info.get("post") or info.get("article")
     chosen, rejected = (row["summaries"][index]["text"].strip() for index in (row["choice"], 1 - row["choice"]))

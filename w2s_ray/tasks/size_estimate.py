@@ -6,9 +6,8 @@ import gzip
 from dataclasses import dataclass
 from functools import lru_cache
 
-from w2s_ray import hub
 from w2s_ray.tasks.rows import read_part
-from w2s_ray.tasks.task import Task, files, load_test_task
+from w2s_ray.tasks.task import Task, files, is_here, load_test_task
 
 NUM_SAMPLED_ROWS = 1000
 
@@ -48,9 +47,7 @@ def size(task: Task) -> Size:
 def num_rows(task: Task) -> int | None:
     """Rows in all files of a task, from parquet metadata or by counting lines. None where the files would have to be
     downloaded first."""
-    if any(name.startswith("https://") for name in task.sources.values()):
-        return None
-    if task.hub is not None and hub.local_copy(task.hub.id, kind="dataset") is None:
+    if not is_here(task):
         return None
     return sum(_count_rows(task, part) for part in task.sources)
 

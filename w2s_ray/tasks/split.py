@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pyarrow as pa
 
@@ -82,9 +82,8 @@ def part_facts(part: pa.Table) -> PartFacts:
     return _facts(part["group"].to_pylist())
 
 
-def facts_of_deal(rows: list[Row], how: Deal) -> dict[str, PartFacts]:
-    """The facts of the parts that `deal` makes."""
-    return {name: _facts([row["group"] for row in part]) for name, part in _deal(rows, how).items()}
+def facts_of_parts(parts: dict[str, list[Row]]) -> dict[str, PartFacts]:
+    return {name: _facts([row["group"] for row in part]) for name, part in parts.items()}
 
 
 def _facts(groups: list[str]) -> PartFacts:
@@ -99,18 +98,40 @@ def _facts(groups: list[str]) -> PartFacts:
 
 def deal(rows: pa.Table, how: Deal) -> dict[str, pa.Table]:
     """Deal rows into `A`, `B`, `test` and the fresh parts. In the result `group` is the group after merging those that share a text."""
-    dealt = _deal(rows.to_pylist(), how)
+    dealt = deal_arranged(arrange(rows.to_pylist(), how), how)
     return {name: pa.Table.from_pylist(part, schema=rows.schema) for name, part in dealt.items()}
 
 
-def _deal(rows: list[Row], how: Deal) -> dict[str, list[Row]]:
+@dataclass(frozen=True)
+class Arranged:
+    """A task's rows in their groups, in the order of the split's hash. All replicates of a split are dealt from these."""
+
+    groups: list[Group]
+    num_rows: int
+    """Of the task, before `rows_per_group`."""
+    in_groups: bool
+    """Whether the task names groups, of more than one row."""
+    test_sets: dict[int | None, tuple[list[Row], list[Group]]] = field(default_factory=dict)
+    """`num_test` -> the test set, and the groups left for the halves. Taken once, for all replicates."""
+
+
+def arrange(rows: list[Row], how: Deal) -> Arranged:
+    """Rows as `how` orders them. Only its `seed` and `rows_per_group` count."""
     groups = _groups_in_hash_order(rows, split_seed=how.seed)
     if how.rows_per_group is not None:
         groups = [group[: how.rows_per_group] for group in groups]
-    if max(map(len, groups), default=0) > 1 and _has_named_groups(rows):
-        parts = _deal_groups(groups, how, num_rows=len(rows))
-    else:
-        parts = _deal_rows(groups, how, num_rows=len(rows))
+    in_groups = max(map(len, groups), default=0) > 1 and _has_named_groups(rows)
+    return Arranged(groups, len(rows), in_groups)
+
+
+def deal_arranged(arranged: Arranged, how: Deal) -> dict[str, list[Row]]:
+    """Deal rows that were arranged for the same `seed` and `rows_per_group`."""
+    if how.num_test not in arranged.test_sets:
+        take = _draw_test_set if arranged.in_groups else _take_test_set
+        arranged.test_sets[how.num_test] = take(arranged.groups, num_test=how.num_test, num_rows=arranged.num_rows)
+    test, rest = arranged.test_sets[how.num_test]
+    parts = (_deal_groups if arranged.in_groups else _deal_rows)(rest, how)
+    parts = {"A": parts.pop("A"), "B": parts.pop("B"), "test": test, **parts}
     for name, part in parts.items():
         num_wanted = (how.num_test if name == "test" else how.num_train) or 2
         if len(part) < num_wanted // 2 * 2:
@@ -121,7 +142,7 @@ def _deal(rows: list[Row], how: Deal) -> dict[str, list[Row]]:
             )
             raise InputError(
                 f"split: {num_wanted} rows with balanced labels are wanted in {name}, but only {len(part)} are "
-                f"left of {len(rows)} in {len(groups)} groups; lower {lower}"
+                f"left of {arranged.num_rows} in {len(arranged.groups)} groups; lower {lower}"
             )
     if how.is_swapped:
         parts["A"], parts["B"] = parts["B"], parts["A"]
@@ -136,10 +157,10 @@ def _has_named_groups(rows: list[Row]) -> bool:
 # --- rows without groups: parts are cut one after another --------------------------------------------------------------
 
 
-def _deal_rows(groups: list[Group], how: Deal, *, num_rows: int) -> dict[str, list[Row]]:
-    test, rest = _take_test_set(groups, num_test=how.num_test, num_rows=num_rows)
-    (half_a, half_b), rest = _take_halves(_within(how.difficulty, _reordered(rest, how)), num_train=how.num_train)
-    parts = {"A": half_a, "B": half_b, "test": test}
+def _deal_rows(groups: list[Group], how: Deal) -> dict[str, list[Row]]:
+    """The halves and the fresh parts, from groups that the test set leaves."""
+    (half_a, half_b), rest = _take_halves(_within(how.difficulty, _reordered(groups, how)), num_train=how.num_train)
+    parts = {"A": half_a, "B": half_b}
     for name in _fresh_names(how):
         parts[name], rest = _take_balanced(rest, how.num_train)
     return parts
@@ -177,7 +198,9 @@ def _reordered(groups: list[Group], how: Deal) -> list[Group]:
     if how.halves_seed is None:
         return groups
     seed = f"{how.seed}:{how.halves_seed}"
-    by_row = [sorted(group, key=lambda row: text_hash(f"{seed}:{row['id']}")) for group in groups]
+    by_row = [
+        sorted(group, key=lambda row: text_hash(f"{seed}:{row['id']}")) if len(group) > 1 else group for group in groups
+    ]
     return sorted(by_row, key=lambda group: text_hash(f"{seed}:group:{group[0]['group']}"))
 
 
@@ -197,18 +220,23 @@ def _take_halves(groups: list[Group], *, num_train: int | None) -> tuple[tuple[l
 # --- rows in groups: groups are dealt to the parts, rows are drawn in turns ---------------------------------------------
 
 
-def _deal_groups(groups: list[Group], how: Deal, *, num_rows: int) -> dict[str, list[Row]]:
-    test_groups, rest = _test_groups(groups, num_test=how.num_test, num_rows=num_rows)
-    num_test = how.num_test
+def _draw_test_set(groups: list[Group], *, num_test: int | None, num_rows: int) -> tuple[list[Row], list[Group]]:
+    """The test set and the groups left for the halves."""
+    test_groups, rest = _test_groups(groups, num_test=num_test, num_rows=num_rows)
     if num_test is None and not _test_file(groups)[0]:
         num_test = num_rows // 5
-    ordered = _reordered(rest, how)
+    return _draw_in_turns(test_groups, num_test), rest
+
+
+def _deal_groups(groups: list[Group], how: Deal) -> dict[str, list[Row]]:
+    """The halves and the fresh parts, from groups that the test set leaves."""
+    ordered = _reordered(groups, how)
     halves = [_within(how.difficulty, half) for half in _deal_by_weight(ordered, num_parts=2)]
     num_train = how.num_train
     if num_train is None:
         num_train = min(_num_balanced(half) for half in halves)
     half_a, half_b = (_draw_in_turns(half, num_train) for half in halves)
-    parts = {"A": half_a, "B": half_b, "test": _draw_in_turns(test_groups, num_test)}
+    parts = {"A": half_a, "B": half_b}
     if how.num_fresh:
         touched = {row["group"] for row in (*half_a, *half_b)}
         left = [group for group in _within(how.difficulty, ordered) if group[0]["group"] not in touched]
@@ -280,8 +308,7 @@ def _num_balanced(groups: list[Group]) -> int:
 
 def _labels(groups: list[Group]) -> list[int | None]:
     """0 and 1; one label, None, where rows have none (a generation)."""
-    labels = {row["label"] for group in groups for row in group} or {None}
-    return [None] if labels == {None} else [0, 1]
+    return [None] if all(row["label"] is None for group in groups for row in group) else [0, 1]
 
 
 # --- both ----------------------------------------------------------------------------------------------------------
@@ -308,7 +335,8 @@ def _groups_in_hash_order(rows: list[Row], *, split_seed: int) -> list[Group]:
     ordered = sorted(
         groups.values(), key=lambda group: min(text_hash(f"{split_seed}:group:{row['group']}") for row in group)
     )
-    return [[row | {"group": min(row["group"] for row in group)} for row in group] for group in ordered]
+    names = [min(row["group"] for row in group) for group in ordered]
+    return [[row | {"group": name} for row in group] for name, group in zip(names, ordered, strict=True)]
 
 
 def _take_balanced(groups: list[Group], num_rows: int | None) -> tuple[list[Row], list[Group]]:

@@ -156,6 +156,16 @@ class Task(BaseModel):
             raise ValueError("given group_by without group")
         if self.setting == "generation" and self.label:
             raise ValueError("generation takes no label: its completion is the right one")
+        if self.train == self.test:
+            raise ValueError(
+                f"given {self.test!r} as train and as test; the test rows must be others, or leave out test"
+            )
+        if len(self.completions) > len(set(self.completions)):
+            raise ValueError(f"both completions are {self.completions[0]!r}; the two must differ")
+        if bool(self.positive) != bool(self.negative):
+            raise ValueError("given one of positive and negative; name the label's values for both")
+        if both := [value for value in self.positive if value in self.negative]:
+            raise ValueError(f"{both[0]!r} is in positive and in negative")
         for name, template in (("template", self.template), *(("completions", text) for text in self.completions)):
             if not _fields_of(template) and not (name == "template" and self._may_have_a_constant_prompt):
                 raise ValueError(f"{name}: {template!r} names no column; did you mean '{{{template}}}'?")
@@ -195,6 +205,11 @@ class Task(BaseModel):
 def _fields_of(template: str) -> list[str]:
     """The columns that a template names, in its order."""
     return [field for _, field, _, _ in string.Formatter().parse(template) if field]
+
+
+def columns_of(template: str) -> list[str]:
+    """The columns that a template reads."""
+    return list(dict.fromkeys(map(_top_level, _fields_of(template))))
 
 
 def _top_level(field: str) -> str:
@@ -328,6 +343,16 @@ def _commit(task: Task) -> str | None:
 
 
 # --- files --------------------------------------------------------------------------------------------------------
+
+
+def is_here(task: Task) -> bool:
+    """Whether all files of a task lie on this machine beside its YAML, or in a copy of the hub, so that nothing is downloaded."""
+    if any(name.startswith("https://") for name in task.sources.values()):
+        return False
+    if task.hub is not None and hub.local_copy(task.hub.id, kind="dataset") is None:
+        return False
+    test_task = load_test_task(task)
+    return test_task is None or is_here(test_task)
 
 
 @lru_cache(maxsize=256)

@@ -9,12 +9,15 @@ import hashlib
 
 import numpy as np
 import pyarrow as pa
+from transformers import PreTrainedTokenizerBase
 
 from w2s_ray import tasks
+from w2s_ray.families import MAX_UNKNOWN
 from w2s_ray.fit import Data, Fit
 from w2s_ray.training.model import load_tokenizer, load_tokenizer_of
 from w2s_ray.training.rows import PreparedTask, Rows
 from w2s_ray.training.settings import setting_of
+from w2s_ray.training.worker import TrainingFailed
 
 NUM_CACHED_TASKS = 4
 """Tokenised tasks that a worker keeps in memory."""
@@ -41,6 +44,7 @@ def _prepare(fit: Fit) -> PreparedTask:
     for name, part in sorted(dealt.items()):
         texts, completions = _texts(part)
         sequences, answers = setting.encode(tokenizer, texts, completions)
+        check_words(fit, tokenizer, sequences)
         setting.check_answers(tokenizer, part, answers, task=data.source)
         if answers is not None:
             num_answer_tokens = max(num_answer_tokens, *map(len, answers))
@@ -68,6 +72,21 @@ def _prepare(fit: Fit) -> PreparedTask:
         tokenizer=tokenizer,
         num_answer_tokens=num_answer_tokens,
     )
+
+
+def check_words(fit: Fit, tokenizer: PreTrainedTokenizerBase, sequences: list[tuple[list[int], ...]]) -> None:
+    """Refuse texts of which the tokenizer does not know the words. A plan sees this for tokenizers that it can read."""
+    unknown = tokenizer.unk_token_id
+    if unknown is None or unknown in (tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.pad_token_id):
+        return
+    tokens = np.fromiter((token for row in sequences for sequence in row for token in sequence), dtype=np.int64)
+    share = float((tokens == unknown).mean()) if len(tokens) else 0.0
+    if share > MAX_UNKNOWN:
+        raise TrainingFailed(
+            "words",
+            f"the tokenizer of {fit.model.name} does not know {share:.0%} of the tokens of task '{fit.data.task}'; allowed are "
+            f"{MAX_UNKNOWN:.0%}. Choose a family that was made for such texts",
+        )
 
 
 def _short_name(group: str) -> str:
