@@ -51,12 +51,15 @@ def test_each_fit_once_and_after_its_supervisor() -> None:
     assert len(seen) == 25
 
 
-def test_a_short_study_is_dealt_out_in_one_pack_a_slot() -> None:
-    schedule = schedule_of(small_grid(2), num_slots=2)
-    packs = [schedule.next_pack(free_cpus=1, free_gpus=0) for _ in range(2)]
-    assert [len(pack.fits) for pack in packs if pack] == [5, 5]
-    assert all(len({each.seed for each in pack.fits}) == 1 for pack in packs if pack), "a pack keeps a seed together"
-    assert schedule.next_pack(free_cpus=1, free_gpus=0) is None
+def test_packs_get_shorter_towards_the_end_but_not_too_short() -> None:
+    schedule = schedule_of(small_grid(8), num_slots=2)
+    packs = []
+    while pack := schedule.next_pack(free_cpus=1, free_gpus=0):
+        packs.append(pack)
+        finish(schedule, pack)
+    assert [len(pack.fits) for pack in packs] == [10, 8, 6, 5, 5, 5, 1]
+    seeds = [each.seed for each in packs[0].fits]
+    assert seeds.count(seeds[0]) == 5, "a pack keeps a seed together"
 
 
 def test_a_student_waits_for_a_supervisor_in_another_pack() -> None:

@@ -22,10 +22,13 @@ if TYPE_CHECKING:
     from analysis.intervals import Noise
     from w2s_ray.store import Store
 
-CPU_FLOPS_PER_S = 2e10
-"""Of one core."""
+CPU_FLOPS_PER_S = 2e10, 1e11
+"""Of one core, for the narrow matrices of half a million parameters and for those of twelve million and more. Between them the
+speed grows with the root of the number of parameters."""
+SLOWEST_PARAMS = 5e5
 GPU_FLOPS_PER_S = 2e14
-STEP_OVERHEAD_S = 0.005
+STEP_OVERHEAD_S = 0.012
+PROBE_STEP_OVERHEAD_S = 0.002
 CHARACTERS_PER_TOKEN = 4
 
 MODEL_CORRELATION = 0.6
@@ -84,19 +87,19 @@ def cost(fit: Fit, *, execution: Execution, size: tasks.Size) -> Cost:
     num_predicted += num_train * (len(fit.labelled_parts) + fit.keeps_half_b)
     epochs, num_learned = epochs * share.steps, num_train * share.rows / num_parts
     num_steps = epochs * math.ceil(num_learned / fit.training.batch_size)
-    overhead_s = STEP_OVERHEAD_S * (num_steps + num_predicted / 64)
+    num_batches = num_steps + num_predicted / 64
     if fit.training.tune == "head":  # `costs` adds the features, which all probes share
-        return Cost(flops=0.0, seconds=overhead_s)
+        return Cost(flops=0.0, seconds=PROBE_STEP_OVERHEAD_S * num_batches)
     flops_per_weight = 4.0 if fit.training.tune == "lora" else 6.0  # frozen weights need no gradient of their own
     training_flops = flops_per_weight * fit.model.num_params * row_tokens * num_learned * epochs
     flops = training_flops + 2.0 * fit.model.num_params * row_tokens * num_predicted
-    return Cost(flops=flops, seconds=overhead_s + flops / _flops_per_s(execution))
+    return Cost(flops=flops, seconds=STEP_OVERHEAD_S * num_batches + flops / _flops_per_s(fit.model, execution))
 
 
 def _feature_cost(fit: Fit, *, execution: Execution, size: tasks.Size) -> Cost:
     """A forward pass of the frozen model over all rows: 2ND."""
     flops = 2.0 * fit.model.num_params * _row_tokens(fit, size) * (size.num_rows + (size.num_test or 0))
-    return Cost(flops=flops, seconds=flops / _flops_per_s(execution))
+    return Cost(flops=flops, seconds=flops / _flops_per_s(fit.model, execution))
 
 
 def _task_sizes(plan: Plan) -> dict[str, tasks.Size]:
@@ -113,9 +116,11 @@ def _row_tokens(fit: Fit, size: tasks.Size) -> float:
     return min(fit.data.max_tokens, max(2.0, size.mean_characters / CHARACTERS_PER_TOKEN))
 
 
-def _flops_per_s(execution: Execution) -> float:
+def _flops_per_s(model: Model, execution: Execution) -> float:
     """Of all workers together."""
-    per_worker = GPU_FLOPS_PER_S if execution.gpus_per_worker else CPU_FLOPS_PER_S * execution.cpus_per_worker
+    slowest, fastest = CPU_FLOPS_PER_S
+    per_core = min(max(slowest, slowest * math.sqrt(model.num_params / SLOWEST_PARAMS)), fastest)
+    per_worker = GPU_FLOPS_PER_S if execution.gpus_per_worker else per_core * execution.cpus_per_worker
     return per_worker * execution.workers
 
 
@@ -123,7 +128,8 @@ def assumed_speed(plan: Plan) -> str:
     """The speeds behind the estimates, in words."""
     if any(execution.gpus_per_worker for execution in plan.executions.values()):
         return f"{GPU_FLOPS_PER_S:.0e} FLOP/s per GPU"
-    return f"{CPU_FLOPS_PER_S:.0e} FLOP/s per core and {STEP_OVERHEAD_S * 1000:.0f} ms per step"
+    slowest, fastest = CPU_FLOPS_PER_S
+    return f"{slowest:.0e} to {fastest:.0e} FLOP/s per core, by the model's size, and {STEP_OVERHEAD_S * 1000:.0f} ms per step"
 
 
 def state_bytes(fit: Fit, execution: Execution) -> float:

@@ -18,9 +18,9 @@ from dataclasses import dataclass, field
 from w2s_ray.fit import Execution, Fit
 
 MAX_CRASHES = 3
-SHORT_RUN_S = 300.0
-"""When each slot has less work left than this, packs are made large enough to hand out all of it at once."""
-LONGEST_PACK_S = 1800.0
+SHORTEST_PACK_S, LONGEST_PACK_S = 45.0, 1800.0
+WORTHWHILE_S = 300.0
+"""Work that is worth another slot where one has to be asked for."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class Schedule:
         left = self.todo | self.running
         if self.fits_per_pack:
             return math.ceil(len(left) / self.fits_per_pack)
-        return math.ceil(sum(self.seconds[key] for key in left) / SHORT_RUN_S)
+        return math.ceil(sum(self.seconds[key] for key in left) / WORTHWHILE_S)
 
     # --- handing out packs ---
 
@@ -157,10 +157,10 @@ class Schedule:
         return chosen
 
     def _pack_budget_s(self) -> float:
-        """How much work the next pack takes: a free slot's whole share near the end, half of a slot's share before."""
+        """How much work the next pack takes: half of a slot's share of what is left. So packs get shorter towards the end, where
+        a wrong estimate would leave the other slots idle."""
         left_s = sum(self.seconds[key] for key in self.todo)
-        share_s = left_s / max(1, self.num_slots - self.num_packs_out)
-        return share_s if share_s <= SHORT_RUN_S else min(left_s / self.num_slots / 2, LONGEST_PACK_S)
+        return min(max(left_s / self.num_slots / 2, SHORTEST_PACK_S), LONGEST_PACK_S)
 
     def _ordered(self, keys: list[str]) -> list[str]:
         """Dependencies first; then Fits that others wait for; then Fits of one base model and task next to each other."""
