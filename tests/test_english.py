@@ -10,9 +10,7 @@ from typing import Any
 import polars as pl
 import pytest
 
-from w2s_ray import families
 from w2s_ray.recipes import english_ladder, english_text
-from w2s_ray.tasks import task
 
 from tiny import WORDS
 
@@ -23,13 +21,13 @@ def manuals(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("manuals")
     draw = random.Random(0)
     letters = [word.translate(str.maketrans("0123456789", "abcdefghij")) for word in WORDS]
-    for manual, pattern in english_text.MANUALS.items():
+    for manual, where in english_text.MANUALS.items():
         for number in range(40):
-            path = folder / pattern.replace("**/", "").replace("*", f"page{number}")
+            path = folder / where.pages.replace("**/", "").replace("*", f"page{number}")
             path.parent.mkdir(parents=True, exist_ok=True)
             sentences = [f"The {' '.join(draw.choices(letters, k=9))} of {manual[::-1]}." for _ in range(12)]
             text = " ".join(sentences)
-            path.write_text(text if path.suffix == ".pod" else f"<html><body><p>{text}</p></body></html>")
+            path.write_text(f"<html><body><p>{text}</p></body></html>")
     return folder
 
 
@@ -43,24 +41,14 @@ def test_sentences_are_read_from_running_text_alone() -> None:
         "The first sentence stands here, over two lines.",
         "The second has an anchor and goes on to here.",
     ]
-    source = """=head1 A heading of more than seven words is left out.
-
-The call C<< open >> of L<perlfunc|a page> does B<I<not>> fail
-so often.X<open>
-
-    This line is indented and so it is code.
-"""
-    assert english_text.sentences_of(english_text.pod_paragraphs(source)) == [
-        "The call open of perlfunc does not fail so often."
-    ]
 
 
 def test_no_page_and_no_sentence_is_in_pretraining_and_in_a_task(manuals: Path) -> None:
     pages = english_text.read_pages(manuals)
     sentences = [text for page in pages for text in page.sentences]
     assert len(set(sentences)) == len(sentences)
-    assert 0.1 < sum(page.is_for_tasks for page in pages) / len(pages) < 0.3
-    rows = english_ladder.task_rows(pages, ("postgresql", "sqlite"))
+    assert {page.manual for page in pages if page.is_for_tasks} == {"postgresql", "sqlite"}
+    rows = english_ladder.task_rows(pages)
     learned = {text for page in pages if not page.is_for_tasks for text in page.sentences}
     assert rows.num_rows and not learned & set(rows["text"].to_pylist())
 
@@ -69,7 +57,7 @@ def test_a_task_has_no_nearly_equal_sentences_on_two_pages_and_none_that_names_i
     common = "The server writes each row to disk before it answers the"
     texts = [f"{common} {end}." for end in ("client", "caller", "user", "other")]
     others = [f"Word{i} is followed by word{i + 1} and then by word{i + 2}." for i in range(0, 40, 4)]
-    named = ["This is how Python does it with great care.", "All of PostgreSQL is written in plain old code."]
+    named = ["This is how SQLite does it with great care.", "All of PostgreSQL is written in plain old code."]
     pages = [english_text.Page("sqlite", f"p{i}", (text,)) for i, text in enumerate([*texts, *others, *named])]
     chosen = [page for page in pages for _ in range(40)]  # names that the hash keeps for tasks
     kept = [
@@ -78,7 +66,7 @@ def test_a_task_has_no_nearly_equal_sentences_on_two_pages_and_none_that_names_i
         )
         for page in dict.fromkeys(chosen)
     ]
-    found = english_ladder.task_rows(kept, ("postgresql", "sqlite"))["text"].to_pylist()
+    found = english_ladder.task_rows(kept)["text"].to_pylist()
     assert sum(text.startswith(common) for text in found) == 1
     assert set(others) <= set(found) and not set(named) & set(found)
 
@@ -125,18 +113,25 @@ def test_the_recipe_is_deterministic_and_goes_on_where_it_stopped(
     monkeypatch.setattr(english_ladder, "loss_of", stopping)
     with pytest.raises(KeyboardInterrupt):
         make(tmp_path / "two")
-    assert (tmp_path / "two/english/xs/partial.safetensors").exists()
+    made = "families/catalogue/english/xs"
+    assert (tmp_path / "two" / made / "partial.safetensors").exists()
     monkeypatch.setattr(english_ladder, "loss_of", loss_of)
     make(tmp_path / "two")
     names = sorted(str(path.relative_to(tmp_path / "one")) for path in (tmp_path / "one").rglob("*.*"))
-    assert "english/xs/model.safetensors" in names and "english/xs/partial.safetensors" not in names
+    assert f"{made}/model.safetensors" in names and f"{made}/partial.safetensors" not in names
     for name in names:
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes(), name
-    family = families.load_family("english.yaml", base=tmp_path / "one")
-    assert [size.size for size in family.sizes] == ["xs"]
-    for name in english_ladder.TASKS:
-        task.load_task(f"{name}.yaml", base=tmp_path / "one/tasks")
-        rows = pl.read_parquet(tmp_path / f"one/tasks/{name}.parquet")
-        assert (
-            set(rows["label"]) == {0, 1} and rows.group_by("page").agg(pl.col("label").n_unique())["label"].max() == 1
-        )
+    rows = pl.read_parquet(tmp_path / "one/tasks/catalogue/manuals.parquet")
+    assert set(rows["label"]) == {0, 1} and rows.group_by("page").agg(pl.col("label").n_unique())["label"].max() == 1
+
+
+def test_the_sentences_of_a_pair_are_of_both_manuals_and_shelves_share_no_page(manuals: Path) -> None:
+    rows = english_ladder.task_rows(english_text.read_pages(manuals))
+    label_of = dict(zip(rows["text"].to_pylist(), rows["label"].to_pylist(), strict=True))
+    page_of = dict(zip(rows["text"].to_pylist(), rows["page"].to_pylist(), strict=True))
+    pairs = english_ladder.pair_rows(rows).to_pylist()
+    assert {(label_of[pair["first"]], label_of[pair["second"]]) for pair in pairs} == {(1, 0)}
+    texts = [pair[side] for pair in pairs for side in ("first", "second")]
+    assert len(set(texts)) == len(texts)
+    shelves = {(page_of[pair[side]], pair["shelf"]) for pair in pairs for side in ("first", "second")}
+    assert len({page for page, _ in shelves}) == len(shelves)

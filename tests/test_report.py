@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from analysis import agreement, charts, controls, findings, labels, report, scaling, stopping
+from analysis import agreement, charts, controls, findings, labels, markdown, report, scaling, stopping
 from analysis.answers import Share, Term, estimate, read_answers
 from analysis.bootstrap import Sample, resample
 from analysis.captions import captions
@@ -694,6 +694,18 @@ def test_a_finding_tells_the_widest_pair_and_how_pgr_moves_with_size() -> None:
     assert "in 2 replicates" in falling and "From student m to l it falls by 0.50 (" in falling
     assert "From student m to l it does not clearly change: +0.00" in level
     assert "No other student of s has one" in found_in(*ladder_of(l=0.7))["finding"]
+
+
+def test_pairs_and_methods_as_markdown() -> None:
+    pgr = pgr_table(resample(*ladder_of(m=0.6, l=0.8), num_resamples=50))
+    header, _, small, large = markdown.pairs_table(pgr).splitlines()
+    assert header == (
+        "| task | pair | supervisor | untrained | shuffled | student | ceiling | PGR | PGR above the floor |"
+    )
+    task = pgr["task"][0]
+    assert small.startswith(f"| {task} | s → m | .500 | – | – | .600 | .900 | 0.25 (") and small.endswith(" | – |")
+    assert large.startswith(f"| {task} | s → l | .500 | – | – | .800 | .900 | 0.75 (")
+    assert markdown.methods_table(pgr).splitlines()[2].startswith("| s → m | `naive` | 0.25 (")
 
 
 def test_a_finding_without_pgr_says_so() -> None:

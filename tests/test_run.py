@@ -18,10 +18,10 @@ from tiny import save_study
 
 GRID = {
     "methods": ["naive", "confidence"],
-    "training": {"epochs": 40, "batch_size": 16, "learning_rate": 0.001, "evals_per_epoch": 1},
+    "training": {"epochs": 15, "batch_size": 16, "learning_rate": 0.001, "evals_per_epoch": 1},
     "split": {"num_train": 128, "num_test": 64},
 }
-"""Ten Fits of a second or two."""
+"""Ten Fits of about a second."""
 
 
 def predictions(store: Store, study: Path) -> dict[str, bytes]:
@@ -87,9 +87,9 @@ def test_a_grown_study_runs_only_what_is_new(folder: Path, undisturbed: Store) -
 
 def test_explain_names_the_field_that_differs(folder: Path, undisturbed: Store) -> None:
     other = folder / "other.yaml"
-    other.write_text((folder / "study.yaml").read_text().replace("epochs: 40", "epochs: 41"))
+    other.write_text((folder / "study.yaml").read_text().replace("epochs: 15", "epochs: 16"))
     explained = w2s("explain", other, "small->big/naive/0", "--store", undisturbed.storage.root).output
-    assert "training.epochs: 40 there, 41 here" in explained
+    assert "training.epochs: 15 there, 16 here" in explained
 
 
 def test_verify_finds_and_repairs(folder: Path, undisturbed: Store, tmp_path: Path) -> None:

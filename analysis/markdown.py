@@ -1,0 +1,83 @@
+"""The tables of a study as Markdown: `python -m analysis.markdown OUT`.
+
+OUT is a folder that `w2s report` wrote. Printed are a table of pairs (naive students, with what bounds their PGR) and, where a
+study has other methods, a table of PGR by method. Intervals are those of pgr.parquet, at 95 %. The tables in studies/README.md
+were made by this command.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from analysis import tables
+from analysis.findings import interval_text
+
+NONE = "–"
+KEYS = ["task", "weak", "strong"]
+
+
+def pairs_table(pgr: pl.DataFrame) -> str:
+    """A row for each task and pair of naive students."""
+    columns = ["supervisor", "untrained", "shuffled", "student", "ceiling"]
+    scores = ["weak_score", "zero_shot_score", "shuffled_score", "student_score", "ceiling_score"]
+    rows = [
+        [row["task"], f"{row['weak']} → {row['strong']}"]
+        + [_score(row[name]) for name in scores]
+        + [_pgr(row, "pgr"), _pgr(row, "pgr_above_floor")]
+        for row in _by_task(pgr).filter(pl.col("method") == "naive").iter_rows(named=True)
+    ]
+    return markdown(["task", "pair", *columns, "PGR", "PGR above the floor"], rows)
+
+
+def methods_table(pgr: pl.DataFrame) -> str:
+    """A row for each pair and method, a column for each task: PGR."""
+    by_task = _by_task(pgr)
+    names = list(dict.fromkeys(by_task["task"].to_list()))
+    cells = {(*(row[key] for key in KEYS), row["method"]): row for row in by_task.iter_rows(named=True)}
+    pairs = list(dict.fromkeys((row["weak"], row["strong"], row["method"]) for row in cells.values()))
+    rows = []
+    for weak, strong, method in pairs:
+        found = (cells.get((name, weak, strong, method)) for name in names)
+        rows.append([f"{weak} → {strong}", f"`{method}`", *(_pgr(row, "pgr") if row else NONE for row in found)])
+    return markdown(["pair", "method", *names], rows)
+
+
+def markdown(header: list[str], rows: list[list[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _by_task(pgr: pl.DataFrame) -> pl.DataFrame:
+    """The rows of single tasks, without pairs of a size with itself."""
+    return pgr.filter(pl.col("task").is_not_null(), pl.col("weak") != pl.col("strong")).sort(
+        "setting", "task", "weak_params", "strong_params", maintain_order=True
+    )
+
+
+def _score(value: float | None) -> str:
+    return NONE if value is None else f"{value:.3f}".removeprefix("0")
+
+
+def _pgr(row: dict[str, Any], name: str) -> str:
+    if row[name] is not None:
+        return interval_text((row[name], row[f"{name}_low"], row[f"{name}_high"]))
+    if name == "pgr":
+        return "gap too small" if row["gap_too_small"] else NONE
+    return "no headroom" if row["pgr"] is not None and row["floor"] is not None else NONE
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path, metavar="OUT")
+    pgr = tables.read(parser.parse_args().out / "pgr.parquet", dict.fromkeys([*KEYS, "method"], pl.String))
+    print(pairs_table(pgr))
+    if pgr["method"].n_unique() > 1:
+        print(f"\n{methods_table(pgr)}")
+
+
+if __name__ == "__main__":
+    main()
