@@ -128,6 +128,8 @@ def test_fresh_parts_are_learned_with_labels_of_the_step_before(folder: Path, tm
     assert probabilities[0].items() <= probabilities[1].items(), "two Fits of the same rows"
     row = scores(plan.cells, store, tmp_path)[cell.method]
     assert row["status"] == "done" and row["half_b_agreement"] is not None and row["half_b_weak_score"] is not None
+    runs, parts = (pl.read_parquet(tmp_path / "out" / f"{name}.parquet") for name in ("runs", "parts"))
+    assert set(runs["key"]) == {fit.key for fit in plan.fits} and set(parts["part"]) == {"A", "B", "F1", "F2", "test"}
 
 
 def test_too_few_fresh_parts_are_refused_with_the_number_that_is_needed(folder: Path) -> None:
@@ -337,6 +339,7 @@ def test_the_score_of_labels_and_of_an_ensemble_are_kept(folder: Path, tmp_path:
     members = [read_labels(fit, test, store, file="test.parquet").values for fit in ensemble.labels]
     is_right = (np.mean(members, axis=0) > 0.5) == (test.labels > 0.5)
     assert runs[ensemble.key]["ensemble_score"] == pytest.approx(is_right.mean())
+    assert {fit.key for fit in plan.fits} == runs.keys(), "with the members"
     assert runs[naive.key]["ensemble_score"] is None and runs[plan.cells[0].ceiling.key]["label_score"] is None
 
 

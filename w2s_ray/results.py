@@ -9,7 +9,8 @@
     items.parquet         the difficulty of a test item, if its task has one (ITEMS)
     parts.parquet         how many rows and groups a part of a replicate has (PARTS)
     left_out.parquet      rows that no part has, by reason (left_out.LEFT_OUT)
-    runs.parquet          what a Fit cost, where it ran, and with which versions (RUNS)
+    runs.parquet          what a Fit cost, where it ran, and with which versions (RUNS); also those between a supervisor
+                          and its student, such as the steps of a chain
 
 Promises: a cell without a result has a status, a reason and nulls, never a zero. Predictions are joined to the ground truth by
 id. If the two do not match one to one, or a prediction is not a probability, the cell is `damaged`. It never counts with a
@@ -24,6 +25,7 @@ import io
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -183,7 +185,8 @@ def write_results(
     """
     cells = tuple(cells)
     fits = {fit.key: fit for cell in cells for fit in cell.fits}
-    commits = store.commits(fits.values())
+    steps = {step.key: step for fit in fits.values() for step in fit.ancestors if step.key not in fits}
+    commits = store.commits(chain(fits.values(), steps.values()))
     failures = store.read_failures()
     collector = Collector(store)
     fit_tables = {
@@ -217,10 +220,12 @@ def write_results(
     _write(predictions, out / "predictions.parquet")
     _write(half_b, out / "half_b.parquet")
     _write(curves, out / "curves.parquet")
-    _write(pl.DataFrame([fit_tables[key].run for key in keys], schema=RUNS), out / "runs.parquet")
+    runs = [fit_tables[key].run for key in keys]
+    runs += [collector.run(step, commits[key]) for key, step in sorted(steps.items()) if key in commits]
+    _write(pl.DataFrame(runs, schema=RUNS), out / "runs.parquet")
     _write(collector.items(fits[key] for key in keys), out / "items.parquet")
-    parts = collector.parts(fits[key] for key in keys)
-    num_too_long = {fits[key].data: fit_tables[key].run["num_too_long"] for key in keys}
+    num_too_long = {(fits | steps)[run["key"]].data: run["num_too_long"] for run in runs}
+    parts = collector.parts((fits | steps)[run["key"]] for run in runs)
     dealt = {data: Dealt(int(part["num_rows"].sum()), num_too_long[data]) for data, part in parts.items()}
     part_tables = pl.concat([pl.DataFrame(schema=PARTS), *parts.values()])
     _write(part_tables.unique().sort("task", "part", "replicate", "swapped"), out / "parts.parquet")
@@ -261,17 +266,20 @@ class Collector:
     truths: dict[Data, pl.DataFrame] = field(default_factory=dict)
 
     def collect(self, fit: Fit, commit: Commit) -> FitTables:
-        columns = _fit_columns(fit)
-        named = [pl.lit(value).cast(PREDICTIONS[name]).alias(name) for name, value in columns.items()]
+        named = [pl.lit(value).cast(PREDICTIONS[name]).alias(name) for name, value in _fit_columns(fit).items()]
         test = self._judged_predictions(fit, commit.folder, "test.parquet").select(*named, pl.all())
         half_b = pl.DataFrame(schema=PREDICTIONS)
         file = _file_of_half_b(fit)
         if file is not None and file in self.store.read_done(commit.folder)["files"]:
             half_b = self._judged_predictions(fit, commit.folder, file).select(*named, pl.all())
         curve = self._read_table(commit.folder, "curve.parquet").select(pl.lit(fit.key).alias("key"), pl.all())
-        run = columns | self._provenance(commit.folder) | {"stamp": commit.stamp}
-        run |= {"labellers": [labeller.key for labeller in fit.labels]}
-        return FitTables(test, half_b, curve, run)
+        return FitTables(test, half_b, curve, self.run(fit, commit))
+
+    def run(self, fit: Fit, commit: Commit) -> dict[str, Any]:
+        """A Fit's row of runs.parquet."""
+        labellers = [labeller.key for labeller in fit.labels]
+        facts = {"labellers": labellers, "stamp": commit.stamp}
+        return _fit_columns(fit) | self._provenance(commit.folder) | facts
 
     def items(self, fits: Iterable[Fit]) -> pl.DataFrame:
         """Difficulty of every test item of these Fits' tasks."""
