@@ -9,6 +9,7 @@ import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import TypeVar
 
 import torch
@@ -18,6 +19,9 @@ from w2s_ray.leases import LeaseLost
 from w2s_ray.storage import StoreDown
 
 T = TypeVar("T")
+
+COLLECTIVE_TIMEOUT = timedelta(minutes=30)
+"""How long a rank waits for the others, such as for one that evaluates or writes to a slow store."""
 
 
 def device() -> torch.device:
@@ -43,7 +47,7 @@ def use_gpu(number: int) -> None:
 def join_workers(backend: str, environment: dict[str, str]) -> None:
     """Join a process group. `environment` is what torchrun would set: address, ranks and the number of workers."""
     os.environ |= environment
-    dist.init_process_group(backend)
+    dist.init_process_group(backend, timeout=COLLECTIVE_TIMEOUT)
 
 
 def leave_workers() -> None:
