@@ -1,7 +1,8 @@
 """Model families: ladders of sizes from weak to strong, as YAML entries.
 
 `family.py` is the YAML entry and how its models are named and found, `model_folder.py` is what is read off a local model
-folder, `pretraining.py` what its pretraining cost, `token_facts.py` what its tokenizer makes of a task. `catalogue/` holds the families that ship.
+folder, `pretraining.py` what its pretraining cost, `token_facts.py` what its tokenizer makes of a task. `catalogue/` holds
+the families that ship.
 """
 
 from w2s_ray.families.family import (

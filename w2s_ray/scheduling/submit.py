@@ -1,7 +1,8 @@
 """A study as a Ray job: the current folder is sent to the cluster, `w2s run` runs there, and its output is printed here.
 
-Promises: a study whose files do not lie in that folder is refused before anything is sent. The same command joins the running job instead of starting another. Ctrl-C leaves the job running. No environment
-variable of this machine goes into the job's record.
+Promises: a study whose files do not lie in that folder is refused before anything is sent. The same command joins the running
+job instead of starting another. Ctrl-C leaves the job running. No environment variable of this machine goes into the job's
+record.
 """
 
 from __future__ import annotations

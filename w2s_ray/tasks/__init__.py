@@ -1,9 +1,10 @@
 """Tasks: data sets as YAML entries, read into rows and dealt into halves and a test set.
 
 `task.py` is the YAML entry and its files, `shapes.py` turns a data set's own rows into items, `rows.py` fills the
-templates, `promises.py` checks the rows against the YAML, `grouping.py` says which rows belong together, `split.py` deals the rows, `replicates.py` checks that they can be dealt, `near_duplicates.py` finds what a deal
-left in two parts, and `size_estimate.py` tells a task's size without reading all of it. `catalogue/` holds the tasks that
-ship.
+templates, `promises.py` checks the rows against the YAML, `grouping.py` says which rows belong together, `split.py` deals the
+rows, `replicates.py` checks that every replicate can be dealt, `near_duplicates.py` finds what a deal left in two parts, and
+`size_estimate.py` tells a task's size without reading all of it. `draft.py` writes a task for a data file. `catalogue/` holds
+the tasks that ship.
 """
 
 from w2s_ray.tasks.promises import RowCounts, check
