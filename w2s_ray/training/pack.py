@@ -93,10 +93,10 @@ def run_fit(fit: Fit, worker: Worker, *, tracking: Tracking | None) -> None:
             raise
         kind = error.kind if isinstance(error, TrainingFailed) else "error"
         reason = str(error) or type(error).__name__
+        detail = "".join(traceback.format_exception(error))[-4000:]
         if rank() == 0:
-            detail = "".join(traceback.format_exception(error))[-4000:]
             store.write_failure(fit, kind=kind, reason=reason, detail=detail)
-        report({"event": "failed", "key": fit.key, "reason": reason, "seconds": {}})
+        report({"event": "failed", "key": fit.key, "reason": reason, "detail": detail, "seconds": {}})
     else:
         report({"event": "done", "key": fit.key, "seconds": seconds})
 
