@@ -28,6 +28,7 @@ from w2s_ray.run_options import RunOptions
 from w2s_ray.scheduling import cluster
 from w2s_ray.scheduling.packs import Schedule
 from w2s_ray.scheduling.progress import Progress, phase
+from w2s_ray.scratch import remove_abandoned
 from w2s_ray.storage import StoreDown
 from w2s_ray.store import Store
 from w2s_ray.tracking import Tracking, tracking
@@ -69,6 +70,8 @@ class Run:
     tracking: Tracking | None
     console: Console
     began_s: float
+    driver: str
+    """This driver's name, in its leases and in its workers' temporary folders."""
 
 
 def run_plan(
@@ -85,6 +88,7 @@ def run_plan(
         tracking=tracking(options.track, study=plan.study.name, folder=log.path.parent),
         console=console,
         began_s=time.monotonic(),
+        driver=uuid.uuid4().hex[:12],
     )
     schedule = _schedule(plan, store=store, retry_failed=options.retry_failed)
     if schedule.finished:
@@ -97,13 +101,16 @@ def run_plan(
     for key in schedule.todo:
         store.clear_failure(schedule.fits[key])
     os.environ.update(cluster.QUIET)
-    with contextlib.redirect_stderr(log.begin()), _connected(address, console=console):
-        minutes = options.wait_for_nodes_min if address else 0.0
-        nodes = cluster.wait_for_nodes(shapes, minutes=minutes, console=console)
-        where = f"the cluster at {address}" if address else "the cluster in use"
-        cluster.check_placement(shapes, nodes=nodes, max_parallel=run.max_parallel, where=where)
-        cluster.check_shared(store)
-        return _tune(schedule, run)
+    try:
+        with contextlib.redirect_stderr(log.begin()), _connected(address, console=console):
+            minutes = options.wait_for_nodes_min if address else 0.0
+            nodes = cluster.wait_for_nodes(shapes, minutes=minutes, console=console)
+            where = f"the cluster at {address}" if address else "the cluster in use"
+            cluster.check_placement(shapes, nodes=nodes, max_parallel=run.max_parallel, where=where)
+            cluster.check_shared(store)
+            return _tune(schedule, run)
+    finally:
+        remove_abandoned(driver=run.driver)
 
 
 @contextlib.contextmanager
@@ -145,7 +152,9 @@ def _tune(schedule: Schedule, run: Run) -> Outcome:
     storage = run.store.storage
     ray_folder = f"ray/{run.plan.study.name}-{uuid.uuid4().hex[:8]}"
     ray_uri = storage.uri_of(*ray_folder.split("/"))
-    searcher = DagSearcher(schedule, store=run.store, nodes=cluster.alive_nodes, max_parallel=run.max_parallel)
+    searcher = DagSearcher(
+        schedule, store=run.store, nodes=cluster.alive_nodes, max_parallel=run.max_parallel, driver=run.driver
+    )
     watch = Watch(
         searcher,
         budget_worker_hours=run.budget_worker_hours,
