@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import os
 import shutil
 import tempfile
 import time
@@ -39,8 +38,9 @@ def scratch_folder(owner: str) -> Iterator[Path]:
 def remove_abandoned(*, driver: str = "") -> None:
     """Remove this user's folders whose process is dead. `driver`: whose workers are being ended, and are waited for."""
     deadline_s = time.monotonic() + MAX_WAIT_S
-    while any([_is_in_use(path, driver) for path in Path(tempfile.gettempdir()).glob(f"{PREFIX}*/{LOCK}")]):
-        if time.monotonic() > deadline_s:
+    while True:
+        in_use = [path for path in Path(tempfile.gettempdir()).glob(f"{PREFIX}*/{LOCK}") if _is_in_use(path, driver)]
+        if not in_use or time.monotonic() > deadline_s:
             return
         time.sleep(0.1)
 
