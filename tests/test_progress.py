@@ -15,7 +15,7 @@ from w2s_ray.errors import InputError
 from w2s_ray.fit import Fit
 from w2s_ray.run_log import LOG, RunLog, run_log
 from w2s_ray.scheduling.packs import Pack, Schedule
-from w2s_ray.scheduling.progress import PACK_START, Progress, phase
+from w2s_ray.scheduling.progress import FIRST_PACK, PACK_START, Progress, phase
 
 from fits import schedule_of, small_grid
 
@@ -118,7 +118,18 @@ def test_a_slot_says_what_it_does() -> None:
     told.take("a", pack.fits[0], "done", seconds={"train": 5.0})
     assert pack.fits[1].folder[:-13] in told.shown[1], "a pack works in order"
     told.progress.end_pack("a")
-    assert len(told.shown) == 1
+    assert len(told.shown) == 1, "between packs"
+
+
+def test_a_long_wait_says_how_long_it_has_been() -> None:
+    told = Told(is_terminal=True)
+    assert told.shown[1] == FIRST_PACK
+    told.clock.now_s = 60.0
+    assert told.shown[1] == f"{FIRST_PACK}, 1 min 00 s so far"
+    told.begin("a")
+    assert told.shown[1].endswith(PACK_START)
+    told.clock.now_s = 90.0
+    assert told.shown[1].endswith(f"{PACK_START}, 30 s so far")
 
 
 def test_the_time_left_comes_from_what_fits_took() -> None:
@@ -215,7 +226,8 @@ def test_a_log_keeps_earlier_runs_and_how_a_run_ended(tmp_path: Path) -> None:
 def test_what_the_command_line_prints_is_in_the_log_as_plain_text(tmp_path: Path) -> None:
     from w2s_ray.cli.console import out
 
-    with run_log(tmp_path / LOG):
+    with run_log(tmp_path / LOG) as log:
+        log.setFormatter(logging.Formatter("as Ray does"))
         out.print("[bold]tiny[/bold]: 6 cells " + "of a long line " * 20)
     out.print("not any more")
     [line] = (tmp_path / LOG).read_text().splitlines()

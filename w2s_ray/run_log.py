@@ -19,6 +19,7 @@ from w2s_ray.errors import InputError
 LOG = "run.log"
 LOGGERS = ("w2s_ray", "ray", "ray.tune", "ray.train")
 """Whose messages go into the file: each has handlers of its own otherwise, or passes nothing on."""
+LINE = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
 
 log = logging.getLogger(__name__)
 
@@ -28,13 +29,12 @@ class RunLog(logging.Handler):
 
     def __init__(self, path: Path) -> None:
         super().__init__()
-        self.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         self.path = path
         self.file: TextIO | None = None
         self.early: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        line = self.format(record)
+        line = LINE.format(record)  # not `self.format`: Ray gives the handlers that it finds a format of its own
         if self.file is None:
             self.early.append(line)
         else:

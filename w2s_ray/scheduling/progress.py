@@ -31,7 +31,9 @@ MAX_NAMED = 4
 """A plain line says of at most so many slots what they do."""
 SHORTEST_BAR, LONGEST_BAR = 8, 30
 LINES_AROUND_SLOTS = 4
-PACK_START = "starting its workers (about 10 s)"
+FIRST_PACK, PACK_START = "starting the first pack (about 10 s)", "starting its workers (about 10 s)"
+LONG_WAIT_S = 20.0
+"""A wait that is longer than this says how long it has been: a busy machine takes more than was said."""
 
 log = logging.getLogger(__name__)
 
@@ -41,12 +43,32 @@ def phase(text: str, *, console: Console) -> Iterator[Callable[[str], object]]:
     """Say what is being done: beside a spinner at a terminal, as a line elsewhere. Yields a function that says what is done
     next."""
     if console.is_terminal:
-        log.info("%s", text)
-        with console.status(text) as status:
-            yield status.update
+        with console.status("") as status:
+
+            def say(next_text: str) -> None:
+                log.info("%s", next_text)
+                status.update(_Waiting(next_text))
+
+            say(text)
+            yield say
     else:
         console.print(text)
         yield console.print
+
+
+class _Waiting:
+    """What is being done, and for how long if that gets long."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.began_s = time.monotonic()
+
+    def __rich__(self) -> Text:
+        return Text(waiting(self.text, time.monotonic() - self.began_s), no_wrap=True, overflow="ellipsis")
+
+
+def waiting(text: str, for_s: float) -> str:
+    return text if for_s < LONG_WAIT_S else f"{text}, {duration(for_s)} so far"
 
 
 @dataclass
@@ -68,15 +90,14 @@ class Slot:
         """Share of the Fit's steps that are done; 0 where it is not known."""
         return self.event.get("step", 0) / self.event["num_steps"] if self.event.get("num_steps") else 0.0
 
-    @property
-    def doing(self) -> str:
+    def doing(self, now_s: float) -> str:
         """In words: `step 10/40`."""
         event = self.event
         if "step" in event:
             return f"step {event['step']:,}/{event['num_steps']:,}"
         if "share_read" in event:
             return f"reading features {event['share_read']:.0%}"
-        return "loading" if self.has_started else PACK_START
+        return waiting("loading" if self.has_started else PACK_START, now_s - self.since_s)
 
 
 class Progress:
@@ -246,7 +267,7 @@ class Progress:
     def line(self) -> str:
         """For a pipe: everything, with whole names."""
         slots = list(self.slots.values())
-        now = [" ".join((self._name(slot), *_activity(slot))) for slot in slots[:MAX_NAMED]]
+        now = [" ".join(self._row(slot)) for slot in slots[:MAX_NAMED]]
         if len(slots) > MAX_NAMED:
             now.append(f"and {len(slots) - MAX_NAMED:,} more")
         return ", ".join(self.fields()) + (f"; now {', '.join(now)}" if now else "")
@@ -265,20 +286,20 @@ class Progress:
         yield row
         slots = list(self.slots.values())
         num_shown = max(1, console.height - LINES_AROUND_SLOTS)
-        yield slot_table([(self._name(slot), *_activity(slot)) for slot in slots[:num_shown]], width=width)
+        yield slot_table([self._row(slot) for slot in slots[:num_shown]], width=width)
+        if self.first_start_s is None and not slots and not schedule.finished:
+            yield Text(waiting(FIRST_PACK, self.clock() - self.began_s))
         if len(slots) > num_shown:
             yield Text(f"and {len(slots) - num_shown:,} more")
 
-    def _name(self, slot: Slot) -> str:
-        """A Fit's folder without the hash at its end."""
-        return self.schedule.fits[slot.key].folder[:-13]
-
-
-def _activity(slot: Slot) -> list[str]:
-    """What a slot does, the most important first."""
-    event = slot.event
-    numbers = [f"loss {event['loss']:.3f}"] if "loss" in event else []
-    return [slot.doing, *numbers, *([f"{event['rows_per_s']:,.0f} rows/s"] if "rows_per_s" in event else [])]
+    def _row(self, slot: Slot) -> list[str]:
+        """What a slot does, the most important first: its Fit's folder without the hash at its end, step, loss, speed."""
+        row, event = [self.schedule.fits[slot.key].folder[:-13], slot.doing(self.clock())], slot.event
+        if "loss" in event:
+            row.append(f"loss {event['loss']:.3f}")
+        if "rows_per_s" in event:
+            row.append(f"{event['rows_per_s']:,.0f} rows/s")
+        return row
 
 
 def fitting(fields: list[str], *, width: int) -> list[str]:
@@ -292,7 +313,7 @@ def fitting(fields: list[str], *, width: int) -> list[str]:
     return chosen
 
 
-def slot_table(rows: list[tuple[str, ...]], *, width: int) -> Table:
+def slot_table(rows: list[list[str]], *, width: int) -> Table:
     """A row for each slot: as many columns as there is room for, so that names stay whole as long as that is possible."""
     num_columns = max((len(row) for row in rows), default=1)
     widths = [max((len(row[i]) for row in rows if i < len(row)), default=0) for i in range(num_columns)]
