@@ -213,7 +213,10 @@ def test_a_log_keeps_earlier_runs_and_how_a_run_ended(tmp_path: Path) -> None:
     for number in (1, 2):
         with run_log(tmp_path / LOG):
             logging.getLogger("w2s_ray").info("run %d", number)
-    with pytest.raises(ZeroDivisionError), run_log(tmp_path / LOG):
+    with pytest.raises(ZeroDivisionError), run_log(tmp_path / LOG) as log:
+        logging.getLogger("ray").addHandler(logging.StreamHandler())  # as Ray's import does
+        log.begin()
+        assert logging.getLogger("ray").handlers == [log]
         logging.getLogger("ray.train").warning("a worker is gone")
         raise ZeroDivisionError
     written = (tmp_path / LOG).read_text()
@@ -227,7 +230,7 @@ def test_what_the_command_line_prints_is_in_the_log_as_plain_text(tmp_path: Path
     from w2s_ray.cli.console import out
 
     with run_log(tmp_path / LOG) as log:
-        log.setFormatter(logging.Formatter("as Ray does"))
+        log.setFormatter(logging.Formatter("as Ray does: %(message)s"))
         out.print("[bold]tiny[/bold]: 6 cells " + "of a long line " * 20)
     out.print("not any more")
     [line] = (tmp_path / LOG).read_text().splitlines()

@@ -61,6 +61,21 @@ def test_a_terminal_gets_whole_names_in_its_width(command: str, names: list[str]
     assert set(names) <= begins and not any("…" in line for line in lines)
 
 
+@pytest.mark.usefixtures("terminal")
+def test_a_terminal_gets_lines_broken_between_words(capsys: pytest.CaptureFixture[str]) -> None:
+    sentence, path = "Words that go on and on. " * 9, "/a/long/path" * 10
+    console.out.print(sentence)
+    lines = capsys.readouterr().out.splitlines()
+    assert " ".join(lines).split() == sentence.split() and max(map(len, lines)) <= 80
+    console.out.print(f"report: {path}")
+    assert capsys.readouterr().out == f"report: {path}\n", "it can be copied"
+
+
+def test_a_pipe_gets_each_sentence_as_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    console.out.print("Words that go on and on. " * 9)
+    assert len(capsys.readouterr().out.splitlines()) == 1
+
+
 # --- JSON ---------------------------------------------------------------------------------------------------------
 
 

@@ -44,6 +44,7 @@ class RunLog(logging.Handler):
     def begin(self) -> TextIO:
         """Open the file, write what was kept, and return the file, for what others print to standard error."""
         with self.lock or contextlib.nullcontext():
+            take_over(self)
             if self.file is None:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 self.file = self.path.open("a", encoding="utf-8")
@@ -58,14 +59,20 @@ class RunLog(logging.Handler):
         super().close()
 
 
+def take_over(handler: logging.Handler) -> None:
+    """Send messages here alone. Once more after Ray's import, which brings a handler that prints them."""
+    for name in LOGGERS:
+        logger = logging.getLogger(name)
+        logger.handlers, logger.propagate = [handler], False
+
+
 @contextlib.contextmanager
 def run_log(path: Path) -> Iterator[RunLog]:
     """Send the messages of this package and of Ray to the file, until the run ends. How it ends goes there too."""
     handler = RunLog(path)
     loggers = [logging.getLogger(name) for name in LOGGERS]
     before = [(logger, logger.level, logger.propagate, list(logger.handlers)) for logger in loggers]
-    for logger in loggers:
-        logger.handlers, logger.propagate = [handler], False
+    take_over(handler)
     logging.getLogger("w2s_ray").setLevel(logging.INFO)
     try:
         yield handler

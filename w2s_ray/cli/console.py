@@ -1,7 +1,7 @@
 """Where the verbs print: `out` takes what was asked for, `err` takes problems and progress.
 
-Promises: a name is printed whole. In a pipe or a file each row of a table is one line, however long, so that it can be
-searched; at a terminal long texts are broken between words. While a run has a log, what is printed goes there too.
+Promises: a name is printed whole. In a pipe or a file each sentence and each row of a table is one line, however long, so that
+it can be searched; at a terminal they are broken between words. While a run has a log, what is printed goes there too.
 """
 
 from __future__ import annotations
@@ -24,17 +24,21 @@ log = logging.getLogger(__name__)
 
 
 class Spoken(Console):
-    """A console whose lines the log of a run has too, as plain text."""
+    """Breaks lines at a terminal alone, and between words. The log of a run has the same lines, as plain text."""
 
     def print(self, *objects: Any, **options: Any) -> None:
-        super().print(*objects, **options)
+        words = [word for thing in objects if isinstance(thing, str) for word in thing.split()]
+        has_no_room = any(
+            len(word) > self.width for word in words
+        )  # such as a long path, which stays whole to be copied
+        super().print(*objects, **{"soft_wrap": has_no_room or not self.is_terminal} | options)
         if log.isEnabledFor(logging.INFO) and not all(isinstance(thing, Control) for thing in objects):
             for line in plain_lines(*objects, **options):
                 log.info("%s", line)
 
 
-out = Spoken(soft_wrap=True, highlight=False)
-err = Spoken(stderr=True, soft_wrap=True, highlight=False)
+out = Spoken(highlight=False)
+err = Spoken(stderr=True, highlight=False)
 
 
 def plain_lines(*objects: Any, **options: Any) -> list[str]:
@@ -52,7 +56,7 @@ def print_table(table: Table, *, names: int = 1) -> None:
         return
     for number, column in enumerate(table.columns):
         column.no_wrap, column.overflow = number < names, "fold"
-    out.print(table, soft_wrap=False)
+    out.print(table)
 
 
 def print_json(facts: Any) -> None:

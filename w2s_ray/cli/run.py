@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -141,8 +142,8 @@ def print_outcome(outcome: Outcome, *, num_fits: int, folder: Path) -> None:
         )
     elif outcome.interrupted:
         spent = f", since the budget is spent ({outcome.worker_hours:.3g} worker hours)" if outcome.budget_spent else ""
-        command = " ".join(["w2s", *sys.argv[1:]])
-        out.print(f"stopped cleanly{spent}: {done}. Go on with the same command:\n  {command}")
+        out.print(f"stopped cleanly{spent}: {done}. Go on with the same command:")
+        out.print(f"  {shlex.join(['w2s', *sys.argv[1:]])}", markup=False, soft_wrap=True)
 
 
 def print_failures(outcome: Outcome, plan: Plan, *, study: Path, store_uri: str, folder: Path) -> None:

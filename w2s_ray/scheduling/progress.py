@@ -15,10 +15,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from rich.console import Console, ConsoleOptions, RenderResult
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.live import Live
 from rich.markup import escape
 from rich.progress_bar import ProgressBar
+from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
@@ -43,17 +44,30 @@ def phase(text: str, *, console: Console) -> Iterator[Callable[[str], object]]:
     """Say what is being done: beside a spinner at a terminal, as a line elsewhere. Yields a function that says what is done
     next."""
     if console.is_terminal:
-        with console.status("") as status:
+        with moving(console) as live:
 
             def say(next_text: str) -> None:
                 log.info("%s", next_text)
-                status.update(_Waiting(next_text))
+                live.update(Spinner("dots", _Waiting(next_text)))
 
             say(text)
             yield say
     else:
         console.print(text)
         yield console.print
+
+
+def moving(console: Console, show: Callable[[], RenderableType] | None = None) -> Live:
+    """A display that is drawn again and again. What others print to standard error meanwhile goes where it would go anyway,
+    which is the log."""
+    return Live(
+        console=console,
+        refresh_per_second=4,
+        transient=True,
+        redirect_stdout=False,
+        redirect_stderr=False,
+        get_renderable=show,
+    )
 
 
 class _Waiting:
@@ -121,7 +135,7 @@ class Progress:
         self.told_failures = set(schedule.failed)
         self.told_warnings: set[str] = set()
         self.printed_s = -PLAIN_LINE_EVERY_S
-        self.live = Live(console=console, refresh_per_second=2, transient=True, get_renderable=lambda: self)
+        self.live = moving(console, lambda: self)
 
     def __enter__(self) -> Progress:
         if self.console.is_terminal:
