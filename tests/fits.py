@@ -9,8 +9,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from w2s_ray.fit import Data, Fit, Method, Model, Training
+from w2s_ray.fit import Data, Execution, Fit, Method, Model, Training
 from w2s_ray.plan import Cell
+from w2s_ray.scheduling.packs import Schedule
 from w2s_ray.store import Store
 
 DATA = Data(
@@ -103,4 +104,28 @@ def cell(seed: int = 0, weak: str = "s", strong: str = "m") -> Cell:
     supervisor = fit(size=weak, half="A", seed=seed)
     return Cell(
         "toy", "naive", seed, supervisor, fit(size=strong, labels=supervisor, seed=seed), fit(size=strong, seed=seed)
+    )
+
+
+# --- a schedule of them -----------------------------------------------------------------------------------------------
+
+
+def small_grid(num_seeds: int = 2) -> list[Fit]:
+    """Supervisor s, ceilings s and m, students s->s and s->m, for each seed."""
+    found = []
+    for seed in range(num_seeds):
+        supervisor = fit(size="s", half="A", seed=seed)
+        found += [supervisor, fit(size="s", seed=seed), fit(size="m", seed=seed)]
+        found += [fit(size=size, labels=supervisor, seed=seed) for size in ("s", "m")]
+    return found
+
+
+def schedule_of(fits: list[Fit], *, seconds: float = 10.0, num_slots: int = 2, **more: object) -> Schedule:
+    return Schedule(
+        fits={f.key: f for f in fits},
+        executions={f.key: Execution() for f in fits},
+        seconds={f.key: seconds for f in fits},
+        num_slots=num_slots,
+        todo={f.key for f in fits},
+        **more,  # type: ignore[arg-type]
     )

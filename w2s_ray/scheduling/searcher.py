@@ -37,13 +37,19 @@ log = logging.getLogger(__name__)
 
 class DagSearcher(Searcher):
     def __init__(
-        self, schedule: Schedule, *, store: Store, nodes: Callable[[], list[Node]], max_parallel: int | None = None
+        self,
+        schedule: Schedule,
+        *,
+        store: Store,
+        nodes: Callable[[], list[Node]],
+        max_parallel: int | None = None,
+        driver: str | None = None,
     ) -> None:
         super().__init__(metric="step", mode="max")
         self.schedule = schedule
         self.store = store
         self.max_parallel = max_parallel
-        self.owner = uuid.uuid4().hex
+        self.owner = driver or uuid.uuid4().hex
         """This driver, in its leases."""
         self.packs: dict[str, tuple[Pack, float]] = {}
         """Trial -> its pack, and when it was handed out."""
