@@ -103,10 +103,12 @@ def _why_not(rows: pl.DataFrame) -> pl.Series:
     ).to_series()
 
 
-def _pgr(pgr: pl.DataFrame) -> Section:
+def _pgr(pgr: pl.DataFrame) -> Section | None:
     """Rows over several tasks come with those of single tasks. With one task they would say the same twice."""
     is_double = pl.col("task").is_null() & (pl.col("num_tasks") < 2)
     rows = _pairs(pgr).filter(~is_double)
+    if rows.is_empty():
+        return None
     flags = [pl.col(name) for name in ("no_headroom", "label_sensitive")]
     untested = pl.when(pl.all_horizontal(flag.is_null() for flag in flags)).then(pl.lit("not tested"))
     shown = rows.select(
