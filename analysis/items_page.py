@@ -47,6 +47,8 @@ def write_items_page(out: Path, *, results: pl.DataFrame, predictions: pl.DataFr
         title=f"{title}: test items",
         data={"pairs": pairs, "texts": texts, "kinds": KINDS},
         without=without,
+        num_hidden=max(0, _cells(results).select(PLACE).n_unique() - MAX_PAIRS),
+        max_pairs=MAX_PAIRS,
         max_shown=MAX_SHOWN,
         max_characters=MAX_CHARACTERS,
     )
@@ -59,7 +61,7 @@ def items_of_pairs(results: pl.DataFrame, predictions: pl.DataFrame) -> list[dic
     needed = {"probability", "label", "completion", "id"}
     if not needed <= set(predictions.columns):
         return []
-    cells = done(results).filter((pl.col("weak") != pl.col("strong")) & ~has_method(*CONTROLS))
+    cells = _cells(results)
     answers = predictions.select(
         pl.col("key").cast(pl.String), "id", "correct", pl.col("completion").fill_null(""), pl.col("probability")
     )
@@ -90,6 +92,10 @@ def items_of_pairs(results: pl.DataFrame, predictions: pl.DataFrame) -> list[dic
             kinds[kind] = {"number": own.height / len(seen), "items": [list(row) for row in most.iter_rows()]}
         pairs.append(dict(zip(PLACE, place, strict=True)) | {"replicates": len(seen), "kinds": kinds})
     return pairs
+
+
+def _cells(results: pl.DataFrame) -> pl.DataFrame:
+    return done(results).filter((pl.col("weak") != pl.col("strong")) & ~has_method(*CONTROLS))
 
 
 def _kinds(weak: pl.DataFrame, student: pl.DataFrame, ceiling: pl.DataFrame) -> pl.DataFrame:

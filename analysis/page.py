@@ -86,10 +86,25 @@ def _drawing_script() -> str:
     return re.sub("</(?=script)|<(?=!--)", lambda match: escapes[match[0]], bundle, flags=re.IGNORECASE)
 
 
+SHOWN_AS = {
+    "supervisor": "weak_score",
+    "student": "student_score",
+    "ceiling": "ceiling_score",
+    "PGR": "pgr",
+    "PGR above floor": "pgr_above_floor",
+    "median": "pgr_median",
+    "left out of the median": "num_left_out",
+    "seeds": "num_seeds",
+    "dropped": "num_dropped",
+    "fails a control": "fails",
+}
+"""Header of a column on the page -> its name in the files, where they differ."""
+
+
 def section(title: str, table: pl.DataFrame, *, of: str = "", note: str = "", is_open: bool = False) -> Section:
     """Format a table for the page. `of`: the table of columns.yaml that says what its columns mean."""
     rows = [[_table_cell(value) for value in row] for row in table.iter_rows()]
-    columns = [Column(name, meaning(name, table=of) or "") for name in table.columns]
+    columns = [Column(name, meaning(SHOWN_AS.get(name, name), table=of) or "") for name in table.columns]
     return Section(title, columns, rows, note, is_open)
 
 

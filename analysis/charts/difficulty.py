@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import cycle
+
 import altair as alt
 import polars as pl
 
@@ -47,8 +49,9 @@ def difficulty_chart(rows: pl.DataFrame) -> Figure | None:
         tooltip=["task:N", "role:N", "labels:N", "bin:N", alt.Tooltip("score:Q", format=".3f"), "num_items:Q"],
     )
     has_floor = rows["floor"].is_not_null().any()
-    words = {"ground truth": "solid"} | dict.fromkeys(rows["labels"].unique(maintain_order=True), "dashed")
-    words |= {"ground truth": "solid"} | ({"floor": "dotted"} if has_floor else {})
+    methods = rows.filter(pl.col("labels") != "ground truth")["labels"].unique(maintain_order=True)
+    words = {"ground truth": "solid"} | dict(zip(methods, cycle(("dashed", "dash-dotted", "long", "short"))))
+    words |= {"floor": "dotted"} if has_floor else {}
     dash = parts.dash("labels", words, title="labels")
     lines = scored.mark_line().encode(strokeDash=dash)
     layers = [lines, parts.crosses(scored, "score"), parts.points(scored)]
