@@ -122,9 +122,9 @@ def _pgr(pgr: pl.DataFrame) -> Section | None:
                 ("gain", "gain"),
                 ("pgr", "PGR"),
                 ("pgr_above_floor", "PGR above floor"),
-                ("pgr_median", "median"),
             )
         ),
+        _with_interval(rows, "pgr_median", title="median").str.replace(" (no interval)", "", literal=True),
         pl.col("num_left_out").alias("left out of the median"),
         pl.col("num_seeds").alias("seeds"),
         pl.col("num_dropped").alias("dropped"),

@@ -29,7 +29,8 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_column_of_every_table_has_its_sentence(planted: Path) -> None:
-    written = {path.stem: pl.read_csv(path, n_rows=0).columns for path in (planted / "tables").glob("*.csv")}
+    first_lines = {path.stem: path.read_text().partition("\n")[0] for path in (planted / "tables").glob("*.csv")}
+    written = {table: line.split(",") for table, line in first_lines.items() if line}
     schemas: dict[str, Any] = {
         "results": results.SCHEMA, "runs": results.RUNS, "predictions": results.PREDICTIONS, "half_b": results.PREDICTIONS,
         "items": results.ITEMS, "parts": results.PARTS, "left_out": left_out.LEFT_OUT, "item_texts": item_texts.ITEM_TEXTS,
