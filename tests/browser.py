@@ -14,6 +14,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,14 @@ from types import TracebackType
 from typing import Any
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+ON_DESCRIPTORS_3_AND_4 = """
+import fcntl, os, sys
+ends = [fcntl.fcntl(int(end), fcntl.F_DUPFD, 10) for end in sys.argv[1:3]]
+for end, place in zip(ends, (3, 4)):
+    os.dup2(end, place)
+os.execv(sys.argv[3], sys.argv[3:])
+"""
+"""Chromium reads commands from descriptor 3 and answers on 4."""
 READY = """new Promise((resolve) => {
   const look = () => (document.querySelectorAll(".drawing").length === document.querySelectorAll(".drawing svg").length
     ? requestAnimationFrame(() => resolve(true)) : setTimeout(look, 50));
@@ -47,13 +56,14 @@ class Browser:
         self._folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
         read_end, self._write = os.pipe()
         self._read, write_end = os.pipe()
-        # Chromium reads commands from descriptor 3 and answers on 4; `sh` puts our pipe's ends there
         flags = (
             "--headless --no-sandbox --disable-gpu --hide-scrollbars --remote-debugging-pipe --disable-dev-shm-usage"
         )
-        command = f'exec "$0" {flags} --user-data-dir="$1" about:blank 3<&{read_end} 4>&{write_end}'
         self._process = subprocess.Popen(
-            ["sh", "-c", command, self._chromium, self._folder.name],
+            [
+                *(sys.executable, "-c", ON_DESCRIPTORS_3_AND_4, str(read_end), str(write_end)),
+                *(self._chromium, *flags.split(), f"--user-data-dir={self._folder.name}", "about:blank"),
+            ],
             pass_fds=(read_end, write_end),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
