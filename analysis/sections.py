@@ -96,9 +96,7 @@ def _with_interval(rows: pl.DataFrame, name: str, *, title: str) -> pl.Series:
 
 def _why_not(rows: pl.DataFrame) -> pl.Series:
     """Which control fails, and why values are missing."""
-    return rows.select(
-        pl.concat_str("fails", "reason", separator="; ", ignore_nulls=True).alias("remarks")
-    ).to_series()
+    return rows.select(pl.concat_str("fails", "reason", separator="; ", ignore_nulls=True).alias("remarks")).to_series()
 
 
 def _pgr(pgr: pl.DataFrame) -> Section | None:

@@ -29,7 +29,14 @@ RED = "#d40000"
 CROSS = "M-1,-1L1,1M1,-1L-1,1"
 """An SVG path."""
 DOTTED = [2, 3]
-DASHES = {"solid": [1, 0], "dashed": [6, 4], "dotted": DOTTED, "dash-dotted": [7, 3, 2, 3], "long": [12, 4], "short": [3, 3]}
+DASHES = {
+    "solid": [1, 0],
+    "dashed": [6, 4],
+    "dotted": DOTTED,
+    "dash-dotted": [7, 3, 2, 3],
+    "long": [12, 4],
+    "short": [3, 3],
+}
 STROKES = alt.Legend(
     symbolType="stroke", symbolSize=400, symbolStrokeWidth=2, symbolStrokeColor="black", titlePadding=0
 )
