@@ -18,6 +18,7 @@ from scipy.stats import binomtest
 
 from analysis.answers import Answers, Share, Term, agreement, estimate
 from analysis.cells import CONTROLS, done, has_method, is_generatives_own, on_plain_truth, sized
+from analysis.intervals import Interval
 
 CELL = ["setting", "family", "method", "task", "weak", "strong", "weak_params", "strong_params"]
 WHEN = {"right": "agreement_when_weak_right", "wrong": "agreement_when_weak_wrong"}
@@ -26,16 +27,42 @@ TEST, HALF_B = "test set", "half B"
 """The parts of a task on which a student is compared with its supervisor."""
 
 
-def agreement_table(results: pl.DataFrame) -> pl.DataFrame:
-    """Mean agreement over tasks and seeds for each pair and method. `when`: the supervisor is right, or wrong."""
+def agreement_table(results: pl.DataFrame, answers: Mapping[str, Answers]) -> pl.DataFrame:
+    """Mean agreement over tasks and seeds for each pair and method, with its 95 % interval over replicates and items. `when`: the
+    supervisor is right, or wrong. Without an interval where replicates have different tasks, or answers are not known."""
     pair = [name for name in CELL if name != "task"]
-    return pl.concat(
-        done(results)
-        .group_by(pair, maintain_order=True)
-        .agg(pl.col(column).mean().alias("agreement"), pl.len().alias("num_cells"))
-        .with_columns(pl.lit(when).alias("when"))
-        for when, column in WHEN.items()
-    )
+    rows = []
+    for when, column in WHEN.items():
+        for values, cells in done(results).group_by(pair, maintain_order=True):
+            _, low, high = _agreement_interval(cells, answers, when=when)
+            mean = cells.select(pl.col(column).mean()).item()
+            rows.append((*values, mean, low, high, cells.height, when))
+    schema = {name: results.schema[name] for name in pair} | AGREEMENT
+    return pl.DataFrame(rows, schema=schema, orient="row")
+
+
+AGREEMENT = {
+    "agreement": pl.Float64,
+    "agreement_low": pl.Float64,
+    "agreement_high": pl.Float64,
+    "num_cells": pl.UInt32,
+    "when": pl.String,
+}
+
+
+def _agreement_interval(cells: pl.DataFrame, answers: Mapping[str, Answers], *, when: str) -> Interval:
+    by_seed: dict[int, list[tuple[str, Share]]] = {}
+    for row in cells.select("seed", "task", "weak_key", "student_key").iter_rows(named=True):
+        share = _agreement_when(row, answers, when=when)
+        if share is None:
+            return NO_INTERVAL
+        by_seed.setdefault(row["seed"], []).append((row["task"], share))
+    if len({tuple(sorted(task for task, _ in shares)) for shares in by_seed.values()}) != 1:
+        return NO_INTERVAL
+    return estimate({seed: [Term(t, 1 / len(shares), s) for t, s in shares] for seed, shares in by_seed.items()})
+
+
+NO_INTERVAL: Interval = (np.nan, None, None)
 
 
 # --- inverse scaling ------------------------------------------------------------------------------------------------

@@ -12,7 +12,8 @@ import polars as pl
 
 from analysis.agreement import HALF_B, TEST
 from analysis.cells import CONTROLS, has_method
-from analysis.charts import RULE_TEXTS, drawn_curves, largest_by_difficulty
+from analysis.charts.difficulty import largest_by_difficulty
+from analysis.charts.training import RULE_TEXTS, drawn_curves
 from analysis.findings import SIGNIFICANT, interval_text
 
 FALL = 0.01
@@ -61,6 +62,8 @@ def _range(values: pl.Series) -> str:
 
 FLOOR = "The dotted line is the floor, the best of what is reached without the supervisor's labels; a student counts for what lies above it."
 
+FLOOR_OF_SCORES = "Where the floor, the best of what is reached without the supervisor's labels, is above the supervisor, it is drawn dotted."
+
 
 def _above_floor(rows: pl.DataFrame) -> str:
     """How many students are clearly above their floors."""
@@ -75,9 +78,10 @@ def _score(own: dict[str, pl.DataFrame]) -> list[str]:
     rows = _over_tasks(own)
     ceilings = own["pgr"].filter(pl.col("task").is_null())["ceiling_score"].drop_nulls()
     return [
-        "Test scores of students, in the colour of their supervisor, against their size. Black: the same models taught by the truth "
-        "(ceilings). A coloured line begins where a model learns from its own size. Bars are 95 % intervals.",
-        FLOOR
+        "Test scores of students, in the colour of their supervisor, against size. The dashed line is the supervisor, from the ring at "
+        "its own size on; black are the same models taught by the truth (ceilings). A light column reaches from supervisor to ceiling: "
+        "how far up in it the student lies is its PGR. Bars are 95 % intervals; marks of one size stand side by side.",
+        FLOOR_OF_SCORES
         if rows["floor"].is_not_null().any()
         else "This study has no controls, so there is no floor to compare with.",
         _above_floor(rows),
@@ -136,8 +140,8 @@ def _tasks(own: dict[str, pl.DataFrame]) -> list[str]:
         if with_floor.height:
             parts.append(f"{task} {(with_floor['pgr_above_floor_low'] > 0).sum()} of {with_floor.height}")
     return [
-        "The same scores for each task by itself: students coloured by supervisor, ceilings in black.",
-        FLOOR if parts else "",
+        "The same scores for each task by itself: students and the dashed lines of their supervisors, ceilings in black.",
+        FLOOR_OF_SCORES if parts else "",
         f"Pairs whose student is clearly above its floor: {', '.join(parts)}." if parts else "",
     ]
 
@@ -152,8 +156,8 @@ def _agreement(own: dict[str, pl.DataFrame]) -> list[str]:
         for row in slopes.filter(~has_method(*CONTROLS)).iter_rows(named=True)
     ]
     return [
-        "How often a student answers as its supervisor does, where the supervisor is right (solid) and where it is wrong (dashed). A dashed "
-        "line that falls means that larger students repeat fewer of their supervisor's mistakes.",
+        "How often a student answers as its supervisor does, where the supervisor is right (solid) and where it is wrong (dashed), with "
+        "95 % intervals. A dashed line that falls means that larger students repeat fewer of their supervisor's mistakes.",
         f"Change where it is wrong, for a student ten times as large: {', '.join(parts)}." if parts else "",
     ]
 

@@ -19,10 +19,13 @@ from typing import Any
 import altair as alt
 import polars as pl
 
-from analysis import charts, controls, tables
+from analysis import controls, tables
 from analysis.bootstrap import NUM_RESAMPLES, SIDES, Sample, moments, resample
+from analysis.charts import parts
+from analysis.figure_files import write_figures
+from analysis.page import section, write_page
 from analysis.pgr import pgr_difference, pgr_table
-from analysis.report import draw, section, write_csv_files, write_page
+from analysis.report import write_csv_files
 
 SCHEMA = {
     "setting": pl.String,
@@ -110,7 +113,7 @@ def _interval_columns(name: str, values: tuple[Any, ...]) -> dict[str, Any]:
     return dict(zip((name, f"{name}_low", f"{name}_high"), values, strict=True))
 
 
-def difference_chart(table: pl.DataFrame) -> charts.Figure | None:
+def difference_chart(table: pl.DataFrame) -> parts.Figure | None:
     """Difference in PGR of every pair over tasks, with 95 % intervals. To the right of the dashed line, B recovers more."""
     rows = table.filter(pl.col("task").is_null() & pl.col("pgr_difference").is_not_null()).with_columns(
         pl.format("{}: {} to {}", "setting", "weak", "strong").alias("pair"),
@@ -125,11 +128,11 @@ def difference_chart(table: pl.DataFrame) -> charts.Figure | None:
         tooltip=["a:N", "b:N", *(alt.Tooltip(f"pgr_{end}:Q", format=".3f") for end in ("a", "b", "difference"))],
     )
     bars = base.mark_rule(strokeWidth=2).encode(x="pgr_difference_low:Q", x2="pgr_difference_high:Q")
-    failing = charts.crosses(base.encode(x="pgr_difference:Q"), "pair").encode(y=y)
+    failing = parts.crosses(base.encode(x="pgr_difference:Q"), "pair").encode(y=y)
     zero = alt.Chart().mark_rule(strokeDash=[4, 4], color="grey").encode(x=alt.datum(0))
     return (
         alt.layer(zero, bars, failing, points)
-        .properties(width=2 * charts.SMALL, title="Difference in PGR")
+        .properties(width=2 * parts.SMALL)
         .configure_axis(labelFontSize=14, titleFontSize=15, labelLimit=300)
         .configure_legend(labelFontSize=14, titleFontSize=14, orient="bottom", labelLimit=500, columns=1)
     )
@@ -145,7 +148,7 @@ def write_comparison(a: Path, b: Path, *, out: Path, num_resamples: int = NUM_RE
     table = compare(*(resample(*study, num_resamples=num_resamples) for study in studies))
     tables.write(table, out / "compare.parquet")  # this makes the folder, too
     chart = difference_chart(table)
-    specs = draw({"compare": chart}, folder=out / "figures") if chart is not None else {}
+    specs = write_figures({"compare": chart}, folder=out / "figures") if chart is not None else {}
     path = out / "compare.html"
     nothing = "The two studies share no pair of sizes on a common task, so there is nothing to compare."
     caption = (

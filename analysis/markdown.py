@@ -15,6 +15,7 @@ import polars as pl
 
 from analysis import tables
 from analysis.findings import interval_text
+from analysis.text_tables import markdown
 
 NONE = "–"
 KEYS = ["task", "weak", "strong"]
@@ -44,11 +45,6 @@ def methods_table(pgr: pl.DataFrame) -> str:
         found = (cells.get((name, weak, strong, method)) for name in names)
         rows.append([f"{weak} → {strong}", f"`{method}`", *(_pgr(row, "pgr") if row else NONE for row in found)])
     return markdown(["pair", "method", *names], rows)
-
-
-def markdown(header: list[str], rows: list[list[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _by_task(pgr: pl.DataFrame) -> pl.DataFrame:

@@ -71,7 +71,7 @@ SCHEMA = {
 
 `floor_of`: the models of which the floor is the best. `no_headroom`: the ceiling is not clearly above the untrained model.
 `above_untrained`: the student is clearly above it. `label_sensitive`: a student of shuffled labels is clearly below this one.
-`controls_reason`: in words, which control fails or is missing. `num_left_out`: how many cells `pgr_median` leaves out, because their gap (or that of their task) is too small.
+`controls_reason`: in words, which control fails or is missing. `pgr_median`: null where `pgr` is. `num_left_out`: how many cells `pgr_median` leaves out, because their gap (or that of their task) is too small.
 `num_groups`: effective number of groups of test items. `num_dropped`: cells that have no result. `noise`: what the intervals
 hold. `reason`: why a value is null."""
 
@@ -160,6 +160,10 @@ def _row(sample: Sample) -> dict[str, Any]:
     reasons = []
     if row["gap_too_small"]:
         reasons.append(f"gap_too_small: the ceiling is not clearly above the supervisor{_few(sample, GAP)}")
+        row |= dict.fromkeys(f"pgr_median{end}" for end in ENDS) | {
+            "pgr_new_tasks_low": None,
+            "pgr_new_tasks_high": None,
+        }
     else:
         row |= _columns("pgr", moments.ratio(GAIN, GAP))
     if "floor" in moments.arms:

@@ -11,10 +11,11 @@ import numpy as np
 import polars as pl
 import pytest
 
-from analysis import agreement, charts, controls, findings, labels, markdown, report, scaling, stopping
+from analysis import agreement, charts, controls, findings, labels, markdown, report, scaling, sections, stopping
 from analysis.answers import Share, Term, estimate, read_answers
 from analysis.bootstrap import Sample, resample
 from analysis.captions import captions
+from analysis.charts.parts import COLOURS
 from analysis.difficulty import difficulty_table
 from analysis.methods import method_table
 from analysis.pgr import pgr_table
@@ -240,7 +241,7 @@ GENERATIVE = {"method": "generative", "weak_key": "own weak", "ceiling_key": "ow
 
 def test_generatives_own_models_are_no_ground_truth() -> None:
     results = results_of({}, GENERATIVE, {"method": "generative(epochs=2)"} | {k: v for k, v in GENERATIVE.items() if k != "method"})  # fmt: skip
-    ladder = report._ladder(results)
+    ladder = sections._ladder(results)
     assert ladder is not None and "generative" in ladder.note
     assert [[cell.text for cell in row[4:]] for row in ladder.rows] == [["0.600", "–"], ["–", "0.800"]]
     point = {"epoch": 1.0, "test_accuracy": 0.5, "train_loss": 0.1, "train_accuracy": 0.5}
@@ -608,7 +609,7 @@ def test_floors_and_crosses_are_drawn(tmp_path: Path) -> None:
     for name in ("score", "pgr", "pairs", "agreement", "misfit", "learning"):
         figure = (tmp_path / f"out/figures/classification-{name}.svg").read_text()
         assert "× fails a control" in figure, name
-        assert ("floor dotted" in figure) == (name in ("score", "learning"))
+        assert (">floor<" in figure) == (name in ("score", "learning")), name
     for name in ("results", "pgr", "scores", "agreement", "misfit", "learning", "imitation"):
         table = pl.read_csv(tmp_path / f"out/tables/{name}.csv")
         assert "not clearly above shuffled labels" in table["fails"].to_list(), name
@@ -758,7 +759,7 @@ def test_a_supervisor_has_one_colour_in_all_figures_and_every_figure_a_caption(t
         for scale in scales[f"classification-{kind}"]:
             colours = dict(zip(scale["domain"], scale["range"], strict=True))
             assert colours.pop("ceiling", "black") == "black"
-            assert colours.items() <= {"s": charts.COLOURS[0], "m": charts.COLOURS[1], "l": charts.COLOURS[2]}.items()
+            assert colours.items() <= {"s": COLOURS[0], "m": COLOURS[1], "l": COLOURS[2]}.items()
     captions = re.findall(r"<figcaption>(.*?)</figcaption>", page, re.S)
     assert len(captions) == page.count("<figure>") and all(len(caption) > 80 for caption in captions)
     assert "Here PGR goes from" in page and "A red cross" in page

@@ -7,6 +7,7 @@
     half_b.parquet        the same on half B: of supervisors, and of students on the rows that they learned from
     curves.parquet        a point of a Fit's learning curve
     items.parquet         the difficulty of a test item, if its task has one (ITEMS)
+    item_texts.parquet    what a test item says, where the task's files are at hand (item_texts.ITEM_TEXTS)
     parts.parquet         how many rows and groups a part of a replicate has (PARTS)
     left_out.parquet      rows that no part has, by reason (left_out.LEFT_OUT)
     runs.parquet          what a Fit cost, where it ran, and with which versions (RUNS); also those between a supervisor
@@ -32,6 +33,7 @@ from typing import Any
 import polars as pl
 
 from w2s_ray.fit import PACKAGES, Data, Fit
+from w2s_ray.item_texts import item_texts
 from w2s_ray.left_out import Dealt, left_out
 from w2s_ray.plan import Cell
 from w2s_ray.store import Commit, Store, StoreError
@@ -221,6 +223,11 @@ def write_results(
     runs += [collector.run(step, commits[key]) for key, step in sorted(steps.items()) if key in commits]
     _write(pl.DataFrame(runs, schema=RUNS), out / "runs.parquet")
     _write(collector.items(fits[key] for key in keys), out / "items.parquet")
+    test_ids = {str(task): rows["id"].unique().to_list() for (task,), rows in predictions.group_by("task")}
+    texts = item_texts(
+        (fits[key].data for key in keys), test_ids=test_ids, at_hand=rows or {}, earlier=out / "item_texts.parquet"
+    )
+    _write(texts, out / "item_texts.parquet")
     num_too_long = {(fits | steps)[run["key"]].data: run["num_too_long"] for run in runs}
     parts = collector.parts((fits | steps)[run["key"]] for run in runs)
     dealt = {data: Dealt(int(part["num_rows"].sum()), num_too_long[data]) for data, part in parts.items()}
