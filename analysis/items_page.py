@@ -66,7 +66,7 @@ def items_of_pairs(results: pl.DataFrame, predictions: pl.DataFrame) -> list[dic
         pl.col("key").cast(pl.String), "id", "correct", pl.col("completion").fill_null(""), pl.col("probability")
     )
     by_key = {str(key): rows.drop("key") for (key,), rows in answers.group_by("key")}
-    pairs = []
+    pairs: list[dict[str, Any]] = []
     for place, group in cells.group_by(PLACE, maintain_order=True):
         if len(pairs) == MAX_PAIRS:
             break
@@ -135,8 +135,8 @@ def _texts(texts: pl.DataFrame, pairs: list[dict[str, Any]]) -> dict[str, dict[s
         return {}
     wanted: dict[str, set[str]] = {}
     for pair in pairs:
-        ids = (item[0] for kind in pair["kinds"].values() for item in kind["items"])
-        wanted.setdefault(pair["task"], set()).update(ids)
+        shown = {item[0] for kind in pair["kinds"].values() for item in kind["items"]}
+        wanted.setdefault(pair["task"], set()).update(shown)
     found: dict[str, dict[str, list[Any]]] = {}
     for task, ids in wanted.items():
         rows = texts.filter((pl.col("task") == task) & pl.col("id").is_in(list(ids)))

@@ -54,7 +54,7 @@ def cost_in_words(runs: pl.DataFrame, history: list[Run]) -> list[str]:
     per_fit = pl.sum_horizontal(pl.col(name).fill_null(0) for name in seconds) * pl.col("workers").fill_null(1)
     total_s, train_s = runs.select(per_fit.sum().alias("total"), pl.col("train_s").sum().alias("train")).row(0)
     amounts = [
-        f"{_scaled(total)} {unit}"
+        f"{_scaled(float(total))} {unit}"
         for name, unit in (("tokens", "tokens"), ("flops", "FLOP"))
         if (total := runs[name].sum()) and runs[name].is_not_null().any()
     ]

@@ -97,7 +97,7 @@ def with_panel(rows: pl.DataFrame) -> pl.DataFrame:
 
 def styled(chart: Any) -> Figure:
     """Fonts that are large enough in a column of a paper, and legends below the picture."""
-    return (  # type: ignore[no-any-return]
+    return (
         chart.configure_axis(labelFontSize=14, titleFontSize=15)
         .configure_legend(labelFontSize=14, titleFontSize=14, orient="bottom", labelLimit=300, columns=8)
         .configure_concat(spacing=16)
