@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Callable
 
 from w2s_ray.fit import Execution, Fit
 from w2s_ray.scheduling.packs import MAX_CRASHES, Pack, Schedule
+from w2s_ray.scheduling.room import Node, Room
 
 from fits import fit
 
@@ -20,15 +21,26 @@ def small_grid(num_seeds: int = 2) -> list[Fit]:
     return found
 
 
-def schedule_of(fits: list[Fit], *, seconds: float = 10.0, num_slots: int = 2, **more: object) -> Schedule:
+def schedule_of(
+    fits: list[Fit],
+    *,
+    seconds: float = 10.0,
+    num_slots: int = 2,
+    shape: Callable[[Fit], Execution] = lambda fit: Execution(),
+    **more: object,
+) -> Schedule:
     return Schedule(
         fits={f.key: f for f in fits},
-        executions={f.key: Execution() for f in fits},
+        executions={f.key: shape(f) for f in fits},
         seconds={f.key: seconds for f in fits},
         num_slots=num_slots,
         todo={f.key for f in fits},
         **more,  # type: ignore[arg-type]
     )
+
+
+def here(num_cpus: float = 1) -> Room:
+    return Room([Node("here", num_cpus, 0.0)])
 
 
 def finish(schedule: Schedule, pack: Pack) -> None:
@@ -41,7 +53,7 @@ def test_each_fit_once_and_after_its_supervisor() -> None:
     schedule = schedule_of(small_grid(5), fits_per_pack=3)
     seen: list[str] = []
     while not schedule.finished:
-        pack = schedule.next_pack(free_cpus=1, free_gpus=0)
+        pack = schedule.next_pack(here())
         assert pack is not None
         for each in pack.fits:
             assert each.key not in seen
@@ -54,7 +66,7 @@ def test_each_fit_once_and_after_its_supervisor() -> None:
 def test_packs_get_shorter_towards_the_end_but_not_too_short() -> None:
     schedule = schedule_of(small_grid(8), num_slots=2)
     packs = []
-    while pack := schedule.next_pack(free_cpus=1, free_gpus=0):
+    while pack := schedule.next_pack(here()):
         packs.append(pack)
         finish(schedule, pack)
     assert [len(pack.fits) for pack in packs] == [10, 8, 6, 5, 5, 5, 1]
@@ -65,29 +77,27 @@ def test_packs_get_shorter_towards_the_end_but_not_too_short() -> None:
 def test_a_student_waits_for_a_supervisor_in_another_pack() -> None:
     fits = small_grid(1)
     schedule = schedule_of(fits, fits_per_pack=1)
-    first = schedule.next_pack(free_cpus=1, free_gpus=0)
+    first = schedule.next_pack(here())
     assert first and first.fits[0] is fits[0], "the supervisor has the longest path behind it"
-    others = [schedule.next_pack(free_cpus=1, free_gpus=0) for _ in range(3)]
+    others = [schedule.next_pack(here()) for _ in range(3)]
     assert [pack.fits[0].role for pack in others if pack] == ["ceiling", "ceiling"]
     finish(schedule, first)
-    student = schedule.next_pack(free_cpus=1, free_gpus=0)
+    student = schedule.next_pack(here())
     assert student and student.fits[0].labels == (fits[0],)
 
 
 def test_nothing_is_handed_out_beyond_the_free_resources() -> None:
     fits = small_grid(1)
-    schedule = schedule_of(fits)
-    schedule.executions = {f.key: Execution(workers=2, cpus_per_worker=2) for f in fits}
-    assert schedule.next_pack(free_cpus=3, free_gpus=0) is None
-    pack = schedule.next_pack(free_cpus=4, free_gpus=0)
+    schedule = schedule_of(fits, shape=lambda fit: Execution(workers=2, cpus_per_worker=2))
+    assert schedule.next_pack(here(3)) is None
+    pack = schedule.next_pack(here(4))
     assert pack and pack.num_cpus == 4
 
 
 def test_a_pack_holds_one_shape_only() -> None:
     fits = small_grid(1)
-    schedule = schedule_of(fits)
-    schedule.executions = {f.key: replace(Execution(), zero_stage=3 if f.model.size == "m" else 1) for f in fits}
-    while pack := schedule.next_pack(free_cpus=1, free_gpus=0):
+    schedule = schedule_of(fits, shape=lambda fit: Execution(zero_stage=3 if fit.model.size == "m" else 1))
+    while pack := schedule.next_pack(here()):
         assert {schedule.executions[each.key] for each in pack.fits} == {pack.execution}
         finish(schedule, pack)
     assert schedule.finished
@@ -98,7 +108,7 @@ def test_a_failure_blocks_descendants_only() -> None:
     schedule = schedule_of(fits)
     schedule.mark_failed(fits[0].key, "loss is NaN")
     assert set(schedule.blocked) == {fits[3].key, fits[4].key}
-    while pack := schedule.next_pack(free_cpus=1, free_gpus=0):
+    while pack := schedule.next_pack(here()):
         finish(schedule, pack)
     assert schedule.finished and len(schedule.done) == 7
 
@@ -108,7 +118,7 @@ def test_a_fit_that_kills_its_worker_again_and_again_is_given_up() -> None:
     schedule = schedule_of(fits)
     given_up: list[str] = []
     for attempt in range(MAX_CRASHES):
-        pack = schedule.next_pack(free_cpus=1, free_gpus=0)
+        pack = schedule.next_pack(here())
         assert pack and pack.fits[0] is fits[0]
         assert attempt == 0 or len(pack.fits) == 1, "it doesn't take others with it again"
         schedule.mark_started(pack.name, fits[0].key)
@@ -119,4 +129,8 @@ def test_a_fit_that_kills_its_worker_again_and_again_is_given_up() -> None:
 def test_fits_of_another_driver_are_left_alone() -> None:
     fits = small_grid(1)
     schedule = schedule_of(fits)
-    assert schedule.next_pack(free_cpus=1, free_gpus=0, elsewhere=frozenset(f.key for f in fits)) is None
+    schedule.leave_to_others(f.key for f in fits)
+    assert schedule.next_pack(here()) is None and schedule.num_ready == 0
+    schedule.take_up(f.key for f in fits)
+    pack = schedule.next_pack(here())
+    assert pack and pack.fits[0] is fits[0]

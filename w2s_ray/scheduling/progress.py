@@ -97,7 +97,7 @@ class Progress(Callback):
         """`, 3 min 10 s left`: the estimates, corrected by how the Fits that ended compared with theirs."""
         if not self.ended_estimate_s or self.first_start_s is None:
             return ""
-        left_s = sum(self.schedule.seconds[key] for key in self.schedule.todo | self.schedule.running)
+        left_s = self.schedule.left_s
         pace = (time.monotonic() - self.first_start_s) / self.ended_estimate_s
         return f", {duration(left_s * pace)} left"
 

@@ -86,15 +86,17 @@ def run_plan(
         console=console,
         began_s=time.monotonic(),
     )
-    schedule = _schedule(plan, store=store, retry_failed=options.retry_failed)
+    failures = store.read_failures()
+    schedule = _schedule(plan, store=store, failures={} if options.retry_failed else failures)
     if schedule.finished:
         return _outcome(schedule, run)
-    shapes = {schedule.executions[key] for key in schedule.todo}
+    shapes = schedule.shapes_left
     if address is None:
         nodes = [cluster.local_node()]
         cluster.check_placement(shapes, nodes=nodes, max_parallel=run.max_parallel, where="this machine")
     store.storage.check_writable()
-    for key in schedule.todo:
+    store.begin_index()
+    for key in schedule.todo & failures.keys():
         store.clear_failure(schedule.fits[key])
     os.environ.update(cluster.QUIET)
     with _log_to(folder / "run.log"), cluster.connected(address):
@@ -106,7 +108,8 @@ def run_plan(
         return _tune(schedule, run)
 
 
-def _schedule(plan: Plan, *, store: Store, retry_failed: bool) -> Schedule:
+def _schedule(plan: Plan, *, store: Store, failures: dict[str, dict[str, Any]]) -> Schedule:
+    """What is to do. `failures`: key -> record of the Fits that are not to be tried again."""
     fits_per_pack = plan.study.compute.fits_per_pack
     done = set(store.committed(plan.fits))
     schedule = Schedule(
@@ -118,10 +121,9 @@ def _schedule(plan: Plan, *, store: Store, retry_failed: bool) -> Schedule:
         todo={fit.key for fit in plan.fits} - done,
         done=done,
     )
-    if not retry_failed:
-        for key, record in store.read_failures().items():
-            if key in schedule.todo:
-                schedule.mark_failed(key, str(record.get("reason", "")))
+    for key, record in failures.items():
+        if key in schedule.todo:
+            schedule.mark_failed(key, str(record.get("reason", "")))
     return schedule
 
 
@@ -137,6 +139,7 @@ def _tune(schedule: Schedule, run: Run) -> Outcome:
     ray_folder = f"ray/{run.plan.study.name}-{uuid.uuid4().hex[:8]}"
     ray_uri = storage.uri_of(*ray_folder.split("/"))
     searcher = DagSearcher(schedule, store=run.store, nodes=cluster.alive_nodes, max_parallel=run.max_parallel)
+    searcher.keep_leases()
     watch = Watch(
         searcher,
         budget_worker_hours=run.budget_worker_hours,
