@@ -244,7 +244,7 @@ def open_storage(uri: str | Path) -> Storage:
     text = str(uri)
     try:
         if "://" in text:
-            filesystem, root = pafs.FileSystem.from_uri(text)
+            filesystem, root = pafs.FileSystem.from_uri(_in_one_put(text))
         else:
             filesystem, root = pafs.LocalFileSystem(), str(Path(text).expanduser().absolute())
     except (pa.ArrowInvalid, OSError) as error:
@@ -252,6 +252,13 @@ def open_storage(uri: str | Path) -> Storage:
             f"--store {text}: {error}. Allowed: a folder, or a URI such as s3://bucket/path or gs://bucket/path"
         ) from error
     return Storage(fs=filesystem, root=root, uri=text if "://" in text else root)
+
+
+def _in_one_put(uri: str) -> str:
+    """A bucket's URI with the option to write a small file by one PUT instead of the three calls of an upload in parts."""
+    if not uri.startswith("s3://") or "allow_delayed_open" in uri:
+        return uri
+    return f"{uri}{'&' if '?' in uri else '?'}allow_delayed_open=true"
 
 
 def _write_synced(path: Path, content: bytes) -> None:

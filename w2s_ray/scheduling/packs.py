@@ -80,6 +80,8 @@ class Schedule:
     """Estimated cost of each Fit."""
     num_slots: int
     """Packs that run at the same time."""
+    num_packs_elsewhere: int = 0
+    """Packs of other drivers, which share what is left."""
     fits_per_pack: int | None = None
     """None leaves the size of packs to the schedule."""
     todo: set[str] = field(default_factory=set)
@@ -105,9 +107,10 @@ class Schedule:
         self._number = {key: number for number, key in enumerate(self._keys)}
         self._link()
         self._sort_into_groups()
-        self._todo_s = sum(self.seconds[key] for key in self.todo)
-        self.left_s = self._todo_s + sum(self.seconds[key] for key in self.running)
+        self.left_s = sum(self.seconds[key] for key in (*self.todo, *self.running))
         """Estimated seconds of the Fits that are to do or running."""
+        self._open_s = sum(self.seconds[key] for key in self.todo if key not in self.elsewhere)
+        """Estimated seconds of the Fits that are to do, without those that others work on."""
         self._num_left = [0] * len(self._shapes)
         """Shape -> Fits that are to do or running."""
         for key in (*self.todo, *self.running):
@@ -238,7 +241,7 @@ class Schedule:
             self._unready(number)
         self.todo.difference_update(keys)
         self.running.update(keys)
-        self._todo_s -= seconds
+        self._open_s -= seconds
         self.num_packs += 1
         self.num_packs_out += 1
         fits = tuple(self.fits[key] for key in keys)
@@ -312,7 +315,8 @@ class Schedule:
     def _pack_budget_s(self) -> float:
         """How much work the next pack takes: half of a slot's share of what is left. So packs get shorter towards the end, where
         a wrong estimate would leave the other slots idle."""
-        return min(max(self._todo_s / self.num_slots / 2, SHORTEST_PACK_S), LONGEST_PACK_S)
+        share_s = self._open_s / (self.num_slots + self.num_packs_elsewhere)
+        return min(max(share_s / 2, SHORTEST_PACK_S), LONGEST_PACK_S)
 
     def _place_in_pack(self, number: int) -> tuple[int, bool, int, int]:
         """Dependencies first; then Fits that others wait for; then Fits of one base model and task next to each other."""
@@ -384,6 +388,8 @@ class Schedule:
             if key not in self.elsewhere and key in self._number:
                 self.elsewhere.add(key)
                 self._unready(self._number[key])
+                if key in self.todo:
+                    self._open_s -= self.seconds[key]
 
     def take_up(self, keys: Iterable[str]) -> None:
         """No other driver works on these Fits any more."""
@@ -391,6 +397,7 @@ class Schedule:
             if key in self.elsewhere:
                 self.elsewhere.remove(key)
                 if key in self.todo:
+                    self._open_s += self.seconds[key]
                     self._get_ready(self._number[key])
 
     def some_elsewhere(self, most: int) -> list[Fit]:
@@ -436,7 +443,8 @@ class Schedule:
         if key in self.todo:
             self._unready(number)
             self.todo.remove(key)
-            self._todo_s -= self.seconds[key]
+            if key not in self.elsewhere:
+                self._open_s -= self.seconds[key]
         elif key in self.running:
             self.running.remove(key)
         else:
@@ -458,6 +466,7 @@ class Schedule:
         for key in left:
             self.running.remove(key)
             self.todo.add(key)
-            self._todo_s += self.seconds[key]
+            if key not in self.elsewhere:
+                self._open_s += self.seconds[key]
             self._get_ready(self._number[key])
         return [key for key in suspects if self.crashes[key] >= MAX_CRASHES]

@@ -217,6 +217,7 @@ class DagSearcher(Searcher):
         self.look_at_leases_s = self.clock() + leases.LOOK_EVERY_S
         before, self.theirs = self.theirs, self.neighbours.look()
         self.schedule.leave_to_others(leases.keys_of(self.theirs[name] for name in self.theirs.keys() - before.keys()))
+        self.schedule.num_packs_elsewhere = len(self.theirs)
         ended = leases.keys_of(before[name] for name in before.keys() - self.theirs.keys()) | self.withdrawn
         self.withdrawn = set()
         ended = {key for key in ended if self.neighbours.is_free(key)}
