@@ -63,7 +63,14 @@ def costs(plan: Plan) -> dict[str, Cost]:
         rows = rows_of.get(id(data))
         if rows is None:
             rows = rows_of[id(data)] = (data.source, data.num_train, data.num_test, data.max_tokens, data.num_fresh)
-        kind = (id(fit.model), rows, id(fit.training), fit.half, id(fit.method), fit.keeps_half_b)  # seeds cost the same
+        kind = (
+            id(fit.model),
+            rows,
+            id(fit.training),
+            fit.half,
+            id(fit.method),
+            fit.keeps_half_b,
+        )  # seeds cost the same
         if kind not in by_kind:
             by_kind[kind] = cost(fit, execution=plan.executions[fit.model], size=sizes[data.source])
         by_key[fit.key] = by_kind[kind]
