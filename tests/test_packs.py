@@ -28,13 +28,14 @@ def schedule_of(
     *,
     seconds: float = 10.0,
     num_slots: int = 2,
+    longer: dict[str, float] | None = None,
     shape: Callable[[Fit], Execution] = lambda fit: Execution(),
     **more: object,
 ) -> Schedule:
     return Schedule(
         fits={f.key: f for f in fits},
         executions={f.key: shape(f) for f in fits},
-        seconds={f.key: seconds for f in fits},
+        seconds={f.key: seconds for f in fits} | (longer or {}),
         num_slots=num_slots,
         todo={f.key for f in fits},
         **more,  # type: ignore[arg-type]
@@ -201,14 +202,17 @@ def test_a_wide_pack_does_not_starve_behind_narrow_ones() -> None:
     narrow = [fit(size="s", seed=seed) for seed in range(1000)]
     wide = fit(size="l", seed=0)
     schedule = schedule_of(
-        [*narrow, wide], num_slots=16, shape=lambda f: WIDE if f is wide else NARROW, fits_per_pack=1
+        [*narrow, wide],
+        num_slots=16,
+        fits_per_pack=1,
+        longer={wide.key: 60.0},
+        shape=lambda f: WIDE if f is wide else NARROW,
     )
     schedule.leave_to_others([wide.key])  # it becomes ready when all slots are taken
     room = Room(gpu_nodes(2))
     packs = [pack for _ in range(16) if (pack := hand_out(schedule, room))]
     assert len(packs) == 16 and hand_out(schedule, room) is None
     schedule.take_up([wide.key])
-    schedule.seconds[wide.key] = 10.0
     for number, pack in enumerate(packs):
         room.give_back(pack.name)
         finish(schedule, pack)
@@ -224,7 +228,9 @@ def test_a_wide_pack_does_not_starve_behind_narrow_ones() -> None:
 def test_what_ends_in_time_may_run_on_a_reserved_node() -> None:
     fits = [fit(size="s", seed=seed) for seed in range(200)]
     wide = fit(size="l", seed=0)
-    schedule = schedule_of([*fits, wide], num_slots=8, shape=lambda f: WIDE if f is wide else NARROW)
+    schedule = schedule_of(
+        [*fits, wide], num_slots=8, longer={wide.key: 60.0}, shape=lambda f: WIDE if f is wide else NARROW
+    )
     room = Room(gpu_nodes(1))
     room.take("long", NARROW, Place((("node-0", 1),)), until_s=300.0)
     pack = hand_out(schedule, room)
