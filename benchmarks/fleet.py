@@ -39,8 +39,8 @@ from w2s_ray.cost import costs
 from w2s_ray.fit import Execution, Fit, Model
 from w2s_ray.leases import HeldLease, LeaseLost, Leases
 from w2s_ray.plan import Plan, expand
-from w2s_ray.scheduling.cluster import Node
 from w2s_ray.scheduling.packs import SHORTEST_PACK_S, Pack, Schedule
+from w2s_ray.scheduling.room import Node
 from w2s_ray.scheduling.searcher import DagSearcher
 from w2s_ray.storage import Storage
 from w2s_ray.store import Store

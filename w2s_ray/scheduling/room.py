@@ -7,7 +7,8 @@ Promises:
 - A pack that waits for whole nodes gets them: while narrower packs would take every CPU and GPU that becomes free, the nodes
   that will be free soonest are reserved. Until then they take only packs that are expected to end in time.
 
-Everything here is this driver's bookkeeping. Ray places the workers; its PACK strategy goes by the same rule.
+Everything here is this driver's bookkeeping. Ray places the workers itself, with its PACK strategy, which takes as few nodes as
+it finds room on, too.
 """
 
 from __future__ import annotations
