@@ -14,7 +14,7 @@ import argparse
 import base64
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -38,10 +38,22 @@ EMBEDDED_BYTES = 2_000_000
 """The page links to a CSV file that is larger than this, and holds a smaller one itself."""
 
 
-def write_report(out: Path, *, facts: dict[str, Any] | None = None, study_text: str = "", axis: str = "params") -> Path:
+def say_nothing(text: str) -> None:
+    """For a report that nobody waits for."""
+
+
+def write_report(
+    out: Path,
+    *,
+    facts: dict[str, Any] | None = None,
+    study_text: str = "",
+    axis: str = "params",
+    say: Callable[[str], object] = say_nothing,
+) -> Path:
     """Write the tables, the figures and the page, and return the path of report.html.
 
-    `facts`: what the page says about the run, such as its store. `study_text`: the study file, shown as it is.
+    `facts`: what the page says about the run, such as its store. `study_text`: the study file, shown as it is. `say` takes
+    what is being done.
     """
     results, predictions = tables.read_study(out)
     names = ("curves", "runs", "items", "parts", "left_out", "half_b")
@@ -81,7 +93,9 @@ def write_report(out: Path, *, facts: dict[str, Any] | None = None, study_text: 
     for name, table in (("pgr", pgr), ("findings", found), ("fits", fits), ("fit_curves", fit_curves)):
         tables.write(table, out / f"{name}.parquet")
     drawn = charts.with_sizes(frames, axis=axis)
-    specs = draw(charts.figures(drawn, axis=axis), folder=out / "figures")
+    figures = charts.figures(drawn, axis=axis)
+    say(f"drawing {len(figures)} figures")
+    specs = draw(figures, folder=out / "figures")
     path = out / "report.html"
     write_page(
         path,

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from w2s_ray.fit import Data, Fit, Method, Model, Training
+from w2s_ray.fit import Data, Execution, Fit, Method, Model, Training
 from w2s_ray.plan import Cell
+from w2s_ray.scheduling.packs import Schedule
 from w2s_ray.store import Store
 
 DATA = Data(
@@ -103,4 +105,37 @@ def cell(seed: int = 0, weak: str = "s", strong: str = "m") -> Cell:
     supervisor = fit(size=weak, half="A", seed=seed)
     return Cell(
         "toy", "naive", seed, supervisor, fit(size=strong, labels=supervisor, seed=seed), fit(size=strong, seed=seed)
+    )
+
+
+# --- a schedule of them -----------------------------------------------------------------------------------------------
+
+
+def small_grid(num_seeds: int = 2) -> list[Fit]:
+    """Supervisor s, ceilings s and m, students s->s and s->m, for each seed."""
+    found = []
+    for seed in range(num_seeds):
+        supervisor = fit(size="s", half="A", seed=seed)
+        found += [supervisor, fit(size="s", seed=seed), fit(size="m", seed=seed)]
+        found += [fit(size=size, labels=supervisor, seed=seed) for size in ("s", "m")]
+    return found
+
+
+def schedule_of(
+    fits: list[Fit],
+    *,
+    seconds: float = 10.0,
+    num_slots: int = 2,
+    longer: dict[str, float] | None = None,
+    shape: Callable[[Fit], Execution] = lambda fit: Execution(),
+    **more: object,
+) -> Schedule:
+    """`longer`: key -> seconds of those that take longer."""
+    return Schedule(
+        fits={f.key: f for f in fits},
+        executions={f.key: shape(f) for f in fits},
+        seconds={f.key: seconds for f in fits} | (longer or {}),
+        num_slots=num_slots,
+        todo={f.key for f in fits},
+        **more,  # type: ignore[arg-type]
     )

@@ -38,6 +38,8 @@ def test_a_nan_fails_alone_with_its_step(folder: Path, tmp_path: Path) -> None:
     assert "step" in failures[sick.key]["reason"]
     assert failures[sick.key]["kind"] == "nan"
     assert [e["event"] for e in events if e["event"] != "step"] == ["start", "failed", "done"]
+    [failed] = [e for e in events if e["event"] == "failed"]
+    assert failed["detail"].startswith("Traceback") and failed["reason"] in failed["detail"]
     assert store.is_committed(supervisor) and not store.is_committed(sick)
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from w2s_ray.fit import Execution
+from w2s_ray.plan import load_plan
+from w2s_ray.store import open_store
 from w2s_ray.training import features
 from w2s_ray.training.data import prepare
 from w2s_ray.training.worker import Worker
@@ -39,6 +42,18 @@ def test_features_are_read_once_and_again_where_they_are_damaged(
     assert {path: path.read_bytes() for path in kept} == kept
     for fit in fits:
         assert Path(store.storage.path("fits", fit.folder, "test.parquet")).read_bytes() == before[fit.key]
+
+
+def test_the_driver_is_told_how_much_is_read(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(features, "_cache", {})
+    monkeypatch.setattr(features, "TELL_EVERY_S", 0.0)
+    fit = load_plan(study_of(folder, "toy.yaml", training=LEARNING | {"tune": "head"})).fits[0]
+    told: list[dict[str, Any]] = []
+    features.with_features(fit, prepare(fit), Worker(open_store(tmp_path / "store"), Execution(), told.append))
+    assert {(event["event"], event["key"]) for event in told} == {("features", fit.key)}
+    shares = [event["share_read"] for event in told]
+    assert shares.count(1.0) == 2, "the halves and the test set are read apart"
+    assert all(0 < share <= 1 for share in shares)
 
 
 def test_a_probe_is_logistic_regression_on_the_features(folder: Path, tmp_path: Path) -> None:

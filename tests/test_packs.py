@@ -3,43 +3,13 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
 from dataclasses import replace
 
-from w2s_ray.fit import Execution, Fit
+from w2s_ray.fit import Execution
 from w2s_ray.scheduling.packs import MAX_CRASHES, Pack, Schedule
 from w2s_ray.scheduling.room import Node, Place, Room, num_slots
 
-from fits import fit
-
-
-def small_grid(num_seeds: int = 2) -> list[Fit]:
-    """Supervisor s, ceilings s and m, students s->s and s->m, for each seed."""
-    found = []
-    for seed in range(num_seeds):
-        supervisor = fit(size="s", half="A", seed=seed)
-        found += [supervisor, fit(size="s", seed=seed), fit(size="m", seed=seed)]
-        found += [fit(size=size, labels=supervisor, seed=seed) for size in ("s", "m")]
-    return found
-
-
-def schedule_of(
-    fits: list[Fit],
-    *,
-    seconds: float = 10.0,
-    num_slots: int = 2,
-    longer: dict[str, float] | None = None,
-    shape: Callable[[Fit], Execution] = lambda fit: Execution(),
-    **more: object,
-) -> Schedule:
-    return Schedule(
-        fits={f.key: f for f in fits},
-        executions={f.key: shape(f) for f in fits},
-        seconds={f.key: seconds for f in fits} | (longer or {}),
-        num_slots=num_slots,
-        todo={f.key for f in fits},
-        **more,  # type: ignore[arg-type]
-    )
+from fits import fit, schedule_of, small_grid
 
 
 def here(num_cpus: float = 1) -> Room:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import tempfile
 import time
 from pathlib import Path
 
 import polars as pl
 import pytest
 
+from w2s_ray.leases import Leases
 from w2s_ray.plan import load_plan
 from w2s_ray.results import SCHEMA
+from w2s_ray.scratch import PREFIX
 from w2s_ray.store import Store, open_store
 
 from driver import Driver, w2s
@@ -63,6 +66,13 @@ def test_the_tables_and_the_report_are_there(folder: Path, undisturbed: Store) -
     fit = load_plan(folder / "study.yaml").fits[0]
     facts = json.loads(undisturbed.read_file(fit.folder, "fit.json"))
     assert facts["key"] == fit.key and 0 < facts["provenance"]["busy"] <= 1
+
+
+def test_the_log_and_the_table_tell_what_the_run_did(folder: Path, undisturbed: Store) -> None:
+    written = (folder / "out" / "run.log").read_text()
+    for fit in load_plan(folder / "study.yaml").fits:
+        assert f"starts {fit.folder}" in written and f"done {fit.folder} in" in written
+    assert "10 Fits in" in written and "PGR of toy, " in written and "report: " in written
 
 
 def test_again_runs_nothing(folder: Path, undisturbed: Store) -> None:
@@ -139,9 +149,17 @@ def test_a_killed_worker_is_replaced(folder: Path, undisturbed: Store, tmp_path:
 def test_ctrl_c_stops_in_good_order(folder: Path, tmp_path: Path) -> None:
     store = open_store(tmp_path / "store")
     driver = Driver(folder / "study.yaml", store, out=tmp_path / "out")
-    driver.wait_for(lambda: num_done(store) >= 1)
+    leases, owners = Leases(store.storage), set[str]()
+
+    def has_begun() -> bool:
+        owners.update(lease["owner"] for lease in leases.read().values())
+        return num_done(store) >= 1 and bool(owners)
+
+    driver.wait_for(has_begun)
     driver.interrupt()
     assert driver.wait() == 130, driver.told()
+    [owner] = owners
+    assert not list(Path(tempfile.gettempdir()).glob(f"{PREFIX}{owner}*")), "temporary folders are gone"
     assert num_done(store) < 10, "it does not go on to the end"
     assert "Go on with the same command" in driver.output and "Traceback" not in driver.output, driver.told()
     assert not list(Path(store.storage.root, "leases").glob("*")), "every lease is given back"

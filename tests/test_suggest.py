@@ -39,6 +39,11 @@ def test_an_option_that_is_like_no_other_gets_no_suggestion() -> None:
     ("typed", "completions"),
     [
         ("run quick", {"quickstart"}),
+        ("submit quick", {"quickstart"}),
+        ("status quick", {"quickstart"}),
+        ("explain quick", {"quickstart"}),
+        ("verify quick", {"quickstart"}),
+        ("report quickstart quick", {"quickstart"}),
         ("report m", {"methods", "mine/", "my-study.yaml"}),
         ("plan mine/", {"mine/other.yaml"}),
         ("tasks chess-m", {"chess-mate", "chess-moves"}),

@@ -80,11 +80,12 @@ def spec_of(folder: Path, *, depth: int | None = None, **more: Any) -> ModelSpec
     return ModelSpec(families.model(family, "m"), **more)
 
 
-def torchrun(script: str, *arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    """Run a script as two ranks."""
-    path = folder / "two_ranks.py"
+def torchrun(script: str, *arguments: str, folder: Path, num_ranks: int = 2) -> subprocess.CompletedProcess[str]:
+    """Run a script as several ranks."""
+    path = folder / "ranks.py"
     path.write_text(script)
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0", "--standalone"]
+    ranks = [f"--nproc-per-node={num_ranks}", "--master-port=0", "--standalone"]
+    command = [sys.executable, "-m", "torch.distributed.run", *ranks]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.run(
         [*command, str(path), *arguments], env=environment, capture_output=True, text=True, timeout=600, check=False

@@ -91,7 +91,7 @@ def cost(fit: Fit, *, execution: Execution, size: tasks.Size) -> Cost:
     num_train = min(fit.data.num_train or per_half, per_half)
     row_tokens = _row_tokens(fit, size)
     epochs = dict(fit.method.params)["epochs"] if fit.role == "start" else fit.training.epochs
-    num_predicted = num_test * (epochs * fit.training.evals_per_epoch + 1)
+    num_predicted = num_test * max(1, epochs * fit.training.evals_per_epoch)
     num_parts = fit.part.count
     if fit.role == "start":
         num_predicted = 0

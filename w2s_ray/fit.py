@@ -20,6 +20,9 @@ from typing import Any, Literal
 SEMANTICS = 2
 """Version of the training code's meaning. Raised whenever the same identity would train to other numbers."""
 
+PACKAGES = ("w2s_ray", "torch", "transformers", "deepspeed", "ray")
+"""Whose versions a Fit's provenance names."""
+
 Setting = Literal["classification", "generation", "comparison"]
 
 UNTRAINED = ("zero_shot", "few_shot")

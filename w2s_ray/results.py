@@ -31,7 +31,7 @@ from typing import Any
 
 import polars as pl
 
-from w2s_ray.fit import Data, Fit
+from w2s_ray.fit import PACKAGES, Data, Fit
 from w2s_ray.left_out import Dealt, left_out
 from w2s_ray.plan import Cell
 from w2s_ray.store import Commit, Store, StoreError
@@ -96,9 +96,6 @@ STATUS_ORDER = ("failed", "damaged", "constant", "blocked", "missing")
 
 SAME_PROBABILITY = 1e-6
 """Probabilities that differ by no more are the same: the order of sums in float32 alone makes such differences."""
-
-PACKAGES = ("w2s_ray", "torch", "transformers", "deepspeed", "ray")
-"""The packages whose versions a Fit records (`training/provenance.py`)."""
 
 PHASES = ("load", "features", "train", "eval", "checkpoint", "commit")
 """The phases of a Fit whose seconds are recorded."""

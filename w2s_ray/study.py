@@ -62,7 +62,9 @@ class Training(Section):
     schedule: Literal["cosine", "constant"] = _identity("cosine", "after the warm-up; cosine falls to 0")
     max_grad_norm: float = _identity(0.0, "clip gradients to this global norm; 0: no clipping", ge=0)
     max_tokens: int = _identity(512, "rows longer than this for any model are dropped for all", ge=1, le=1_048_576)
-    evals_per_epoch: int = _identity(2, "points of the learning curve in an epoch", ge=1, le=1000)
+    evals_per_epoch: int = _identity(
+        2, "points of the learning curve in an epoch; 0: only that of the end", ge=0, le=1000
+    )
     tune: Literal["all", "head", "lora"] = _identity(
         "all",
         "all weights, a new head on the frozen model's features (a linear probe), or low-rank adapters and a head",
@@ -82,6 +84,10 @@ class Training(Section):
     def _rows_to_stop_by(self) -> Training:
         if self.stop == "validation" and not self.validation:
             raise ValueError("stop: given 'validation', but no rows are held out; set validation, such as 0.1")
+        if self.stop == "validation" and not self.evals_per_epoch:
+            raise ValueError(
+                "stop: given 'validation', but evals_per_epoch is 0, so there is only one point to stop at"
+            )
         return self
 
     @model_validator(mode="after")

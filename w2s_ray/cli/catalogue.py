@@ -12,7 +12,8 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from w2s_ray.cli.console import out, print_json
+from w2s_ray.cli.console import out, print_json, print_table
+from w2s_ray.cli.options import JsonOption
 from w2s_ray.cli.suggest import complete_family, complete_method, complete_task
 from w2s_ray.errors import InputError, nearest
 
@@ -27,12 +28,15 @@ def tasks(
     name: Annotated[
         str | None, typer.Argument(help="A task's name, or the path of a task YAML.", autocompletion=complete_task)
     ] = None,
+    as_json: JsonOption = False,
 ) -> None:
     """List the tasks, or show one: its source, rows, balance and first examples.
 
     Example: w2s tasks chess-mate
     """
-    if name is None:
+    if as_json:
+        print_json(tasks_facts() if name is None else task_facts(name))
+    elif name is None:
         print_tasks(tasks_facts())
     else:
         print_task(task_facts(name))
@@ -61,7 +65,7 @@ def print_tasks(facts: list[dict[str, Any]]) -> None:
     for task in facts:
         rows = "on the hub" if task["rows"] is None else f"{task['rows']:,}"
         table.add_row(task["name"], task["setting"], rows, task["licence"], escape(task["description"]))
-    out.print(table)
+    print_table(table)
 
 
 def task_facts(name: str) -> dict[str, Any]:
@@ -112,11 +116,11 @@ def print_task(facts: dict[str, Any]) -> None:
         share = f"{facts['share_of_label_1']:.1%}"
         table.add_row("label 1", f"{share} of items, before the halves and the test set are balanced")
     for reason, count in facts["left_out"].items():
-        table.add_row("left out", f"{count:,} rows: {reason}")
+        table.add_row("left out", f"{count:,} rows: {escape(reason)}")
     for name, part in facts["parts"].items():
         table.add_row(f"{'test set' if name == 'test' else f'half {name}'}, at most", part_in_words(part))
     table.add_row("near duplicates", f"{facts['near_duplicates']:,} rows of the test set have one in a half")
-    out.print(table)
+    print_table(table)
     for example in facts["examples"]:
         if example["label"] is not None:
             out.print(f"  [bold]{example['label']}[/bold]  ", end="")
@@ -141,12 +145,15 @@ def families(
         str | None,
         typer.Argument(help="A family's name, or the path of a family YAML.", autocompletion=complete_family),
     ] = None,
+    as_json: JsonOption = False,
 ) -> None:
     """List the model families, or show the sizes of one.
 
     Example: w2s families pythia
     """
-    if name is None:
+    if as_json:
+        print_json(families_facts() if name is None else family_facts(name))
+    elif name is None:
         print_families(families_facts())
     else:
         print_family(family_facts(name))
@@ -173,7 +180,7 @@ def print_families(facts: list[dict[str, Any]]) -> None:
     table = Table("family", "sizes", "licence", "about", box=None)
     for family in facts:
         table.add_row(family["name"], ", ".join(family["sizes"]), family["licence"], escape(family["description"]))
-    out.print(table)
+    print_table(table)
 
 
 def family_facts(name: str) -> dict[str, Any]:
@@ -217,7 +224,7 @@ def print_family(facts: dict[str, Any]) -> None:
             str(size["zero_stage"]),
         )
     out.print(f"[bold]{facts['name']}[/bold]  {escape(facts['description'])} Licence: {facts['licence']}")
-    out.print(table)
+    print_table(table, names=2)
 
 
 # --- methods ------------------------------------------------------------------------------------------------------
@@ -225,12 +232,15 @@ def print_family(facts: dict[str, Any]) -> None:
 
 def methods(
     name: Annotated[str | None, typer.Argument(help="A method's name.", autocompletion=complete_method)] = None,
+    as_json: JsonOption = False,
 ) -> None:
     """List the training methods, or show one with its parameters.
 
     Example: w2s methods confidence
     """
-    if name is None:
+    if as_json:
+        print_json(methods_facts() if name is None else method_facts(name))
+    elif name is None:
         print_methods(methods_facts())
     else:
         print_method(method_facts(name))
@@ -263,8 +273,8 @@ def print_methods(facts: dict[str, list[dict[str, Any]]]) -> None:
         table = Table("method", "about", "parameters", box=None, title=kind, title_justify="left")
         for method in methods_of_kind:
             parameters = ", ".join(f"{field}={default}" for field, default in method["defaults"].items())
-            table.add_row(method["name"], method["description"], escape(parameters))
-        out.print(table)
+            table.add_row(method["name"], escape(method["description"]), escape(parameters))
+        print_table(table)
 
 
 def method_facts(name: str) -> dict[str, Any]:
@@ -291,7 +301,7 @@ def print_method(facts: dict[str, Any]) -> None:
         about = escape(schema.get("description", ""))
         table.add_row(field, str(schema.get("default")), escape(_allowed(schema)), about)
     if table.row_count:
-        out.print(table)
+        print_table(table)
     out.print(f"In a study: [cyan]methods: \\[{facts['name']}][/cyan]", soft_wrap=True)
 
 

@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from w2s_ray.cli.catalogue import part_in_words
-from w2s_ray.cli.console import out, print_json
+from w2s_ray.cli.console import out, print_json, print_table
 from w2s_ray.cli.options import DEFAULT_STORE, JsonOption, StoreOption, StudyFile
 from w2s_ray.errors import InputError
 
@@ -188,7 +188,7 @@ def print_plan(facts: dict[str, Any]) -> None:
     if "assumed" in facts["pgr_noise"].values():
         table.add_row("", f"[dim]assuming that {assumed_precision()}[/dim]")
     out.print(f"[bold]{facts['study']}[/bold]  {escape(facts['description'])}")
-    out.print(table)
+    print_table(table)
 
 
 def _part_lines(task: str, parts: dict[str, Any]) -> list[str]:

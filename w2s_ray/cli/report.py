@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,10 +10,21 @@ import typer
 from rich.markup import escape
 
 from w2s_ray import __version__
-from w2s_ray.cli.console import out
-from w2s_ray.cli.options import DEFAULT_OUT, DEFAULT_STORE, Axis, OutOption, StoreOption, StudyFile, out_folder
+from w2s_ray.cli.console import err, out, print_json
+from w2s_ray.cli.options import (
+    DEFAULT_OUT,
+    DEFAULT_STORE,
+    Axis,
+    JsonOption,
+    OutOption,
+    StoreOption,
+    StudyFile,
+    out_folder,
+)
+from w2s_ray.cli.pgr import pgr_facts, print_pgr
 from w2s_ray.cli.suggest import complete_study
 from w2s_ray.errors import InputError
+from w2s_ray.scheduling.progress import phase
 
 if TYPE_CHECKING:
     from w2s_ray.plan import Plan
@@ -37,6 +49,7 @@ def report(
     force: Annotated[
         bool, typer.Option("--force", help="Replace a report even if it had Fits that the store does not hold.")
     ] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Write results.parquet, PGR tables, figures and a self-contained report.html from the Fits that are done. Given a
     second study, also write compare.html: both studies side by side, with their differences and intervals.
@@ -47,7 +60,8 @@ def report(
 
     first = load_plan(study)
     if other is None:
-        _report_from_store(first, store, out_folder(out_dir, study=first.study.name), axis=axis, force=force)
+        facts = _report_from_store(first, store, out_folder(out_dir, study=first.study.name), axis=axis, force=force)
+        print_json(facts) if as_json else print_report(facts)
         return
     from analysis.compare import write_comparison
 
@@ -56,13 +70,20 @@ def report(
     if names[0] == names[1]:
         names[1] += "-b"
     folders = [out_folder(out_dir / name if out_dir else None, study=name) for name in names]
-    _report_from_store(first, store, folders[0], axis=axis, force=force)
-    _report_from_store(second, other_store or store, folders[1], axis=axis, force=force)
+    studies = [
+        _report_from_store(plan, uri, folder, axis=axis, force=force)
+        for plan, uri, folder in zip((first, second), (store, other_store or store), folders, strict=True)
+    ]
     comparison = write_comparison(*folders, out=out_dir or DEFAULT_OUT / f"{names[1]}-against-{names[0]}")
+    if as_json:
+        print_json({"studies": studies, "comparison": str(comparison)})
+        return
+    for facts in studies:
+        print_report(facts)
     out.print(f"comparison: {comparison}")
 
 
-def _report_from_store(plan: Plan, store_uri: str, folder: Path, *, axis: Axis, force: bool) -> None:
+def _report_from_store(plan: Plan, store_uri: str, folder: Path, *, axis: Axis, force: bool) -> dict[str, Any]:
     from w2s_ray.results import fits_in_tables
     from w2s_ray.store import open_store
 
@@ -76,26 +97,41 @@ def _report_from_store(plan: Plan, store_uri: str, folder: Path, *, axis: Axis, 
             "hold. Give the store that holds them, another --out, or --force to replace the report"
         )
     facts = {"fits_done": len(committed), "store": store_uri, "version": __version__}
-    write_tables_and_report(plan, store, folder, facts=facts, axis=axis)
+    return write_tables_and_report(plan, store, folder, facts=facts, axis=axis)
 
 
 def write_tables_and_report(
     plan: Plan, store: Store, folder: Path, *, facts: dict[str, Any], axis: Axis = "params"
-) -> None:
-    """Write everything that belongs into a study's folder, and say for each task what was found."""
+) -> dict[str, Any]:
+    """Write everything that belongs into a study's folder, and return what was found."""
     from analysis.findings import read_sentences
     from analysis.report import write_report
     from w2s_ray.results import write_results
 
     facts = facts | {"fits": len(plan.fits), "cells": len(plan.cells)}
-    results = write_results(plan.cells, study=plan.study.name, store=store, out=folder, rows=plan.rows)
-    if num_constant := (results["status"] == "constant").sum():
+    with phase("writing the tables", console=err) as say:
+        results = write_results(plan.cells, study=plan.study.name, store=store, out=folder, rows=plan.rows)
+        text = plan.path.read_text(encoding="utf-8")
+        path = write_report(folder, facts=facts, study_text=text, axis=axis, say=say)
+    return {
+        "study": plan.study.name,
+        **facts,
+        "cells_by_status": dict(Counter(results["status"].to_list())),
+        "pgr": pgr_facts(folder),
+        "findings": [{"task": task, "sentences": sentences} for task, sentences in read_sentences(folder)],
+        "report": str(path),
+    }
+
+
+def print_report(facts: dict[str, Any]) -> None:
+    """The PGR table, and for each task what was found."""
+    print_pgr(facts["pgr"])
+    if num_constant := facts["cells_by_status"].get("constant", 0):
         out.print(
             f"[yellow]{num_constant:,} cell(s) have no PGR, since a model gives every test item the same answer[/yellow]"
         )
-    path = write_report(folder, facts=facts, study_text=plan.path.read_text(encoding="utf-8"), axis=axis)
-    for task, sentences in read_sentences(folder):
-        out.print(f"  {escape(task)}")
-        for sentence in sentences:
+    for finding in facts["findings"]:
+        out.print(f"  {escape(finding['task'])}")
+        for sentence in finding["sentences"]:
             out.print(f"    {escape(sentence)}")
-    out.print(f"report: {path}")
+    out.print(f"report: {facts['report']}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -24,12 +25,16 @@ from w2s_ray.cli.options import (
     WaitOption,
     out_folder,
 )
-from w2s_ray.cli.report import write_tables_and_report
+from w2s_ray.cli.report import print_report, write_tables_and_report
 from w2s_ray.errors import InputError
+from w2s_ray.run_log import LOG, run_log
 
 if TYPE_CHECKING:
     from w2s_ray.plan import Plan
+    from w2s_ray.run_log import RunLog
+    from w2s_ray.run_options import RunOptions
     from w2s_ray.scheduling.run import Outcome
+    from w2s_ray.store import Store
 
 
 def run(
@@ -77,20 +82,31 @@ def run(
     plan = load_plan(study, trust_remote_code=trust_remote_code, deal_rows=True)
     opened = open_store(store)
     folder = out_folder(out_dir, study=plan.study.name)
-    out.print(f"[bold]{plan.study.name}[/bold]: {len(plan.cells):,} cells, {len(plan.fits):,} Fits; store {store}")
+    with run_log(folder / LOG) as log:
+        out.print(f"[bold]{plan.study.name}[/bold]: {len(plan.cells):,} cells, {len(plan.fits):,} Fits; store {store}")
+        exit_code = run_and_report(plan, options, study=study, store=opened, store_uri=store, address=address, log=log)
+    if exit_code:
+        raise typer.Exit(exit_code)
 
+
+def run_and_report(
+    plan: Plan, options: RunOptions, *, study: Path, store: Store, store_uri: str, address: str | None, log: RunLog
+) -> int:
+    """Run, write the tables and the report beside the log, and return the exit code. `store_uri`: as the user gave it."""
     from w2s_ray.scheduling.run import run_plan
 
-    outcome = run_plan(plan, options, store=opened, address=address, folder=folder, console=out)
+    folder = log.path.parent
+    outcome = run_plan(plan, options, store=store, address=address, log=log, console=out)
     print_outcome(outcome, num_fits=len(plan.fits), folder=folder)
     if outcome.trouble:
-        raise typer.Exit(1)
+        return 1
     if outcome.interrupted:
-        raise typer.Exit(130)
-    write_tables_and_report(plan, opened, folder, facts=run_facts(outcome, store_uri=store))
+        return 130
+    print_report(write_tables_and_report(plan, store, folder, facts=run_facts(outcome, store_uri=store_uri)))
     if outcome.failed or outcome.num_blocked:
-        print_failures(outcome, plan, study=study, store_uri=store, folder=folder)
-        raise typer.Exit(1)
+        print_failures(outcome, plan, study=study, store_uri=store_uri, folder=folder)
+        return 1
+    return 0
 
 
 def run_facts(outcome: Outcome, *, store_uri: str) -> dict[str, Any]:
@@ -122,12 +138,12 @@ def print_outcome(outcome: Outcome, *, num_fits: int, folder: Path) -> None:
     if outcome.trouble:
         err.print(
             f"[red]stopped:[/red] {escape(outcome.trouble)}\n{done} and intact. When the cause is fixed, go on with the "
-            f"same command; log: {folder / 'run.log'}"
+            f"same command; log: {folder / LOG}"
         )
     elif outcome.interrupted:
         spent = f", since the budget is spent ({outcome.worker_hours:.3g} worker hours)" if outcome.budget_spent else ""
-        command = " ".join(["w2s", *sys.argv[1:]])
-        out.print(f"stopped cleanly{spent}: {done}. Go on with the same command:\n  {command}")
+        out.print(f"stopped cleanly{spent}: {done}. Go on with the same command:")
+        out.print(f"  {shlex.join(['w2s', *sys.argv[1:]])}", markup=False, soft_wrap=True)
 
 
 def print_failures(outcome: Outcome, plan: Plan, *, study: Path, store_uri: str, folder: Path) -> None:
@@ -136,7 +152,7 @@ def print_failures(outcome: Outcome, plan: Plan, *, study: Path, store_uri: str,
     for key, reason in list(outcome.failed.items())[:MAX_LISTED]:
         err.print(f"  {folders[key]}: {escape(reason)}")
     err.print(
-        f"For details, run w2s status {study} --store {store_uri}, or read {folder / 'run.log'}. "
+        f"For details, run w2s status {study} --store {store_uri}, or read {folder / LOG}. "
         "To try these Fits again, add --retry-failed."
     )
 

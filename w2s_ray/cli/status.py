@@ -86,6 +86,7 @@ def explain(
         str | None, typer.Argument(help="A cell, task/family/weak->strong/method/seed, or a part of its name.")
     ] = None,
     store: StoreOption = DEFAULT_STORE,
+    as_json: JsonOption = False,
 ) -> None:
     """Show the three Fits of a cell, and field by field why one is not in the store.
 
@@ -96,10 +97,18 @@ def explain(
 
     plan = load_plan(study)
     if cell is None:
-        out.print(f"{len(plan.cells):,} cells; give one of them:\n  {escape(_listed(plan.cells))}")
+        names = [one.name for one in plan.cells]
+        if as_json:
+            print_json({"cells": names})
+        else:
+            out.print(f"{len(names):,} cells; give one of them:\n  {escape(_listed(plan.cells))}")
         return
     chosen = find_cell(plan, cell)
-    print_explanation(chosen.name, explanation_facts(chosen, plan, store=open_store(store)))
+    facts = explanation_facts(chosen, plan, store=open_store(store))
+    if as_json:
+        print_json({"cell": chosen.name, "fits": facts})
+    else:
+        print_explanation(chosen.name, facts)
 
 
 def find_cell(plan: Plan, part: str) -> Cell:
@@ -133,7 +142,9 @@ def explanation_facts(cell: Cell, plan: Plan, *, store: Store) -> list[dict[str,
         elif fit.key in state.running:
             entry["state"] = "running"
         if entry["state"] != "done":
-            entry["nearest"], entry["differences"] = nearest_committed(fit, store=store)
+            entry["nearest"], differences = nearest_committed(fit, store=store)
+            keys = ("field", "in_store", "in_study")
+            entry["differences"] = [dict(zip(keys, difference, strict=True)) for difference in differences]
         facts.append(entry)
     return facts
 
@@ -154,8 +165,9 @@ def print_explanation(cell: str, facts: list[dict[str, Any]]) -> None:
             out.print(f"{indent}not in the store, and no Fit of this task and model is")
             continue
         out.print(f"{indent}not in the store; the most similar Fit there is {entry['nearest']}. It differs in:")
-        for field, stored, wanted in entry["differences"]:
-            out.print(f"{indent}  {escape(field)}: {escape(str(stored))} there, {escape(str(wanted))} here")
+        for difference in entry["differences"]:
+            stored, wanted = (escape(str(difference[where])) for where in ("in_store", "in_study"))
+            out.print(f"{indent}  {escape(difference['field'])}: {stored} there, {wanted} here")
 
 
 # --- verify -------------------------------------------------------------------------------------------------------
@@ -175,6 +187,7 @@ def verify(
     repair: Annotated[
         bool, typer.Option("--repair", help="Move damaged Fits aside, so that the next run trains them again.")
     ] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Check sizes and hashes of committed Fits and of their ground truth.
 
@@ -191,12 +204,12 @@ def verify(
     folders = list(opened.committed(load_plan(study).fits).values()) if study else opened.committed_folders()
     watched = track(folders, "checking", console=err, transient=True, disable=not err.is_terminal)
     damage = find_damage(watched, store=opened)
-    print_damage(damage, num_checked=len(folders))
-    if repair:
-        for folder in damage:
-            out.print(f"moved aside to {opened.quarantine(folder)}")
-    elif damage:
-        out.print("`w2s verify --repair` moves them aside; the next `w2s run` trains them again")
+    moved = {folder: opened.quarantine(folder) for folder in damage} if repair else {}
+    if as_json:
+        print_json({"checked": len(folders), "damaged": damage, "moved_aside_to": moved})
+    else:
+        print_damage(damage, num_checked=len(folders), moved=moved)
+    if damage and not repair:
         raise typer.Exit(1)
 
 
@@ -222,8 +235,12 @@ def find_damage(folders: Iterable[str], *, store: Store) -> dict[str, list[str]]
     return {folder: problems for folder, problems in damage.items() if problems}
 
 
-def print_damage(damage: dict[str, list[str]], *, num_checked: int) -> None:
+def print_damage(damage: dict[str, list[str]], *, num_checked: int, moved: dict[str, str]) -> None:
     for problems in damage.values():
         for problem in problems:
             out.print(f"[red]damaged[/red] {escape(problem)}")
     out.print(f"{num_checked:,} Fits checked, {len(damage):,} damaged")
+    for place in moved.values():
+        out.print(f"moved aside to {escape(place)}")
+    if damage and not moved:
+        out.print("`w2s verify --repair` moves them aside; the next `w2s run` trains them again")

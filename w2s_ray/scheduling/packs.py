@@ -138,6 +138,8 @@ class Schedule:
         for number in range(num - 1, -1, -1):  # children come after their parents
             longest = max((self._path_s[child] for child in self._children[number]), default=0.0)
             self._path_s[number] = self.seconds[self._keys[number]] + longest
+        self.path_s = dict(zip(self._keys, self._path_s, strict=True))
+        """Seconds of the longest chain of Fits that begins with this one."""
 
     def _sort_into_groups(self) -> None:
         shapes: dict[Execution, int] = {}

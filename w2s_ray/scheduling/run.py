@@ -11,23 +11,24 @@ Promises:
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import signal
 import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from w2s_ray.cost import costs
 from w2s_ray.plan import Plan
+from w2s_ray.run_log import RunLog
 from w2s_ray.run_options import RunOptions
 from w2s_ray.scheduling import cluster
 from w2s_ray.scheduling.packs import Schedule
+from w2s_ray.scheduling.progress import Progress, phase
+from w2s_ray.scratch import remove_abandoned
 from w2s_ray.storage import StoreDown
 from w2s_ray.store import Store
 from w2s_ray.tracking import Tracking, tracking
@@ -69,22 +70,25 @@ class Run:
     tracking: Tracking | None
     console: Console
     began_s: float
+    driver: str
+    """This driver's name, in its leases and in its workers' temporary folders."""
 
 
 def run_plan(
-    plan: Plan, options: RunOptions, *, store: Store, address: str | None, folder: Path, console: Console
+    plan: Plan, options: RunOptions, *, store: Store, address: str | None, log: RunLog, console: Console
 ) -> Outcome:
-    """Run what is missing. Returns when every Fit is done, failed or blocked, or when the run has to stop. The log and the
-    trackers' local files go into `folder`."""
+    """Run what is missing. Returns when every Fit is done, failed or blocked, or when the run has to stop. The trackers' local
+    files go beside the log."""
     run = Run(
         plan=plan,
         store=store,
         address=address,
         max_parallel=options.max_parallel,
         budget_worker_hours=options.budget_worker_hours(plan),
-        tracking=tracking(options.track, study=plan.study.name, folder=folder),
+        tracking=tracking(options.track, study=plan.study.name, folder=log.path.parent),
         console=console,
         began_s=time.monotonic(),
+        driver=uuid.uuid4().hex[:12],
     )
     failures = store.read_failures()
     schedule = _schedule(plan, store=store, failures={} if options.retry_failed else failures)
@@ -99,13 +103,25 @@ def run_plan(
     for key in schedule.todo & failures.keys():
         store.clear_failure(schedule.fits[key])
     os.environ.update(cluster.QUIET)
-    with _log_to(folder / "run.log"), cluster.connected(address):
-        minutes = options.wait_for_nodes_min if address else 0.0
-        nodes = cluster.wait_for_nodes(shapes, minutes=minutes, console=console)
-        where = f"the cluster at {address}" if address else "the cluster in use"
-        cluster.check_placement(shapes, nodes=nodes, max_parallel=run.max_parallel, where=where)
-        cluster.check_shared(store)
-        return _tune(schedule, run)
+    try:
+        with contextlib.redirect_stderr(log.begin()), _connected(address, console=console):
+            minutes = options.wait_for_nodes_min if address else 0.0
+            nodes = cluster.wait_for_nodes(shapes, minutes=minutes, console=console)
+            where = f"the cluster at {address}" if address else "the cluster in use"
+            cluster.check_placement(shapes, nodes=nodes, max_parallel=run.max_parallel, where=where)
+            cluster.check_shared(store)
+            return _tune(schedule, run)
+    finally:
+        remove_abandoned(driver=run.driver)
+
+
+@contextlib.contextmanager
+def _connected(address: str | None, *, console: Console) -> Iterator[None]:
+    with contextlib.ExitStack() as stack:
+        said = f"connecting to the cluster at {address}" if address else "starting Ray (about 20 s)"
+        with phase(said, console=console):
+            stack.enter_context(cluster.connected(address))
+        yield
 
 
 def _schedule(plan: Plan, *, store: Store, failures: dict[str, dict[str, Any]]) -> Schedule:
@@ -130,15 +146,17 @@ def _schedule(plan: Plan, *, store: Store, failures: dict[str, dict[str, Any]]) 
 def _tune(schedule: Schedule, run: Run) -> Outcome:
     from ray import tune
 
-    from w2s_ray.scheduling.progress import Progress
     from w2s_ray.scheduling.searcher import DagSearcher
     from w2s_ray.scheduling.trainable import train_pack
+    from w2s_ray.scheduling.tune_progress import TuneProgress
     from w2s_ray.scheduling.watch import BudgetSpent, Trouble, Watch
 
     storage = run.store.storage
     ray_folder = f"ray/{run.plan.study.name}-{uuid.uuid4().hex[:8]}"
     ray_uri = storage.uri_of(*ray_folder.split("/"))
-    searcher = DagSearcher(schedule, store=run.store, nodes=cluster.alive_nodes, max_parallel=run.max_parallel)
+    searcher = DagSearcher(
+        schedule, store=run.store, nodes=cluster.alive_nodes, max_parallel=run.max_parallel, driver=run.driver
+    )
     searcher.keep_leases()
     watch = Watch(
         searcher,
@@ -161,7 +179,10 @@ def _tune(schedule: Schedule, run: Run) -> Outcome:
                 trial_dirname_creator=lambda trial: trial.config["pack"].name,
             ),
             run_config=tune.RunConfig(
-                name=f"tune-{uuid.uuid4().hex[:8]}", storage_path=ray_uri, callbacks=[progress, watch], verbose=0
+                name=f"tune-{uuid.uuid4().hex[:8]}",
+                storage_path=ray_uri,
+                callbacks=[TuneProgress(progress), watch],
+                verbose=0,
             ),
         )
         try:
@@ -198,27 +219,6 @@ def _outcome(schedule: Schedule, run: Run, **measured: Any) -> Outcome:
         wall_s=time.monotonic() - run.began_s,
         **measured,
     )
-
-
-@contextlib.contextmanager
-def _log_to(path: Path) -> Iterator[None]:
-    """Send the libraries' log messages, and what they print to standard error, to a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handler = logging.FileHandler(path)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    loggers = [logging.getLogger(name) for name in ("ray", "ray.tune", "ray.train", "w2s_ray")]
-    before = [(logger, logger.propagate, list(logger.handlers)) for logger in loggers]
-    for logger in loggers:
-        logger.handlers = [handler]
-        logger.propagate = False
-    try:
-        with contextlib.redirect_stderr(handler.stream):
-            yield
-    finally:
-        for logger, propagate, handlers in before:
-            logger.propagate = propagate
-            logger.handlers = handlers
-        handler.close()
 
 
 @contextlib.contextmanager

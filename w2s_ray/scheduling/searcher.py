@@ -48,6 +48,7 @@ class DagSearcher(Searcher):
         store: Store,
         nodes: Callable[[], list[Node]],
         max_parallel: int | None = None,
+        driver: str | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         super().__init__(metric="step", mode="max")
@@ -55,7 +56,7 @@ class DagSearcher(Searcher):
         self.store = store
         self.max_parallel = max_parallel
         self.clock = clock
-        self.owner = uuid.uuid4().hex
+        self.owner = driver or uuid.uuid4().hex
         """This driver, in its leases."""
         self.packs: dict[str, tuple[Pack, float]] = {}
         """Trial -> its pack, and when it was handed out."""

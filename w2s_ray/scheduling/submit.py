@@ -218,4 +218,4 @@ def _check_size(folder: Path) -> None:
 
 async def _print_output(client: Any, job_id: str, console: Console) -> None:
     async for lines in client.tail_job_logs(job_id):
-        console.print(lines, end="", markup=False)
+        console.print(lines, end="", markup=False, soft_wrap=True)

@@ -3,6 +3,7 @@
 The Tune function holds no CPU. Ray Train's workers take the resources, so a trial can't wait for resources that it holds
 itself. Each run has a name of its own and is never restored: the next run looks up in the store what this one finished.
 When Ray announces that a node will be taken away, the training loop learns of it from the return value of its report.
+What workers warn of travels with their reports, since their own output stays on their node.
 """
 
 from __future__ import annotations
@@ -17,12 +18,14 @@ from w2s_ray.scheduling.cluster import worker_resources
 from w2s_ray.scheduling.packs import Pack
 from w2s_ray.tracking import Tracking
 
+MAX_WARNINGS, MAX_CHARACTERS = 50, 2000
+"""So many warnings, and so much of each, are kept until the next report."""
+
 
 def train_pack(config: dict[str, Any], *, store_uri: str, ray_uri: str, tracking: Tracking | None) -> None:
     """The Tune trainable: run one pack to its end on Ray Train."""
     import ray.train
     from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
-    from ray.tune.integration.ray_train import TuneReportCallback
 
     from w2s_ray.scheduling.process_group import ProcessGroupConfig
 
@@ -41,11 +44,23 @@ def train_pack(config: dict[str, Any], *, store_uri: str, ray_uri: str, tracking
         run_config=ray.train.RunConfig(
             name=f"{pack.name}-{uuid.uuid4().hex[:8]}",
             storage_path=ray_uri,
-            callbacks=[TuneReportCallback()],
+            callbacks=[report_of_all_workers()],
             failure_config=ray.train.FailureConfig(max_failures=1),
         ),
     )
     trainer.fit()
+
+
+def report_of_all_workers() -> Any:
+    """Passes to Tune what rank 0 reports, with what all ranks warn of."""
+    from ray.tune.integration.ray_train import TuneReportCallback
+
+    class Report(TuneReportCallback):
+        def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+            texts = [text for event in metrics for text in event.get("warnings", ())]
+            super().after_report(run_context, [metrics[0] | {"warnings": texts}, *metrics[1:]], checkpoint)
+
+    return Report()
 
 
 def work(config: dict[str, Any]) -> None:
@@ -56,6 +71,7 @@ def work(config: dict[str, Any]) -> None:
     from w2s_ray.training.pack import run_pack
 
     logging.getLogger("ray.train").setLevel(logging.WARNING)
+    warned = Warned()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     pack: Pack = config["pack"]
     if pack.execution.gpus_per_worker:
@@ -65,14 +81,44 @@ def work(config: dict[str, Any]) -> None:
 
     def report(event: dict[str, Any]) -> bool:
         """Report to the driver. True if this node will be taken away soon."""
-        ray.train.report(event)
+        ray.train.report(event | {"warnings": warned.take()})
         return ray.train.get_preemption_info() is not None
 
-    run_pack(
-        list(pack.fits),
-        store_uri=config["store_uri"],
-        execution=pack.execution,
-        report=report,
-        lease=config["lease"],
-        tracking=config["tracking"],
-    )
+    with warned:
+        run_pack(
+            list(pack.fits),
+            store_uri=config["store_uri"],
+            execution=pack.execution,
+            report=report,
+            lease=config["lease"],
+            tracking=config["tracking"],
+        )
+        if warned.texts and pack.execution.workers == 1:  # with more workers a report needs all of them
+            report({"event": "end", "key": pack.fits[-1].key})
+
+
+class Warned(logging.Handler):
+    """Keeps what any library in this process warns of, until it is taken."""
+
+    def __init__(self) -> None:
+        super().__init__(level=logging.WARNING)
+        self.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
+        self.texts: list[str] = []
+
+    def __enter__(self) -> Warned:
+        logging.captureWarnings(True)
+        logging.getLogger().addHandler(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        logging.getLogger().removeHandler(self)
+        logging.captureWarnings(False)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = self.format(record).strip()[:MAX_CHARACTERS]
+        if text not in self.texts and len(self.texts) < MAX_WARNINGS:
+            self.texts.append(text)
+
+    def take(self) -> list[str]:
+        texts, self.texts = self.texts, []
+        return texts

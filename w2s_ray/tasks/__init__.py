@@ -11,7 +11,16 @@ from w2s_ray.tasks.promises import RowCounts, check
 from w2s_ray.tasks.replicates import facts_of_replicates
 from w2s_ray.tasks.rows import Row, read_rows, read_task
 from w2s_ray.tasks.size_estimate import Size, num_rows, size
-from w2s_ray.tasks.split import MIN_EFFECTIVE_GROUPS, Deal, PartFacts, deal, part_facts
+from w2s_ray.tasks.split import (
+    MIN_EFFECTIVE_GROUPS,
+    Arranged,
+    Deal,
+    PartFacts,
+    arrange,
+    deal,
+    deal_arranged,
+    part_facts,
+)
 from w2s_ray.tasks.task import (
     Task,
     files,
@@ -26,14 +35,17 @@ from w2s_ray.tasks.task import (
 
 __all__ = [
     "MIN_EFFECTIVE_GROUPS",
+    "Arranged",
     "Deal",
     "PartFacts",
     "Row",
     "RowCounts",
     "Size",
     "Task",
+    "arrange",
     "check",
     "deal",
+    "deal_arranged",
     "facts_of_replicates",
     "files",
     "fingerprint",

@@ -16,7 +16,8 @@ from w2s_ray.training.distributed import device, rank, sum_over_ranks, world_siz
 from w2s_ray.training.engine import Engine
 from w2s_ray.training.rows import Rows
 
-EVAL_BATCH_SIZE = 64
+EVAL_BATCH_TOKENS = 8192
+"""Of a batch without gradients, padding included. A comparison's two sequences count both, features count as one token."""
 
 
 def epoch_order(num_rows: int, *, seed: int, epoch: int) -> np.ndarray:
@@ -25,9 +26,14 @@ def epoch_order(num_rows: int, *, seed: int, epoch: int) -> np.ndarray:
 
 
 def eval_batches(rows: Rows) -> list[list[int]]:
-    """Row numbers in batches of similar length."""
-    by_length = sorted(range(len(rows)), key=lambda i: (max(map(len, rows.sequences[i])), rows.ids[i]))
-    return [by_length[i : i + EVAL_BATCH_SIZE] for i in range(0, len(by_length), EVAL_BATCH_SIZE)]
+    """Row numbers in batches of similar length, from short rows to long ones."""
+    lengths = [1 if rows.are_features else max(1, *map(len, sequences)) for sequences in rows.sequences]
+    batches: list[list[int]] = [[]]
+    for i in sorted(range(len(rows)), key=lambda i: (lengths[i], rows.ids[i])):
+        if (len(batches[-1]) + 1) * lengths[i] * len(rows.sequences[i]) > EVAL_BATCH_TOKENS and batches[-1]:
+            batches.append([])
+        batches[-1].append(i)
+    return batches
 
 
 def evaluate_in_batches(

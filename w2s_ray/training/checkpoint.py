@@ -16,7 +16,7 @@ from torch import nn
 
 from w2s_ray.fit import Execution, Fit
 from w2s_ray.training.distributed import broadcast, gather, rank, world_size
-from w2s_ray.training.engine import Engine
+from w2s_ray.training.engine import Engine, whole
 from w2s_ray.training.worker import Worker
 
 WEIGHTS, BEST_WEIGHTS, PROGRESS = "model.safetensors", "best.safetensors", "progress.json"
@@ -99,7 +99,8 @@ class Checkpoints:
         with torch.no_grad():
             weights = load_file(self.folder / WEIGHTS)
             for name, parameter in model.named_parameters():
-                parameter.copy_(weights[name])
+                with whole([parameter], to_write=True):
+                    parameter.copy_(weights[name])
 
     def best_weights(self) -> dict[str, torch.Tensor]:
         """The weights of `Progress.best_step`, on rank 0; empty on the other ranks."""

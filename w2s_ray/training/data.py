@@ -1,11 +1,14 @@
 """A Fit's rows, tokenised and dealt out: the same test ids for every model of a task.
 
-Rows that are too long for any model of the grid are dropped for all models, before the dealing, and counted.
+Rows that are too long for any model of the grid are dropped for all models, before the dealing, and counted. A task is read,
+tokenised and arranged once in a process, and each replicate deals from that.
 """
 
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,37 +18,94 @@ from w2s_ray import tasks
 from w2s_ray.families import MAX_UNKNOWN
 from w2s_ray.fit import Data, Fit
 from w2s_ray.training.model import load_tokenizer, load_tokenizer_of
-from w2s_ray.training.rows import PreparedTask, Rows
+from w2s_ray.training.rows import PreparedTask, Rows, object_array
 from w2s_ray.training.settings import setting_of
 from w2s_ray.training.worker import TrainingFailed
 
-NUM_CACHED_TASKS = 4
-"""Tokenised tasks that a worker keeps in memory."""
+NUM_CACHED_DEALS = 4
+"""Replicates of tasks that a worker keeps in memory."""
+MAX_ROWS_KEPT = 200_000
+"""A larger task is read anew for each replicate, since every worker would hold all of its rows."""
 
-_prepared: dict[tuple[Data, str], PreparedTask] = {}
+
+@dataclass(frozen=True)
+class TokenisedTask:
+    """The rows of a task that are short enough for every model of the grid, for one tokenizer."""
+
+    arranged: tasks.Arranged
+    schema: pa.Schema
+    sequences: dict[str, tuple[Any, ...]]
+    """By id: what a model reads of a row."""
+    answers: dict[str, list[int]] | None
+    """By id: the tokens of the right completion, in a generation."""
+    num_too_long: int
+    tokenizer: PreTrainedTokenizerBase
+
+
+_deals: dict[tuple[Data, str], PreparedTask] = {}
+_tokenised: dict[tuple[Data, str], TokenisedTask] = {}
 
 
 def prepare(fit: Fit) -> PreparedTask:
-    """The task for the Fit's tokenizer, tokenised once in this process."""
+    """The task for the Fit's tokenizer, dealt out."""
     kind = (fit.data, fit.model.tokenizer)
-    if kind not in _prepared:
-        while len(_prepared) >= NUM_CACHED_TASKS:
-            _prepared.pop(next(iter(_prepared)))
-        _prepared[kind] = _prepare(fit)
-    return _prepared[kind]
+    if kind not in _deals:
+        while len(_deals) >= NUM_CACHED_DEALS:
+            _deals.pop(next(iter(_deals)))
+        _deals[kind] = _deal(fit, tokenised(fit))
+    return _deals[kind]
 
 
-def _prepare(fit: Fit) -> PreparedTask:
-    data, setting, tokenizer = fit.data, setting_of(fit), load_tokenizer_of(fit.model)
+def tokenised(fit: Fit) -> TokenisedTask:
+    """The same for all replicates, whose data differ in how rows are dealt alone."""
+    of_all = replace(
+        fit.data, num_train=None, num_test=None, halves_seed=None, is_swapped=False, difficulty=None, num_fresh=0
+    )
+    kind = (of_all, fit.model.tokenizer)
+    if kind in _tokenised:
+        return _tokenised[kind]
+    task = _tokenise(fit)
+    _tokenised.clear()
+    if len(task.sequences) <= MAX_ROWS_KEPT:
+        _tokenised[kind] = task
+    return task
+
+
+def _tokenise(fit: Fit) -> TokenisedTask:
+    data, setting = fit.data, setting_of(fit)
     table = tasks.read_rows(tasks.load_pinned(data.source, commits=data.commits))
-    short_enough = table.filter(pa.array(_fits_all_models(fit, table)))
-    dealt = tasks.deal(short_enough, tasks.Deal.of(data))
+    texts, completions = _texts(table)
+    tokenizer, own = load_tokenizer_of(fit.model), None
+    is_short = np.ones(table.num_rows, dtype=bool)
+    for fingerprint, (source, revision) in zip(data.tokenizers, data.tokenizer_sources, strict=True):
+        is_own = fingerprint == fit.model.tokenizer
+        other = tokenizer if is_own else load_tokenizer(source, revision, trust_remote_code=fit.model.trust_remote_code)
+        encoded = setting.encode(other, texts, completions)
+        own = encoded if is_own else own
+        is_short &= _lengths(*encoded) <= data.max_tokens
+    sequences, answers = own or setting.encode(tokenizer, texts, completions)
+    kept, ids = np.flatnonzero(is_short), table["id"].to_pylist()
+    return TokenisedTask(
+        arranged=tasks.arrange(table.take(kept).to_pylist(), tasks.Deal.of(data)),
+        schema=table.schema,
+        sequences={ids[i]: sequences[i] for i in kept},
+        answers=None if answers is None else {ids[i]: answers[i] for i in kept},
+        num_too_long=table.num_rows - len(kept),
+        tokenizer=tokenizer,
+    )
+
+
+def _deal(fit: Fit, task: TokenisedTask) -> PreparedTask:
+    setting, tokenizer = setting_of(fit), task.tokenizer
     parts, truth, num_answer_tokens = {}, [], 0
-    for name, part in sorted(dealt.items()):
+    for name, rows in sorted(tasks.deal_arranged(task.arranged, tasks.Deal.of(fit.data)).items()):
+        part = pa.Table.from_pylist(rows, schema=task.schema)
         texts, completions = _texts(part)
-        sequences, answers = setting.encode(tokenizer, texts, completions)
+        ids = part["id"].to_pylist()
+        sequences = [task.sequences[id_] for id_ in ids]
+        answers = None if task.answers is None else object_array([task.answers[id_] for id_ in ids])
         check_words(fit, tokenizer, sequences)
-        setting.check_answers(tokenizer, part, answers, task=data.source)
+        setting.check_answers(tokenizer, part, answers, task=fit.data.source)
         if answers is not None:
             num_answer_tokens = max(num_answer_tokens, *map(len, answers))
         right_name, right = setting.truth_column(part)
@@ -58,7 +118,7 @@ def _prepare(fit: Fit) -> PreparedTask:
         }
         truth.append(pa.table(columns))
         parts[name] = Rows(
-            ids=part["id"].to_pylist(),
+            ids=ids,
             texts=texts,
             completions=completions,
             groups=part["group"].to_pylist(),
@@ -67,7 +127,7 @@ def _prepare(fit: Fit) -> PreparedTask:
         )
     return PreparedTask(
         parts=parts,
-        num_too_long=table.num_rows - short_enough.num_rows,
+        num_too_long=task.num_too_long,
         truth=pa.concat_tables(truth),
         tokenizer=tokenizer,
         num_answer_tokens=num_answer_tokens,
@@ -94,18 +154,10 @@ def _short_name(group: str) -> str:
     return hashlib.sha256(group.encode()).hexdigest()[:16]
 
 
-def _fits_all_models(fit: Fit, table: pa.Table) -> np.ndarray:
-    """[rows]: whether a row is short enough for every tokenizer of the grid."""
-    texts, completions = _texts(table)
-    is_short = np.ones(table.num_rows, dtype=bool)
-    for source, revision in fit.data.tokenizer_sources:
-        tokenizer = load_tokenizer(source, revision, trust_remote_code=fit.model.trust_remote_code)
-        sequences, answers = setting_of(fit).encode(tokenizer, texts, completions)
-        lengths = np.array([max(map(len, row)) for row in sequences], dtype=int)
-        if answers is not None:
-            lengths += np.array(list(map(len, answers)), dtype=int)
-        is_short &= lengths <= fit.data.max_tokens
-    return is_short
+def _lengths(sequences: list[tuple[list[int], ...]], answers: np.ndarray | None) -> np.ndarray:
+    """[rows]: tokens that a model reads at once, those of the answer included."""
+    lengths = np.array([max(map(len, row)) for row in sequences], dtype=int)
+    return lengths if answers is None else lengths + np.array(list(map(len, answers)), dtype=int)
 
 
 def _texts(table: pa.Table) -> tuple[list[str], list[tuple[str, ...]]]:

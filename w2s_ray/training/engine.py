@@ -9,6 +9,8 @@ from __future__ import annotations
 import gc
 import logging
 import math
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import deepspeed
@@ -94,12 +96,9 @@ class Engine:
         """Every weight, whole, on rank 0's CPU. Empty on the other ranks; all of them must call it under ZeRO-3."""
         weights: dict[str, torch.Tensor] = {}
         for name, parameter in self.module.named_parameters():
-            if hasattr(parameter, "ds_id"):
-                with deepspeed.zero.GatheredParameters([parameter]):
-                    if rank() == 0:
-                        weights[name] = parameter.detach().cpu().clone()
-            elif rank() == 0:
-                weights[name] = parameter.detach().cpu().clone()
+            with whole([parameter]):
+                if rank() == 0:
+                    weights[name] = parameter.detach().cpu().clone()
         return weights
 
     def set_full_weights(self, weights: dict[str, torch.Tensor]) -> None:
@@ -109,13 +108,10 @@ class Engine:
         """
         with torch.no_grad():
             for name, parameter in self.module.named_parameters():
-                if hasattr(parameter, "ds_id"):
-                    with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
-                        if rank() == 0:
-                            parameter.copy_(weights[name])
-                else:
+                with whole([parameter], to_write=True):
                     if rank() == 0:
                         parameter.copy_(weights[name])
+                if not is_partitioned(parameter):
                     broadcast_tensor(parameter.data)
 
     def close(self) -> None:
@@ -140,6 +136,22 @@ class Engine:
         gc.collect()
 
 
+def is_partitioned(parameter: torch.Tensor) -> bool:
+    """Whether ZeRO-3 has left each rank with a part of it."""
+    return hasattr(parameter, "ds_id")
+
+
+@contextmanager
+def whole(parameters: Iterable[torch.Tensor], *, to_write: bool = False) -> Iterator[None]:
+    """Put partitioned parameters together within the block, on every rank. What rank 0 writes there, all get. Others are as
+    they are."""
+    partitioned = [parameter for parameter in parameters if is_partitioned(parameter)]
+    with deepspeed.zero.GatheredParameters(
+        partitioned, modifier_rank=0 if to_write else None, enabled=bool(partitioned)
+    ):
+        yield
+
+
 def micro_batch_size(training: Training, execution: Execution) -> int:
     """Rows of a worker in one forward pass: its share of the batch, unless the execution asks for fewer."""
     share = math.ceil(training.batch_size / world_size())
@@ -148,11 +160,6 @@ def micro_batch_size(training: Training, execution: Execution) -> int:
 
 def config(training: Training, execution: Execution) -> dict[str, Any]:
     """DeepSpeed's configuration. Weights are fp32; bf16 is autocast inside the model."""
-    zero: dict[str, Any] = {"stage": execution.zero_stage}
-    if execution.offload != "none" and execution.zero_stage:
-        zero["offload_optimizer"] = {"device": "cpu"}
-    if execution.offload == "parameters" and execution.zero_stage == 3:
-        zero["offload_param"] = {"device": "cpu"}
     micro = micro_batch_size(training, execution)
     num_micro_batches = math.ceil(math.ceil(training.batch_size / world_size()) / micro)
     return {
@@ -160,9 +167,18 @@ def config(training: Training, execution: Execution) -> dict[str, Any]:
         "train_micro_batch_size_per_gpu": micro,
         "gradient_accumulation_steps": num_micro_batches,
         "gradient_clipping": training.max_grad_norm,
-        "zero_optimization": zero,
+        "zero_optimization": zero_optimization(execution),
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 10**9,
         "wall_clock_breakdown": False,
     }
+
+
+def zero_optimization(execution: Execution) -> dict[str, Any]:
+    zero: dict[str, Any] = {"stage": execution.zero_stage}
+    if execution.offload != "none" and execution.zero_stage:
+        zero["offload_optimizer"] = {"device": "cpu"}
+    if execution.offload == "parameters" and execution.zero_stage == 3:
+        zero["offload_param"] = {"device": "cpu"}
+    return zero

@@ -7,6 +7,8 @@ workers extract them; a file that cannot be read back whole is extracted again.
 from __future__ import annotations
 
 import hashlib
+import time
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -26,6 +28,8 @@ from w2s_ray.training.worker import Worker
 
 NUM_CACHED = 4
 """Feature sets that a worker keeps in memory: of two models, halves and test set each."""
+
+TELL_EVERY_S = 5.0
 
 Features = dict[str, np.ndarray]
 """Part of the task -> [row, sequence, width]."""
@@ -99,10 +103,27 @@ def _read(store: Store, name: str, parts: dict[str, Rows]) -> Features | None:
 @torch.no_grad()
 def _extract(fit: Fit, parts: dict[str, Rows], task: PreparedTask, worker: Worker) -> Features:
     model = frozen_model(ModelSpec.of(fit, execution=worker.execution)).to(device())
-    return {name: _extract_part(fit, model, rows, task) for name, rows in sorted(parts.items())}
+    tell = _teller(fit, sum(len(rows) for rows in parts.values()), worker)
+    return {name: _extract_part(fit, model, rows, task, tell) for name, rows in sorted(parts.items())}
 
 
-def _extract_part(fit: Fit, model: Scorer, rows: Rows, task: PreparedTask) -> np.ndarray:
+def _teller(fit: Fit, num_rows: int, worker: Worker) -> Callable[[int], None]:
+    """A function that takes how many rows were read, and now and then tells the driver what share of all that is."""
+    num_read, told_s = 0, time.monotonic()
+
+    def tell(num_more: int) -> None:
+        nonlocal num_read, told_s
+        num_read += num_more
+        if (
+            world_size() == 1 and time.monotonic() - told_s >= TELL_EVERY_S
+        ):  # with more ranks a report needs all of them
+            told_s = time.monotonic()
+            worker.report({"event": "features", "key": fit.key, "share_read": num_read / num_rows})
+
+    return tell
+
+
+def _extract_part(fit: Fit, model: Scorer, rows: Rows, task: PreparedTask, tell: Callable[[int], None]) -> np.ndarray:
     features: torch.Tensor | None = None
     for index, chosen in enumerate(eval_batches(rows)):
         if index % world_size() != rank():
@@ -113,4 +134,5 @@ def _extract_part(fit: Fit, model: Scorer, rows: Rows, task: PreparedTask) -> np
         if features is None:
             features = torch.zeros((len(rows), *by_row.shape[1:]), device=by_row.device)
         features[chosen] = by_row
+        tell(len(chosen))
     return sum_rows_over_ranks(features, len(rows)).cpu().numpy()

@@ -22,6 +22,7 @@ from w2s_ray.training.clock import Clock
 from w2s_ray.training.distributed import broadcast
 from w2s_ray.training.engine import Engine
 from w2s_ray.training.loss import BatchLoss, StepSums
+from w2s_ray.training.predict import predict_rows
 from w2s_ray.training.rows import PreparedTask
 from w2s_ray.training.settings import setting_of
 from w2s_ray.training.training_set import TrainingSet
@@ -69,6 +70,8 @@ class TrainingLoop:
     has_saved_to_leave: bool = False
     best_weights: dict[str, torch.Tensor] = field(default_factory=dict)
     """With `stop: validation`: the weights of `progress.best_step`, on rank 0."""
+    test: pa.Table | None = None
+    """Predictions of the test set by the weights that the loop ends with, if the last point of the curve is theirs."""
 
     def run(self) -> None:
         if self.num_steps == 0:
@@ -89,6 +92,7 @@ class TrainingLoop:
             self.report(sums, num_rows=len(batch))
         if self.progress.best_step not in (None, self.progress.step):
             self.engine.set_full_weights(self.best_weights)
+            self.test = None
 
     # --- the schedule -------------------------------------------------------------------------------------------------
 
@@ -102,7 +106,7 @@ class TrainingLoop:
 
     @cached_property
     def evaluation_steps(self) -> set[int]:
-        """Steps after which the learning curve gets a point."""
+        """Steps after which the learning curve gets a point. The last step always does."""
         per_epoch = self.fit.training.evals_per_epoch
         num_points = num_epochs(self.fit) * per_epoch
         steps = {round(self.steps_per_epoch * point / per_epoch) for point in range(1, num_points + 1)}
@@ -149,9 +153,11 @@ class TrainingLoop:
             "verified_loss": progress.verified_loss_sum / num_verified if num_verified else None,
         }
         test = None if self.fit.role == "start" else self.task.parts["test"]  # a warm start answers nothing yet
-        for name, rows in {"validation": self.training_set.held_out, "test": test}.items():
+        if test is not None and progress.step == self.num_steps:
+            self.test = predict_rows(self.engine, self.fit, self.task, test)
+        for name, rows, predicted in (("validation", self.training_set.held_out, None), ("test", test, self.test)):
             if rows is not None:
-                loss, accuracy = setting_of(self.fit).score(self.engine, rows, self.task)
+                loss, accuracy = setting_of(self.fit).score(self.engine, rows, self.task, predicted)
                 point |= {f"{name}_loss": loss, f"{name}_accuracy": accuracy}
         progress.curve.append(point)
         self.keep_if_best(point.get("validation_accuracy"))

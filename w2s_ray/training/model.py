@@ -9,15 +9,20 @@ from __future__ import annotations
 
 import copy
 import inspect
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers.integrations import HfDeepSpeedConfig
 
 from w2s_ray.errors import InputError
 from w2s_ray.fit import Execution, Fit, Model
+from w2s_ray.training.distributed import world_size
+from w2s_ray.training.engine import whole, zero_optimization
 
 NUM_CACHED_BASES = 2
 """Pretrained models that a worker keeps in memory, so that neighbouring Fits need not load them again."""
@@ -50,6 +55,11 @@ class ModelSpec:
         training = fit.training
         is_bf16 = training.precision == "bf16"
         return cls(fit.model, execution, training.tune, training.lora_rank, is_bf16, fit.seed, warm_start)
+
+    @property
+    def is_partitioned(self) -> bool:
+        """Whether each worker loads a part of the weights. ZeRO-3 is for models that are too large for each to load them all."""
+        return self.execution.zero_stage == 3 and world_size() > 1
 
 
 @dataclass(frozen=True)
@@ -103,15 +113,19 @@ class Probe(nn.Module):
 
 
 def frozen_model(spec: ModelSpec) -> Scorer:
-    """The pretrained model as it is, for its features."""
-    return Scorer(load_base(spec).backbone, nn.Identity(), spec)
+    """The pretrained model as it is, for its features. Whole on each worker, since each reads rows of its own."""
+    execution = replace(spec.execution, zero_stage=min(spec.execution.zero_stage, 2))
+    return Scorer(load_base(replace(spec, execution=execution)).backbone, nn.Identity(), spec)
 
 
 def backbone_inputs(backbone: nn.Module, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> dict[str, Any]:
-    """Keyword arguments for a backbone's forward pass. Padding on the left does not count as positions."""
+    """Keyword arguments for a backbone's forward pass. Padding on the left does not count as positions.
+
+    The mask covers what was read before, too; the ids are the last ones.
+    """
     inputs: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask}
     if backbone.takes_positions:
-        inputs["position_ids"] = (attention_mask.cumsum(dim=1) - 1).clamp(min=0)
+        inputs["position_ids"] = (attention_mask.cumsum(dim=1) - 1).clamp(min=0)[:, -input_ids.shape[1] :]
     if backbone.takes_use_cache:
         inputs["use_cache"] = False
     return inputs
@@ -141,7 +155,8 @@ def trainable_copy(part: Any, spec: ModelSpec) -> Any:
     With a LoRA rank (Hu et al. 2021) only low-rank adapters on every linear layer but the last are trained. They change nothing
     before the first step.
     """
-    part = copy.deepcopy(part)
+    if not spec.is_partitioned:  # a partitioned one was loaded for this Fit alone
+        part = copy.deepcopy(part)
     if spec.lora_rank:
         from peft import LoraConfig, inject_adapter_in_model
 
@@ -162,8 +177,13 @@ _bases: dict[tuple[Model, str, str], Base] = {}
 
 
 def load_base(spec: ModelSpec) -> Base:
-    """The pretrained model, or the warm start. Seeds torch, for models that initialise some part of their own."""
+    """The pretrained model, or the warm start. Seeds torch, for models that initialise some part of their own.
+
+    Kept in memory for the next Fit, unless each worker has a part only: then a copy would cost as much as reading it again.
+    """
     torch.manual_seed(spec.seed)
+    if spec.is_partitioned:
+        return _load(spec)
     kind = (spec.model, spec.execution.attention, spec.warm_start.key if spec.warm_start else "")
     if kind not in _bases:
         while len(_bases) >= NUM_CACHED_BASES:
@@ -180,11 +200,12 @@ def _load(spec: ModelSpec) -> Base:
         options["attn_implementation"] = spec.execution.attention
     causal = None
     try:
-        if model.pooling == "mean":
-            backbone = AutoModel.from_pretrained(model.source, **options)
-        else:
-            causal = AutoModelForCausalLM.from_pretrained(model.source, **options)
-            backbone = causal.base_model
+        with _partitioning(spec):
+            if model.pooling == "mean":
+                backbone = AutoModel.from_pretrained(model.source, **options)
+            else:
+                causal = AutoModelForCausalLM.from_pretrained(model.source, **options)
+                backbone = causal.base_model
     except (OSError, ValueError) as error:
         raise InputError(f"model {model.source}: can't be loaded: {str(error).splitlines()[0]}") from error
     if model.depth is not None:
@@ -192,16 +213,31 @@ def _load(spec: ModelSpec) -> Base:
     if spec.warm_start is not None:
         with torch.no_grad():
             for name, parameter in (causal or backbone).named_parameters():
-                parameter.copy_(spec.warm_start.weights[f"{LANGUAGE_MODEL}{name}"])
+                with whole([parameter], to_write=True):
+                    parameter.copy_(spec.warm_start.weights[f"{LANGUAGE_MODEL}{name}"])
     _turn_off_dropout(causal or backbone)
     for part in (backbone, causal):
         if part is not None:
             names = inspect.signature(type(part).forward).parameters
             part.takes_positions = "position_ids" in names
             part.takes_use_cache = "use_cache" in names
+            part.takes_past = "past_key_values" in names
             part.takes_logits_to_keep = "logits_to_keep" in names
     label_rows = None if causal is None else _label_rows(causal, load_tokenizer_of(model), width=_width(backbone))
     return Base(causal=causal, backbone=backbone, label_rows=label_rows)
+
+
+@contextmanager
+def _partitioning(spec: ModelSpec) -> Iterator[None]:
+    """Let transformers build the model in parts and fill one layer after another, each read by rank 0, for as long as the block
+    lasts. Without ZeRO-3 it does nothing."""
+    if spec.is_partitioned:
+        config = {"train_micro_batch_size_per_gpu": 1, "zero_optimization": zero_optimization(spec.execution)}
+        is_on = HfDeepSpeedConfig(config)  # transformers looks for one that is alive
+        yield
+        del is_on
+    else:
+        yield
 
 
 def _turn_off_dropout(whole: nn.Module) -> None:
@@ -241,12 +277,15 @@ def _width(backbone: nn.Module) -> int:
 def _label_rows(causal: Any, tokenizer: PreTrainedTokenizerBase, *, width: int) -> torch.Tensor | None:
     """Output embeddings of "0" and "1", if both are single tokens and the embeddings have the hidden states' width."""
     embeddings = causal.get_output_embeddings()
-    if embeddings is None or embeddings.weight.shape[1] != width:
+    if embeddings is None:
         return None
-    for texts in (("0", "1"), (" 0", " 1")):
-        ids = [tokenizer.encode(text, add_special_tokens=False) for text in texts]
-        if all(len(tokens) == 1 and tokens[0] != tokenizer.unk_token_id for tokens in ids):
-            return embeddings.weight.detach()[[ids[0][0], ids[1][0]]].clone().float()
+    with whole([embeddings.weight]):
+        if embeddings.weight.shape[1] != width:
+            return None
+        for texts in (("0", "1"), (" 0", " 1")):
+            ids = [tokenizer.encode(text, add_special_tokens=False) for text in texts]
+            if all(len(tokens) == 1 and tokens[0] != tokenizer.unk_token_id for tokens in ids):
+                return embeddings.weight.detach()[[ids[0][0], ids[1][0]]].clone().float()
     return None
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import gc
 import logging
 import socket
-import tempfile
 import traceback
 from dataclasses import replace
 from functools import cache
@@ -21,6 +20,7 @@ import torch
 from w2s_ray.errors import InputError
 from w2s_ray.fit import Execution, Fit
 from w2s_ray.leases import HeldLease, Leases
+from w2s_ray.scratch import remove_abandoned, scratch_folder
 from w2s_ray.storage import FULL, StoreDown
 from w2s_ray.store import StoreError, open_store
 from w2s_ray.tracking import Tracking, run_of
@@ -47,6 +47,7 @@ def run_pack(
     torch.set_num_threads(execution.cpus_per_worker)
     set_imports_aside()
     join_processes()
+    remove_abandoned()
     store = open_store(store_uri)
     report({"event": "start", "key": fits[0].key})  # once a pack, since a report takes as long as a hundred small steps
     if lease and store.storage.is_local and not Path(store.storage.path("leases")).exists():
@@ -95,10 +96,10 @@ def run_fit(fit: Fit, worker: Worker, *, tracking: Tracking | None) -> None:
             raise
         kind = error.kind if isinstance(error, TrainingFailed) else "error"
         reason = str(error) or type(error).__name__
+        detail = "".join(traceback.format_exception(error))[-4000:]
         if rank() == 0:
-            detail = "".join(traceback.format_exception(error))[-4000:]
             store.write_failure(fit, kind=kind, reason=reason, detail=detail)
-        report({"event": "failed", "key": fit.key, "reason": reason, "seconds": {}})
+        report({"event": "failed", "key": fit.key, "reason": reason, "detail": detail, "seconds": {}})
     else:
         report({"event": "done", "key": fit.key, "seconds": seconds})
 
@@ -114,9 +115,9 @@ def _train_with_less_memory(fit: Fit, worker: Worker) -> dict[str, float]:
         advised = broadcast(worker.store.advised_micro_batch(fit) or fit.training.batch_size)
         micro = min(micro_batch_size(fit.training, worker.execution), advised)
         worker = replace(worker, execution=replace(worker.execution, micro_batch_size=micro))
-        with tempfile.TemporaryDirectory(prefix="w2s-") as scratch:
+        with scratch_folder(worker.lease.name if worker.lease else "alone") as scratch:
             try:
-                return train_fit(fit, worker, scratch=Path(scratch))
+                return train_fit(fit, worker, scratch=scratch)
             except RuntimeError as error:
                 if not _is_out_of_memory(error):
                     raise

@@ -14,15 +14,13 @@ from typing import Any
 
 import torch
 
-from w2s_ray.fit import Execution, Fit
+from w2s_ray.fit import PACKAGES, Execution, Fit
 from w2s_ray.training.clock import Clock
 from w2s_ray.training.distributed import world_size
 from w2s_ray.training.loop import num_passes
 from w2s_ray.training.rows import PreparedTask
 from w2s_ray.training.settings import model_setting_of
 from w2s_ray.training.training_set import TrainingSet
-
-PACKAGES = ("w2s_ray", "torch", "transformers", "deepspeed", "ray")
 
 
 @cache

@@ -63,9 +63,10 @@ def train_fit(fit: Fit, worker: Worker, *, scratch: Path) -> dict[str, float]:
     resumed_from_step = resumed.step if resumed else 0
     progress = resumed or Progress()
     try:
-        TrainingLoop(fit, engine, training_set, model_task, worker, checkpoints, clock, progress).run()
+        loop = TrainingLoop(fit, engine, training_set, model_task, worker, checkpoints, clock, progress)
+        loop.run()
         with clock.phase("eval"):
-            products = make_products(fit, engine, model_task, training_set)
+            products = make_products(fit, engine, model_task, training_set, test=loop.test)
     finally:
         engine.close()
     with clock.phase("commit"), raise_on_all_ranks():
@@ -133,11 +134,15 @@ class Products:
             save_file(self.weights, folder / "model.safetensors")
 
 
-def make_products(fit: Fit, engine: Engine, task: PreparedTask, training_set: TrainingSet) -> Products:
+def make_products(
+    fit: Fit, engine: Engine, task: PreparedTask, training_set: TrainingSet, *, test: pa.Table | None
+) -> Products:
+    """`test`: predictions of the test set, if the loop has made them."""
     if fit.role == "start":
         return Products(weights=engine.full_weights())
     parts = task.parts
-    test = predict_rows(engine, fit, task, parts["test"])
+    if test is None:
+        test = predict_rows(engine, fit, task, parts["test"])
     labels = [predict_rows(engine, fit, task, parts[part]) for part in fit.labelled_parts]
     half_b = None
     if fit.keeps_half_b:

@@ -198,9 +198,14 @@ def _answer_log_odds(engine: Engine, rows: Rows, task: PreparedTask) -> np.ndarr
     return evaluate_in_batches(engine, asked, compute, width=1, dtype=torch.float32)[:, 0].astype(np.float64)
 
 
-def score(engine: Engine, rows: Rows, task: PreparedTask) -> tuple[float, float]:
-    """(loss, accuracy) against the rows' labels, which may be soft."""
-    predicted = probabilities(engine, rows, pad_id=task.pad_id).astype(np.float64)
-    p, s = rows.labels.astype(np.float64), np.clip(predicted, 1e-7, 1 - 1e-7)
+def score(engine: Engine, rows: Rows, task: PreparedTask, predicted: pa.Table | None = None) -> tuple[float, float]:
+    """(loss, accuracy) against the rows' labels, which may be soft. `predicted`: of these rows, if they are known."""
+    given = (
+        predicted["probability"].to_numpy()
+        if predicted is not None
+        else probabilities(engine, rows, pad_id=task.pad_id)
+    )
+    q = given.astype(np.float64)
+    p, s = rows.labels.astype(np.float64), np.clip(q, 1e-7, 1 - 1e-7)
     loss = -(p * np.log(s) + (1 - p) * np.log(1 - s)).mean()
-    return float(loss), float(((predicted > 0.5) == (p > 0.5)).mean())
+    return float(loss), float(((q > 0.5) == (p > 0.5)).mean())

@@ -47,31 +47,40 @@ class Writer(nn.Module):
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, num_last: int) -> torch.Tensor:
         """Logits [rows, num_last, vocabulary] for the last `num_last` tokens, each from those before it."""
+        return self._run(input_ids, attention_mask, num_last=num_last + 1).logits[:, -num_last - 1 : -1]
+
+    def _run(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, *, num_last: int, **more: Any) -> Any:
+        """The model's output for ids that end where the mask ends, with the logits of the last `num_last` positions at least."""
         with torch.autocast(input_ids.device.type, dtype=torch.bfloat16, enabled=self.bf16):
-            inputs = backbone_inputs(self.causal, input_ids, attention_mask)
+            inputs = backbone_inputs(self.causal, input_ids, attention_mask) | more
             if self.causal.takes_logits_to_keep:
-                inputs["logits_to_keep"] = num_last + 1
-            logits = self.causal(**inputs).logits
-        return logits[:, -num_last - 1 : -1]
+                inputs["logits_to_keep"] = num_last
+            return self.causal(**inputs)
 
     def greedy(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, *, num_tokens: int, eos_id: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """(tokens, log-probability up to the first end) of greedy decoding.
 
-        Always takes `num_tokens` steps, so that all ranks take as many.
+        Keys and values of what was read are kept, where the model can keep them, so that each step reads one token. Always takes
+        `num_tokens` steps, so that all ranks take as many.
         """
-        written = torch.empty((len(input_ids), 0), dtype=torch.long, device=input_ids.device)
+        written: list[torch.Tensor] = []
         log_probability = torch.zeros(len(input_ids), device=input_ids.device)
         has_ended = torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+        unread, mask, cache = input_ids, attention_mask, {"use_cache": True} if self.causal.takes_past else {}
         for _ in range(num_tokens):
-            ids = torch.cat((input_ids, written, written.new_zeros(len(written), 1)), dim=1)
-            mask = torch.cat((attention_mask, attention_mask.new_ones(len(written), written.shape[1] + 1)), dim=1)
-            token_log_probability, token = torch.log_softmax(self(ids, mask, 1)[:, 0], dim=-1).max(dim=-1)
-            written = torch.cat((written, token[:, None]), dim=1)
+            output = self._run(unread, mask, num_last=1, **cache)
+            token_log_probability, token = torch.log_softmax(output.logits[:, -1], dim=-1).max(dim=-1)
+            written.append(token)
             log_probability += torch.where(has_ended, 0.0, token_log_probability)
             has_ended |= token == eos_id
-        return written, log_probability
+            mask = torch.cat((mask, mask.new_ones(len(mask), 1)), dim=1)
+            if cache:
+                unread, cache = token[:, None], cache | {"past_key_values": output.past_key_values}
+            else:
+                unread = torch.cat((unread, token[:, None]), dim=1)
+        return torch.stack(written, dim=1), log_probability
 
 
 def _keep_in_fp32(head: nn.Module) -> None:
@@ -248,7 +257,7 @@ def judge(engine: Engine, rows: Rows, task: PreparedTask) -> np.ndarray:
     return evaluate_in_batches(engine, rows, compute, width=2, dtype=torch.float32).astype(np.float64)
 
 
-def score(engine: Engine, rows: Rows, task: PreparedTask) -> tuple[float, float]:
-    """(loss, exact match) against the rows' completions."""
+def score(engine: Engine, rows: Rows, task: PreparedTask, predicted: pa.Table | None = None) -> tuple[float, float]:
+    """(loss, exact match) against the rows' completions. What was predicted does not tell how likely those are."""
     log_likelihood, is_right = judge(engine, rows, task).T
     return float(-log_likelihood.mean()), float(is_right.mean())
