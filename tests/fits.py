@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -120,11 +121,20 @@ def small_grid(num_seeds: int = 2) -> list[Fit]:
     return found
 
 
-def schedule_of(fits: list[Fit], *, seconds: float = 10.0, num_slots: int = 2, **more: object) -> Schedule:
+def schedule_of(
+    fits: list[Fit],
+    *,
+    seconds: float = 10.0,
+    num_slots: int = 2,
+    longer: dict[str, float] | None = None,
+    shape: Callable[[Fit], Execution] = lambda fit: Execution(),
+    **more: object,
+) -> Schedule:
+    """`longer`: key -> seconds of those that take longer."""
     return Schedule(
         fits={f.key: f for f in fits},
-        executions={f.key: Execution() for f in fits},
-        seconds={f.key: seconds for f in fits},
+        executions={f.key: shape(f) for f in fits},
+        seconds={f.key: seconds for f in fits} | (longer or {}),
         num_slots=num_slots,
         todo={f.key for f in fits},
         **more,  # type: ignore[arg-type]

@@ -7,8 +7,13 @@ import os
 import re
 import socket
 import threading
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
+
+CALLS: Counter[str] = Counter()
+"""Kind -> requests that a bucket has answered. A test clears it."""
 
 KEYS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
 
@@ -21,6 +26,8 @@ def bucket() -> Iterator[str]:
 
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
+    assert server._server is not None
+    server._server.app = _counting(server._server.app)
     host, port = server.get_host_and_port()
     before = {name: os.environ.get(name) for name in KEYS}
     os.environ.update(KEYS)
@@ -29,6 +36,15 @@ def bucket() -> Iterator[str]:
     server.stop()
     for name, value in before.items():
         os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+def _counting(app: Callable[..., Iterable[bytes]]) -> Callable[..., Iterable[bytes]]:
+    def answer(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        is_listing = environ["REQUEST_METHOD"] == "GET" and "list-type" in environ["QUERY_STRING"]
+        CALLS["LIST" if is_listing else environ["REQUEST_METHOD"]] += 1
+        return app(environ, start_response)
+
+    return answer
 
 
 class Proxy:

@@ -16,6 +16,7 @@ from w2s_ray.fit import Fit
 from w2s_ray.run_log import LOG, RunLog, run_log
 from w2s_ray.scheduling.packs import Pack, Schedule
 from w2s_ray.scheduling.progress import FIRST_PACK, PACK_START, Progress, phase
+from w2s_ray.scheduling.room import Node, Room
 
 from fits import schedule_of, small_grid
 
@@ -48,7 +49,7 @@ class Told:
         self.progress = Progress(self.schedule, console=console, began_s=0.0, clock=self.clock)
 
     def begin(self, trial: str) -> Pack:
-        pack = self.schedule.next_pack(free_cpus=2, free_gpus=0)
+        pack = self.schedule.next_pack(Room([Node("here", 2.0, 0.0)]))
         assert pack is not None
         self.progress.begin_pack(trial, pack)
         return pack

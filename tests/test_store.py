@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -21,8 +21,8 @@ from w2s_ray.errors import InputError
 from w2s_ray.storage import StoreDown
 from w2s_ray.store import Store, StoreError, open_store
 
-from fits import fit, write_truth
-from proxy import Proxy
+from fits import fit, model, write_truth
+from proxy import CALLS, Proxy
 from tiny import save_study
 
 
@@ -67,6 +67,81 @@ def test_a_second_commit_changes_nothing(store: Store, files: Path) -> None:
     (files / "test.parquet").write_bytes(b"other")
     store.commit(fit(), files)
     assert store.read_file(fit().folder, "test.parquet") == b"PAR1" * 100
+
+
+def calls_of(act: Callable[[], object]) -> dict[str, int]:
+    """What a bucket is asked meanwhile."""
+    CALLS.clear()
+    act()
+    return dict(CALLS)
+
+
+@pytest.fixture
+def bucket(s3_uri: str, tmp_path: Path) -> Store:
+    return open_store(s3_uri.replace("/store?", f"/{tmp_path.name}?"))
+
+
+def test_neither_a_commit_nor_a_status_asks_for_each_fit(
+    bucket: Store, files: Path
+) -> None:
+    bucket.begin_index()
+    first = calls_of(lambda: bucket.commit(fit(), files))
+    assert first["PUT"] == 4, "one for each of two files, the marker and the index"
+    fits = [fit(seed=seed) for seed in range(100)]
+    for each in fits[1:50]:
+        bucket.storage.write(f"index/{each.key[:3]}/{each.folder}", b"1")
+    assert calls_of(lambda: bucket.commit(fits[99], files)) == first
+    assert calls_of(lambda: bucket.committed(fits)) == {"HEAD": 1, "LIST": 1}, "a listing takes a thousand names"
+    assert bucket.committed(fits).keys() == {each.key for each in [*fits[:50], fits[99]]}
+
+
+def test_a_commit_that_was_killed_before_the_index_is_not_lost(bucket: Store, files: Path) -> None:
+    bucket.begin_index()
+    bucket.commit(fit(), files)
+    entry = f"index/{fit().key[:3]}/{fit().folder}"
+    for mend in (lambda: bucket.commit(fit(), files), lambda: bucket.enter(fit()), bucket.rebuild_index):
+        bucket.storage.delete_file(entry)
+        assert bucket.committed([fit()]) == {}, "it says too little, so that the Fit is handed out again"
+        assert bucket.is_committed(fit()) and bucket.committed_now([fit()]) == {fit().key}
+        mend()
+        assert bucket.committed([fit()]) == {fit().key: fit().folder}
+    assert bucket.rebuild_index() == (0, 0)
+
+
+def test_the_index_forgets_what_is_set_aside_or_gone(store: Store, files: Path) -> None:
+    store.begin_index()
+    for seed in range(2):
+        store.commit(fit(seed=seed), files)
+    store.quarantine(fit().folder)
+    assert list(store.committed([fit(), fit(seed=1)])) == [fit(seed=1).key]
+    store.storage.fs.delete_file(store.storage.path("fits", fit(seed=1).folder, "done.json"))
+    assert not store.is_committed(fit(seed=1))
+    assert store.rebuild_index() == (0, 1) and store.committed([fit(seed=1)]) == {}
+
+
+def test_a_store_from_before_the_index_is_read_and_gets_one(store: Store, files: Path) -> None:
+    for seed in range(2):
+        store.commit(fit(seed=seed), files)
+    store.storage.delete_folder("index")
+    store.begin_index()
+    both = {fit(seed=seed).key: fit(seed=seed).folder for seed in range(2)}
+    assert store.committed([fit(), fit(seed=1)]) == both and not store.storage.exists("index/complete")
+    assert store.rebuild_index() == (2, 0) and store.rebuild_index() == (0, 0)
+    assert store.committed([fit(), fit(seed=1)]) == both and store.storage.exists("index/complete")
+
+
+@pytest.mark.parametrize("has_index", [True, False])
+def test_a_fit_is_found_under_the_name_it_had(store: Store, files: Path, has_index: bool) -> None:
+    if has_index:
+        store.begin_index()
+    store.commit(fit(), files)
+    renamed = fit(model=model(family="other"))
+    assert renamed.key == fit().key and renamed.folder != fit().folder
+    assert store.is_committed(renamed) and store.folder_of(renamed) == fit().folder
+    assert store.committed([renamed]) == {renamed.key: fit().folder}
+    store.commit(renamed, files)
+    assert store.committed_folders() == [fit().folder], "it is not committed twice"
+    assert not store.is_committed(fit(seed=1))
 
 
 @pytest.mark.parametrize("content", [b"", b"PAR1", b"PAR1" * 99 + b"PARX"])
@@ -224,7 +299,7 @@ def test_failures_are_kept_and_cleared(store: Store) -> None:
     store.write_failure(fit(), kind="nan", reason="loss is NaN at step 3", detail="")
     assert store.read_failures()[fit().key]["reason"] == "loss is NaN at step 3"
     store.storage.write("failures/broken.json", b"{")
-    assert list(store.read_failures()) == [fit().key]
+    assert list(store.read_failures()) == list(store.failures_of([fit(), fit(seed=1)])) == [fit().key]
     store.clear_failure(fit())
     assert fit().key not in store.read_failures()
 

@@ -16,8 +16,8 @@ from w2s_ray.fit import Execution, Fit
 from w2s_ray.leases import LeaseLost, Leases
 from w2s_ray.plan import load_plan
 from w2s_ray.scheduling import searcher as searchers
-from w2s_ray.scheduling.cluster import Node
 from w2s_ray.scheduling.packs import Pack, Schedule
+from w2s_ray.scheduling.room import Node
 from w2s_ray.scheduling.searcher import DagSearcher
 from w2s_ray.store import Store, open_store
 
@@ -49,6 +49,13 @@ def driver(store: Store) -> DagSearcher:
 def pack_of(suggestion: object) -> Pack:
     assert isinstance(suggestion, dict)
     return suggestion["pack"]
+
+
+def empty(searcher: DagSearcher) -> None:
+    """Forget what it works on, leases and all, as if its part were done."""
+    for pack, _ in searcher.packs.values():
+        searcher.room.give_back(pack.name)
+    searcher.packs.clear()
 
 
 def finish(store: Store, fits: tuple[Fit, ...], folder: Path) -> None:
@@ -83,7 +90,7 @@ def test_the_fits_of_a_driver_that_gives_up_are_taken_over(store: Store) -> None
     left = held | taken
     while isinstance(suggestion := other.suggest("c"), dict):
         left -= {f.key for f in pack_of(suggestion).fits}
-        other.packs.clear()
+        empty(other)
     assert not left & held
     other.close()
 
@@ -118,7 +125,7 @@ def test_a_silent_driver_is_taken_over_and_stops_when_it_wakes(store: Store) -> 
     assert isinstance(suggestion, dict) and Leases(store.storage).holds(suggestion["lease"])
     on_another_host(store, one)
     pack_of(other.suggest("b"))
-    other.packs.clear()  # its own part is done
+    empty(other)  # its own part is done
     for look in range(leases.DEAD_AFTER_LOOKS + 1):
         taken = other.suggest(f"c{look}")
         if look < leases.DEAD_AFTER_LOOKS - 1:
@@ -127,7 +134,7 @@ def test_a_silent_driver_is_taken_over_and_stops_when_it_wakes(store: Store) -> 
             break
     assert {f.key for f in pack_of(taken).fits} == {f.key for f in held.fits}
     assert not Leases(store.storage).holds(suggestion["lease"])
-    one._renew(held)
+    one.renew_now()
     assert isinstance(one.trouble, LeaseLost) and "another driver has taken over" in str(one.trouble)
     assert not Leases(store.storage).holds(suggestion["lease"]), "it does not take the lease back"
     assert one.suggest("d") is None, "and starts nothing more"
@@ -137,11 +144,11 @@ def test_a_silent_driver_is_taken_over_and_stops_when_it_wakes(store: Store) -> 
 
 def test_a_driver_that_beats_is_not_taken_over(store: Store) -> None:
     one, other = driver(store), driver(store)
-    held = pack_of(one.suggest("a"))
+    pack_of(one.suggest("a"))
     pack_of(other.suggest("b"))
-    other.packs.clear()
+    empty(other)
     for look in range(2 * leases.DEAD_AFTER_LOOKS):
-        one._renew(held)
+        one.renew_now()
         on_another_host(store, one)
         assert other.suggest(f"c{look}") is None
     for each in (one, other):

@@ -55,18 +55,31 @@ def costs(plan: Plan) -> dict[str, Cost]:
     sizes = _task_sizes(plan)
     by_kind: dict[tuple[Any, ...], Cost] = {}
     with_features: set[tuple[Model, Data]] = set()
+    has_features: set[tuple[int, int]] = set()  # the same by identity, which is quicker to tell
+    rows_of: dict[int, tuple[Any, ...]] = {}
     by_key = {}
     for fit in plan.fits:
-        execution, size, data = plan.executions[fit.model], sizes[fit.data.source], fit.data
-        rows = (data.source, data.num_train, data.num_test, data.max_tokens, data.num_fresh)
-        kind = (id(fit.model), rows, id(fit.training), fit.half, fit.method, fit.keeps_half_b)  # seeds cost the same
+        data = fit.data
+        rows = rows_of.get(id(data))
+        if rows is None:
+            rows = rows_of[id(data)] = (data.source, data.num_train, data.num_test, data.max_tokens, data.num_fresh)
+        kind = (
+            id(fit.model),
+            rows,
+            id(fit.training),
+            fit.half,
+            id(fit.method),
+            fit.keeps_half_b,
+        )  # seeds cost the same
         if kind not in by_kind:
-            by_kind[kind] = cost(fit, execution=execution, size=size)
+            by_kind[kind] = cost(fit, execution=plan.executions[fit.model], size=sizes[data.source])
         by_key[fit.key] = by_kind[kind]
-        if fit.training.tune == "head" and (fit.model, fit.data) not in with_features:
-            with_features.add((fit.model, fit.data))
-            features = _feature_cost(fit, execution=execution, size=size)
-            by_key[fit.key] = Cost(by_kind[kind].flops + features.flops, by_kind[kind].seconds + features.seconds)
+        if fit.training.tune == "head" and (id(fit.model), id(data)) not in has_features:
+            has_features.add((id(fit.model), id(data)))
+            if (fit.model, data) not in with_features:
+                with_features.add((fit.model, data))
+                features = _feature_cost(fit, execution=plan.executions[fit.model], size=sizes[data.source])
+                by_key[fit.key] = Cost(by_kind[kind].flops + features.flops, by_kind[kind].seconds + features.seconds)
     return by_key
 
 

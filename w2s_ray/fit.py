@@ -237,15 +237,21 @@ class Fit:
 
     @cached_property
     def key(self) -> str:
-        """SHA-256 of the identity as canonical JSON, put together from parts that many Fits share."""
-        texts = {
-            "data": self.data.identity_json,
-            "method": self.method.identity_json,
-            "model": self.model.identity_json,
-            "training": self.training.identity_json,
-        } | {name: canonical_json(value) for name, value in self._own_identity.items()}
-        text = ",".join(f'"{name}":{texts[name]}' for name in sorted(texts))
-        return hashlib.sha256(f"{{{text}}}".encode()).hexdigest()
+        """SHA-256 of the identity as canonical JSON. A plan asks for up to a million keys, so the text is put together from parts
+        that many Fits share, and what is left is too plain to need an encoder."""
+        labels = '"truth"'
+        if len(self.labels) == 1:
+            labels = f'{{"fit":"{self.labels[0].key}"}}'
+        elif self.labels:
+            keys = ",".join(f'"{fit.key}"' for fit in self.labels)
+            labels = f'{{"fits":[{keys}]}}'
+        start = f'"start":{{"fit":"{self.warm_start.key}"}},' if self.warm_start else ""
+        text = (
+            f'{{"data":{self.data.identity_json},"half":"{self.half}","labels":{labels},"method":{self.method.identity_json},'
+            f'"model":{self.model.identity_json},"seed":{self.seed},"semantics":{self.semantics},{start}'
+            f'"training":{self.training.identity_json}}}'
+        )
+        return hashlib.sha256(text.encode()).hexdigest()
 
     @cached_property
     def folder(self) -> str:

@@ -2,6 +2,8 @@
 
 Layout under the root:
     fits/<name>-<hash12>/...        a Fit's files, with `done.json` written last: every file's size and SHA-256
+    index/<hash3>/<name>-<hash12>   written after `done.json`: the committed Fits, to be listed a thousand at a time
+    index/complete                  the index began with the store, or was built by `w2s verify`
     failures/<name>-<hash12>.json   why a Fit failed, the last time it was tried
     leases/<pack>.json              which driver works on which Fits, with a heartbeat (`leases.py`)
     partial/<name>-<hash12>/...     mid-fit checkpoints of long Fits, removed when the Fit is committed
@@ -13,6 +15,12 @@ Layout under the root:
 
 Promises: without `done.json` there is no Fit. Everything read from a Fit, and its ground truth, is checked against its hash.
 Nothing is ever unpickled. How bytes are written, and what happens in an outage, is the matter of `storage.py`.
+
+The index is a shortcut, and `done.json` the truth. A Fit enters the index after its `done.json` is there and leaves it before
+that is moved away, so a kill at any moment leaves an index that says too little and never too much. A Fit that it lacks is
+handed out again; the worker sees the `done.json`, trains nothing, and enters the Fit. In a folder, where a look at a file
+costs microseconds, nothing but `done.json` is believed; in a bucket the index is, and `w2s verify` sets it right if files were
+removed by hand. A store without `index/complete` is read as before there was an index.
 """
 
 from __future__ import annotations
@@ -24,6 +32,7 @@ import re
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +44,7 @@ from w2s_ray.storage import Storage, open_storage
 
 DONE = "done.json"
 ADVICE = "micro_batch.json"
+INDEX_IS_COMPLETE = "index/complete"
 TRUTH = re.compile(r"truth-[0-9a-f]{12}\.parquet")
 
 
@@ -67,33 +77,53 @@ class Store:
     # --- committed Fits ---
 
     def committed(self, fits: Iterable[Fit]) -> dict[str, str]:
-        """Key -> folder of those among `fits` that are in the store: one listing and one batch of stats."""
+        """Key -> folder of those among `fits` that are in the store."""
         return {key: commit.folder for key, commit in self.commits(fits).items()}
 
     def commits(self, fits: Iterable[Fit]) -> dict[str, Commit]:
-        """The same with the stamp of each commit."""
-        by_hash = {name[-12:]: name for name in self.storage.names("fits")}
-        candidates = [(fit.key, by_hash[fit.key[:12]]) for fit in fits if fit.key[:12] in by_hash]
+        """The same with the stamp of each commit. In a bucket a listing of the index; in a folder, and in a bucket without an
+        index, a listing of the Fits and a look at each marker."""
+        if not self.storage.is_local and self.storage.exists(INDEX_IS_COMPLETE):
+            by_hash = {folder[-12:]: Commit(folder, stamp) for folder, stamp in self._index().items()}
+            return {fit.key: by_hash[fit.key[:12]] for fit in fits if fit.key[:12] in by_hash}
+        names = {name[-12:]: name for name in self.storage.names("fits")}
+        candidates = [(fit.key, names[fit.key[:12]]) for fit in fits if fit.key[:12] in names]
         stamps = self.storage.stamps([f"fits/{folder}/{DONE}" for _, folder in candidates])
         return {key: Commit(folder, stamp) for (key, folder), stamp in zip(candidates, stamps, strict=True) if stamp}
 
+    def committed_now(self, fits: Iterable[Fit]) -> set[str]:
+        """The keys of those among a few `fits` whose markers are there, under the names that these Fits have now."""
+        fits = list(fits)
+        stamps = self.storage.stamps([f"fits/{fit.folder}/{DONE}" for fit in fits])
+        return {fit.key for fit, stamp in zip(fits, stamps, strict=True) if stamp}
+
     def committed_folders(self) -> list[str]:
-        """Every committed folder, whichever study it belongs to."""
+        """Every committed folder, whichever study it belongs to. Looks at every marker."""
         folders = sorted(self.storage.names("fits"))
         sizes = self.storage.sizes([f"fits/{folder}/{DONE}" for folder in folders])
         return [folder for folder, size in zip(folders, sizes, strict=True) if size is not None]
 
     def is_committed(self, fit: Fit) -> bool:
-        return self._is_committed_under_its_name(fit) or fit.key in self.committed([fit])
+        """Whether a Fit's marker is there, under whatever name it was committed."""
+        return self._is_committed_under_its_name(fit) or self._folder_under_another_name(fit) is not None
 
     def _is_committed_under_its_name(self, fit: Fit) -> bool:
         return bool(self.storage.sizes([f"fits/{fit.folder}/{DONE}"])[0])
+
+    def _folder_under_another_name(self, fit: Fit) -> str | None:
+        """The folder of a Fit whose task or model was renamed since."""
+        if self.storage.exists(INDEX_IS_COMPLETE):
+            names = self.storage.names(_index_path(fit.folder).rpartition("/")[0])
+        else:
+            names = self.storage.names("fits")
+        same = [name for name in names if name[-12:] == fit.key[:12] and name != fit.folder]
+        return next((name for name in same if self.storage.sizes([f"fits/{name}/{DONE}"])[0]), None)
 
     def folder_of(self, fit: Fit) -> str:
         """The folder of a committed Fit. It bears another name where the task or the model was renamed since."""
         if self._is_committed_under_its_name(fit):
             return fit.folder
-        folder = self.committed([fit]).get(fit.key)
+        folder = self._folder_under_another_name(fit)
         if folder is None:
             raise StoreError(f"fits/{fit.folder}: this Fit is not in the store")
         return folder
@@ -101,12 +131,15 @@ class Store:
     def commit(self, fit: Fit, files: Path) -> None:
         """Publish the files of a local folder as this Fit, `done.json` last. A Fit already there stays as it is."""
         if self.is_committed(fit):
+            self.enter(fit)
             return
         contents = {file.name: file.read_bytes() for file in sorted(files.iterdir())}
         listed = {name: {"size": len(content), "sha256": _sha256(content)} for name, content in contents.items()}
         done = {"key": fit.key, "truth": _truth_folder(fit), "files": listed}
         contents[DONE] = json.dumps(done, indent=1).encode()
-        self.storage.write_folder(f"fits/{fit.folder}", contents, is_complete=lambda: self.is_committed(fit))
+        is_complete = partial(self._is_committed_under_its_name, fit)
+        self.storage.write_folder(f"fits/{fit.folder}", contents, is_complete=is_complete)
+        self._enter(fit.folder)
         self.clear_failure(fit)
         self.drop_checkpoints(fit)
 
@@ -169,9 +202,41 @@ class Store:
 
     def quarantine(self, folder: str) -> str:
         """Move a damaged Fit aside, its marker first, so that it runs again. Returns where it is now."""
+        self.storage.delete_file(_index_path(folder))
         aside = f"quarantine/{folder}-{time.strftime('%Y%m%dT%H%M%S')}"
         self.storage.move_folder(f"fits/{folder}", aside, first=DONE)
         return self.storage.path(aside)
+
+    # --- the index ---
+
+    def begin_index(self) -> None:
+        """Let an empty store have a complete index from its first Fit on."""
+        if not self.storage.exists(INDEX_IS_COMPLETE) and not self.storage.names("fits"):
+            self.storage.write(INDEX_IS_COMPLETE, b"1")
+
+    def enter(self, fit: Fit) -> None:
+        """Enter a committed Fit into the index, where it may be already."""
+        if self._is_committed_under_its_name(fit):
+            self._enter(fit.folder)
+
+    def _enter(self, folder: str) -> None:
+        self.storage.write(_index_path(folder), b"1")
+
+    def rebuild_index(self) -> tuple[int, int]:
+        """Make the index what the markers say. Returns how many Fits it lacked, and how many it had that are not there."""
+        there, listed = set(self.committed_folders()), set(self._index())
+        for folder in sorted(there - listed):
+            self._enter(folder)
+        for folder in sorted(listed - there):
+            self.storage.delete_file(_index_path(folder))
+        if not self.storage.exists(INDEX_IS_COMPLETE):
+            self.storage.write(INDEX_IS_COMPLETE, b"1")
+        return len(there - listed), len(listed - there)
+
+    def _index(self) -> dict[str, str]:
+        """Folder -> stamp of every Fit in the index."""
+        found = self.storage.stamps_below("index")
+        return {path.rpartition("/")[2]: stamp for path, stamp in found.items() if path != INDEX_IS_COMPLETE}
 
     # --- ground truth of a task's rows ---
 
@@ -221,14 +286,26 @@ class Store:
 
     def read_failures(self) -> dict[str, dict[str, Any]]:
         """Key -> failure record. A record that can't be read counts as absent: its Fit is simply tried again."""
+        records = (self._read_failure(f"failures/{name}") for name in self.storage.names("failures"))
+        return {record["key"]: record for record in records if record is not None}
+
+    def failures_of(self, fits: Iterable[Fit]) -> dict[str, dict[str, Any]]:
+        """The same of a few Fits, of which no others are read."""
+        fits = list(fits)
+        sizes = self.storage.sizes([_failure_path(fit) for fit in fits])
         failures = {}
-        for name in self.storage.names("failures"):
-            try:
-                record = json.loads(self.storage.read(f"failures/{name}"))
-                failures[record["key"]] = record
-            except (OSError, ValueError, KeyError, TypeError):
-                continue
+        for fit, size in zip(fits, sizes, strict=True):
+            if size is not None and (record := self._read_failure(_failure_path(fit))) is not None:
+                failures[fit.key] = record
         return failures
+
+    def _read_failure(self, path: str) -> dict[str, Any] | None:
+        try:
+            record = json.loads(self.storage.read(path))
+            assert isinstance(record["key"], str) and isinstance(record["reason"], str)
+        except (OSError, ValueError, KeyError, TypeError, AssertionError):
+            return None
+        return dict(record)
 
     def clear_failure(self, fit: Fit) -> None:
         self.storage.delete_file(_failure_path(fit))
@@ -293,6 +370,11 @@ def _truth_folder(fit: Fit) -> str:
     """The same for all Fits with the same rows. What a Data means may change with the version of the code's meaning."""
     data = {"data": fit.data.identity, "semantics": fit.semantics}
     return f"tasks/{fit.data.task}-{_sha256(canonical_json(data).encode())[:12]}"
+
+
+def _index_path(folder: str) -> str:
+    """Spread over 4,096 folders, so that one of them can be searched for a hash."""
+    return f"index/{folder[-12:-9]}/{folder}"
 
 
 def _failure_path(fit: Fit) -> str:

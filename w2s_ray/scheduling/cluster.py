@@ -1,4 +1,4 @@
-"""The Ray cluster of a run: connect to it, see what its nodes have and what fits on them, ask an autoscaler for more.
+"""The Ray cluster of a run: connect to it, see what its nodes have, ask an autoscaler for more.
 
 Promises: a study with a Fit that can never be placed is refused before anything starts, with what it needs and what there
 is. So is a store that some node can't see. Without an address a run starts a Ray of its own and never joins another.
@@ -12,13 +12,13 @@ import os
 import time
 import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from rich.console import Console
 
 from w2s_ray.errors import InputError
 from w2s_ray.fit import Execution
 from w2s_ray.scheduling import ray_internals
+from w2s_ray.scheduling.room import Node, shape_without_room
 from w2s_ray.store import Store
 
 QUIET = {
@@ -44,13 +44,6 @@ MAX_BUNDLES = 1000
 NUM_START_ATTEMPTS = 4
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Node:
-    id: str
-    num_cpus: float
-    num_gpus: float
 
 
 def local_node() -> Node:
@@ -124,12 +117,6 @@ def alive_nodes() -> list[Node]:
 # --- what fits ----------------------------------------------------------------------------------------------------
 
 
-def _workers_on(node: Node, shape: Execution) -> int:
-    by_cpu = node.num_cpus // shape.cpus_per_worker
-    by_gpu = node.num_gpus // shape.gpus_per_worker if shape.gpus_per_worker else by_cpu
-    return int(min(by_cpu, by_gpu))
-
-
 def needs(shape: Execution) -> str:
     """In words, the resources of a pack of this shape."""
     return f"{shape.workers} worker(s) of {shape.cpus_per_worker} CPU(s) and {shape.gpus_per_worker:g} GPU(s) each"
@@ -139,21 +126,6 @@ def worker_resources(shape: Execution) -> dict[str, float]:
     """The resources that Ray reserves for one worker."""
     gpus = {"GPU": shape.gpus_per_worker} if shape.gpus_per_worker else {}
     return {"CPU": shape.cpus_per_worker, **gpus}
-
-
-def num_slots(shapes: set[Execution], *, nodes: list[Node], max_parallel: int | None) -> int:
-    """How many packs can run at once, by the shape of which most fit."""
-    most = max(sum(_workers_on(node, shape) for node in nodes) // shape.workers for shape in shapes)
-    return max(1, min(most, max_parallel or most))
-
-
-def shape_without_room(shapes: set[Execution], *, nodes: list[Node]) -> tuple[Execution, int] | None:
-    """A shape that does not fit on the nodes, and how many of its workers would; None if all shapes fit."""
-    for shape in sorted(shapes, key=lambda shape: -shape.workers):
-        room = sum(_workers_on(node, shape) for node in nodes)
-        if room < shape.workers:
-            return shape, room
-    return None
 
 
 def check_placement(shapes: set[Execution], *, nodes: list[Node], max_parallel: int | None, where: str) -> None:

@@ -6,21 +6,35 @@ other slots stand idle. A Fit may enter a pack when each of its dependencies is 
 
 Promises: no Fit is handed out twice at a time, and none before its dependencies. When a Fit fails, only the Fits that depend
 on it are blocked. A Fit that was in progress in `MAX_CRASHES` crashed packs is given up.
+
+A decision costs what it hands out, however many Fits are left: Fits that can start wait in heaps, one for each data, seed and
+shape, and what an event changes is counted when it happens.
 """
 
 from __future__ import annotations
 
+import heapq
 import math
 from collections import defaultdict
-from collections.abc import Collection
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import islice
 
 from w2s_ray.fit import Execution, Fit
+from w2s_ray.scheduling.room import Place, Room
 
 MAX_CRASHES = 3
+START_UP_S = 10.0
+"""Of a pack, until its first Fit."""
 SHORTEST_PACK_S, LONGEST_PACK_S = 45.0, 1800.0
 WORTHWHILE_S = 300.0
 """Work that is worth another slot where one has to be asked for."""
+
+Entry = tuple[float, int]
+"""A Fit in a heap: minus the seconds of the longest path that begins with it, and its number. The longest path comes first."""
+
+NO, TOGETHER, ALONE = 0, 1, 2
+"""Whether a Fit can start: not yet, in a pack with others, or only by itself since it was in progress in a crash."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +42,9 @@ class Pack:
     name: str
     fits: tuple[Fit, ...]
     execution: Execution
+    place: Place
+    seconds: float
+    """Estimated, start-up included."""
 
     @property
     def num_cpus(self) -> float:
@@ -36,6 +53,19 @@ class Pack:
     @property
     def num_gpus(self) -> float:
         return self.execution.workers * self.execution.gpus_per_worker
+
+
+@dataclass(slots=True)
+class _Group:
+    """The Fits of one data, seed and shape."""
+
+    number: int
+    data: int
+    shape: int
+    heap: list[Entry] = field(default_factory=list)
+    """Those that can start. An entry is only looked at when it is on top: its Fit may have been taken since."""
+    listed: Entry | None = None
+    """What stands for the group in the heaps of groups."""
 
 
 @dataclass
@@ -50,6 +80,8 @@ class Schedule:
     """Estimated cost of each Fit."""
     num_slots: int
     """Packs that run at the same time."""
+    num_packs_elsewhere: int = 0
+    """Packs of other drivers, which share what is left."""
     fits_per_pack: int | None = None
     """None leaves the size of packs to the schedule."""
     todo: set[str] = field(default_factory=set)
@@ -59,7 +91,9 @@ class Schedule:
     """Key -> reason."""
     blocked: dict[str, str] = field(default_factory=dict)
     """Key -> key of the failed dependency."""
-    crashes: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    elsewhere: set[str] = field(default_factory=set)
+    """Keys of Fits that other drivers work on. They are not handed out here."""
+    crashes: dict[str, int] = field(default_factory=dict)
     """Key -> number of packs that crashed while this Fit was in progress."""
     in_progress: dict[str, str] = field(default_factory=dict)
     """Name of a pack -> key of the Fit that it started last."""
@@ -69,15 +103,74 @@ class Schedule:
 
     def __post_init__(self) -> None:
         self.num_done_before = len(self.done)
-        self.children: dict[str, list[str]] = defaultdict(list)
-        for key, fit in self.fits.items():
+        self._keys = list(self.fits)
+        self._number = {key: number for number, key in enumerate(self._keys)}
+        self._link()
+        self._sort_into_groups()
+        self.left_s = sum(self.seconds[key] for key in (*self.todo, *self.running))
+        """Estimated seconds of the Fits that are to do or running."""
+        self._open_s = sum(self.seconds[key] for key in self.todo if key not in self.elsewhere)
+        """Estimated seconds of the Fits that are to do, without those that others work on."""
+        self._num_left = [0] * len(self._shapes)
+        """Shape -> Fits that are to do or running."""
+        for key in (*self.todo, *self.running):
+            self._num_left[self._shape_of(self._number[key])] += 1
+        self._num_ready = [0] * len(self._shapes)
+        """Shape -> Fits that can start."""
+        self._ready = bytearray(len(self._keys))
+        for number, key in enumerate(self._keys):
+            if key in self.todo:
+                self._get_ready(number)
+
+    def _link(self) -> None:
+        """Number the Fits and find, for each, its children, how many dependencies are missing, and its longest path."""
+        num = len(self._keys)
+        self._children: list[list[int]] = [[] for _ in range(num)]
+        self._missing = [0] * num
+        self._depth = [0] * num
+        for number, fit in enumerate(self.fits.values()):
             for parent in fit.parents:
-                self.children[parent.key].append(key)
-        self.path_s: dict[str, float] = {}
+                of_parent = self._number[parent.key]
+                self._children[of_parent].append(number)
+                self._missing[number] += parent.key not in self.done
+                self._depth[number] = max(self._depth[number], self._depth[of_parent] + 1)
+        self._path_s = [0.0] * num
+        for number in range(num - 1, -1, -1):  # children come after their parents
+            longest = max((self._path_s[child] for child in self._children[number]), default=0.0)
+            self._path_s[number] = self.seconds[self._keys[number]] + longest
+        self.path_s = dict(zip(self._keys, self._path_s, strict=True))
         """Seconds of the longest chain of Fits that begins with this one."""
-        for key in reversed(self.fits):  # children come after their parents
-            longest = max((self.path_s[child] for child in self.children[key]), default=0.0)
-            self.path_s[key] = self.seconds[key] + longest
+
+    def _sort_into_groups(self) -> None:
+        shapes: dict[Execution, int] = {}
+        shape_of: dict[int, int] = {}  # most Fits share their Execution
+        groups: dict[tuple[int, int, int], _Group] = {}
+        neighbours: dict[tuple[int, str], int] = {}
+        self._groups: list[_Group] = []
+        self._group_of = [0] * len(self._keys)
+        self._neighbour = [0] * len(self._keys)
+        """The same for Fits of one base model and task."""
+        for number, fit in enumerate(self.fits.values()):
+            execution = self.executions[self._keys[number]]
+            shape = shape_of.get(id(execution))
+            if shape is None:
+                shape = shape_of[id(execution)] = shapes.setdefault(execution, len(shapes))
+            place = (id(fit.data), fit.seed, shape)
+            if place not in groups:
+                groups[place] = _Group(len(groups), place[0], shape)
+                self._groups.append(groups[place])
+            self._group_of[number] = groups[place].number
+            self._neighbour[number] = neighbours.setdefault((id(fit.model), fit.data.task), len(neighbours))
+        self._shapes = list(shapes)
+        self._by_shape: list[list[tuple[Entry, int]]] = [[] for _ in shapes]
+        """Shape -> its groups, by the longest path in them."""
+        self._by_data: dict[tuple[int, int], list[tuple[Entry, int]]] = defaultdict(list)
+        """(shape, data) -> the same of one data, whatever the seed."""
+        self._alone: list[list[Entry]] = [[] for _ in shapes]
+        """Shape -> the Fits that start only by themselves."""
+
+    def _shape_of(self, number: int) -> int:
+        return self._groups[self._group_of[number]].shape
 
     @property
     def finished(self) -> bool:
@@ -89,123 +182,293 @@ class Schedule:
         return len(self.done) - self.num_done_before
 
     @property
+    def num_ready(self) -> int:
+        """Fits that can start."""
+        return sum(self._num_ready)
+
+    @property
     def num_packs_worthwhile(self) -> int:
         """How many packs at a time the remaining work justifies: fewer than there is room for when little is left."""
-        left = self.todo | self.running
         if self.fits_per_pack:
-            return math.ceil(len(left) / self.fits_per_pack)
-        return math.ceil(sum(self.seconds[key] for key in left) / WORTHWHILE_S)
+            return math.ceil((len(self.todo) + len(self.running)) / self.fits_per_pack)
+        return math.ceil(self.left_s / WORTHWHILE_S)
+
+    @property
+    def shapes_left(self) -> set[Execution]:
+        """The shapes of the Fits that are to do or running."""
+        return {shape for shape, num in zip(self._shapes, self._num_left, strict=True) if num}
+
+    def shapes_ready(self, most: int) -> list[Execution]:
+        """The shapes of Fits that could start now, at most so many; each shape has its turn."""
+        left = list(self._num_ready)
+        found: list[Execution] = []
+        while len(found) < most and any(left):
+            for number, shape in enumerate(self._shapes):
+                if left[number]:
+                    left[number] -= 1
+                    found.append(shape)
+        return found[:most]
 
     # --- handing out packs ---
 
-    def next_pack(self, *, free_cpus: float, free_gpus: float, elsewhere: frozenset[str] = frozenset()) -> Pack | None:
-        """The next pack that fits into the free resources, or None. `elsewhere` has the Fits that other drivers work on."""
-        open_ = [key for key in self.todo if key not in elsewhere]
+    def next_pack(self, room: Room, *, now_s: float = 0.0) -> Pack | None:
+        """The next pack for which there is room, or None.
 
-        def can_start(key: str) -> bool:
-            shape = self.executions[key]
-            has_room = (
-                shape.workers * shape.cpus_per_worker <= free_cpus
-                and shape.workers * shape.gpus_per_worker <= free_gpus
-            )
-            return has_room and self.is_ready(key)
+        The shape of the longest path comes first. If it has to wait while another shape finds room, nodes are reserved for it.
+        """
+        tops = sorted((top, shape) for shape in range(len(self._shapes)) if (top := self._top_of_shape(shape)))
+        if room.reservation and all(self._shapes[shape] != room.reservation.shape for _, shape in tops):
+            room.reservation = None
+        waits: Execution | None = None
+        for (_, first), shape in tops:
+            execution = self._shapes[shape]
+            place = room.find(execution, now_s=now_s)
+            if place and waits and room.reservation is None:
+                room.reserve(waits)
+                place = room.find(execution, now_s=now_s)
+            if place is None:
+                waits = waits or execution
+                continue
+            time_s = place.until_s - now_s - START_UP_S
+            if time_s < max(SHORTEST_PACK_S, self.seconds[self._keys[first]]):
+                continue
+            chosen = [first] if self._ready[first] == ALONE else self._gather(first, most_s=time_s)
+            return self._hand_out(chosen, execution, place)
+        return None
 
-        by_path = sorted(open_, key=lambda key: (-self.path_s[key], self.fits[key].folder))
-        first = next((key for key in by_path if can_start(key)), None)
-        if first is None:
-            return None
-        chosen = self._gather(first, open_)
-        self.todo -= set(chosen)
-        self.running |= set(chosen)
+    def _hand_out(self, chosen: list[int], execution: Execution, place: Place) -> Pack:
+        keys = [self._keys[number] for number in sorted(chosen, key=self._place_in_pack)]
+        seconds = sum(self.seconds[key] for key in keys)
+        for number in chosen:
+            self._unready(number)
+        self.todo.difference_update(keys)
+        self.running.update(keys)
+        self._open_s -= seconds
         self.num_packs += 1
         self.num_packs_out += 1
-        return Pack(
-            name=f"pack-{self.num_packs:05d}",
-            fits=tuple(self.fits[key] for key in self._ordered(chosen)),
-            execution=self.executions[first],
-        )
+        fits = tuple(self.fits[key] for key in keys)
+        return Pack(f"pack-{self.num_packs:05d}", fits, execution, place, START_UP_S + seconds)
 
-    def is_ready(self, key: str, pack: Collection[str] = ()) -> bool:
-        """Whether every dependency of a Fit is done, or in the pack that the Fit would enter."""
-        return all(parent.key in self.done or parent.key in pack for parent in self.fits[key].parents)
+    def is_ready(self, key: str) -> bool:
+        """Whether every dependency of a Fit is done."""
+        return not self._missing[self._number[key]]
 
-    def _gather(self, first: str, open_: list[str]) -> list[str]:
-        """Fits for a pack that begins with `first`: those of its task and seed before others, longest path first."""
-        if self.crashes[first]:
-            return [first]  # a Fit that was in progress in a crash must not take others with it again
-        first_fit, shape = self.fits[first], self.executions[first]
-
-        def distance(key: str) -> tuple[bool, bool, float, str]:
-            fit = self.fits[key]
-            return (fit.data is not first_fit.data, fit.seed != first_fit.seed, -self.path_s[key], fit.folder)
-
-        candidates = [key for key in open_ if key != first and self.executions[key] == shape and not self.crashes[key]]
-        candidates.sort(key=distance)
-        budget_s, used_s, chosen = self._pack_budget_s(), self.seconds[first], [first]
-        progress = True
-        while progress:  # a Fit that was added may make others ready
-            progress = False
-            for key in list(candidates):
-                is_full = len(chosen) >= self.fits_per_pack if self.fits_per_pack else used_s >= budget_s * 0.999
-                if is_full:
-                    return chosen
-                if self.is_ready(key, chosen):
-                    chosen.append(key)
-                    candidates.remove(key)
-                    used_s += self.seconds[key]
-                    progress = True
+    def _gather(self, first: int, *, most_s: float) -> list[int]:
+        """Fits for a pack that begins with `first`: those of its data and seed, then of its data, then the longest paths; and of
+        each group the longest path first. A Fit that enters the pack may make others ready."""
+        budget_s = min(self._pack_budget_s(), most_s) * 0.999
+        most_fits = self.fits_per_pack or len(self._keys)
+        group: _Group | None = self._groups[self._group_of[first]]
+        assert group is not None
+        shape, data = group.shape, group.data
+        missing: dict[int, int] = {}  # of Fits with a parent in the pack
+        made_ready: dict[int, list[Entry]] = {}  # group -> Fits that the pack makes ready
+        chosen: list[int] = []
+        used_s = 0.0
+        while group is not None:
+            number = self._take_from(group, made_ready)
+            if number is None:
+                group = self._next_group(shape, data, made_ready)
+                continue
+            chosen.append(number)
+            used_s += self.seconds[self._keys[number]]
+            if used_s >= budget_s or len(chosen) >= most_fits:
+                break
+            for child in self._children[number]:
+                missing[child] = missing.get(child, self._missing[child]) - 1
+                if not missing[child] and self._may_join(child, shape):
+                    of_child = self._group_of[child]
+                    heapq.heappush(made_ready.setdefault(of_child, []), (-self._path_s[child], child))
+        if group is not None:
+            self._list(group)
         return chosen
+
+    def _take_from(self, group: _Group, made_ready: dict[int, list[Entry]]) -> int | None:
+        """The longest path of a group, among the Fits that can start and those that the pack makes ready."""
+        top, made = self._top(group), made_ready.get(group.number)
+        if made and (top is None or made[0] < top):
+            return heapq.heappop(made)[1]
+        if top is None:
+            return None
+        heapq.heappop(group.heap)
+        self._ready[top[1]] = NO  # so that it is not met again in this pack; `_hand_out` counts it
+        self._num_ready[group.shape] -= 1
+        return top[1]
+
+    def _next_group(self, shape: int, data: int, made_ready: dict[int, list[Entry]]) -> _Group | None:
+        """Where a pack goes on that has emptied a group."""
+        if (group := self._first(self._by_data[shape, data])) is not None:
+            return group
+        for number, made in made_ready.items():
+            if made:
+                return self._groups[number]
+        return self._first(self._by_shape[shape])
+
+    def _may_join(self, number: int, shape: int) -> bool:
+        """Whether a Fit may enter a pack of this shape that holds its dependencies."""
+        key = self._keys[number]
+        return (
+            self._shape_of(number) == shape
+            and key in self.todo
+            and key not in self.elsewhere
+            and key not in self.crashes
+        )
 
     def _pack_budget_s(self) -> float:
         """How much work the next pack takes: half of a slot's share of what is left. So packs get shorter towards the end, where
         a wrong estimate would leave the other slots idle."""
-        left_s = sum(self.seconds[key] for key in self.todo)
-        return min(max(left_s / self.num_slots / 2, SHORTEST_PACK_S), LONGEST_PACK_S)
+        share_s = self._open_s / (self.num_slots + self.num_packs_elsewhere)
+        return min(max(share_s / 2, SHORTEST_PACK_S), LONGEST_PACK_S)
 
-    def _ordered(self, keys: list[str]) -> list[str]:
+    def _place_in_pack(self, number: int) -> tuple[int, bool, int, int]:
         """Dependencies first; then Fits that others wait for; then Fits of one base model and task next to each other."""
+        return self._depth[number], not self._children[number], self._neighbour[number], number
 
-        def place(key: str) -> tuple[int, bool, str, str, str]:
-            fit = self.fits[key]
-            return (len(fit.ancestors), not self.children[key], fit.model.name, fit.data.task, fit.folder)
+    # --- the heaps ---
 
-        return sorted(keys, key=place)
+    def _get_ready(self, number: int) -> None:
+        """Put a Fit that is to do into the heaps, if it can start."""
+        key = self._keys[number]
+        if self._ready[number] or self._missing[number] or key in self.elsewhere:
+            return
+        entry, group = (-self._path_s[number], number), self._groups[self._group_of[number]]
+        self._num_ready[group.shape] += 1
+        if key in self.crashes:
+            self._ready[number] = ALONE
+            heapq.heappush(self._alone[group.shape], entry)
+            return
+        self._ready[number] = TOGETHER
+        heapq.heappush(group.heap, entry)
+        if group.listed is None or entry < group.listed:
+            self._list(group)
+
+    def _unready(self, number: int) -> None:
+        """It can't start any more. Its entries stay in the heaps until they come to the top."""
+        if self._ready[number]:
+            self._ready[number] = NO
+            self._num_ready[self._shape_of(number)] -= 1
+
+    def _top(self, group: _Group) -> Entry | None:
+        while group.heap:
+            if self._ready[group.heap[0][1]] == TOGETHER:
+                return group.heap[0]
+            heapq.heappop(group.heap)
+        return None
+
+    def _list(self, group: _Group) -> None:
+        """Let the longest path of a group stand for it in the heaps of groups."""
+        group.listed = self._top(group)
+        if group.listed is not None:
+            heapq.heappush(self._by_shape[group.shape], (group.listed, group.number))
+            heapq.heappush(self._by_data[group.shape, group.data], (group.listed, group.number))
+
+    def _first(self, heap: list[tuple[Entry, int]]) -> _Group | None:
+        """The group with the longest path."""
+        while heap:
+            entry, number = heap[0]
+            group = self._groups[number]
+            if group.listed == entry and self._top(group) == entry:
+                return group
+            heapq.heappop(heap)
+            if group.listed == entry:  # its Fit was taken: the next one stands for the group
+                self._list(group)
+        return None
+
+    def _top_of_shape(self, shape: int) -> Entry | None:
+        alone = self._alone[shape]
+        while alone and self._ready[alone[0][1]] != ALONE:
+            heapq.heappop(alone)
+        group = self._first(self._by_shape[shape])
+        tops = [entry for entry in (alone[0] if alone else None, group.listed if group else None) if entry]
+        return min(tops, default=None)
 
     # --- what became of them ---
+
+    def leave_to_others(self, keys: Iterable[str]) -> None:
+        """Other drivers work on these Fits now."""
+        for key in keys:
+            if key not in self.elsewhere and key in self._number:
+                self.elsewhere.add(key)
+                self._unready(self._number[key])
+                if key in self.todo:
+                    self._open_s -= self.seconds[key]
+
+    def take_up(self, keys: Iterable[str]) -> None:
+        """No other driver works on these Fits any more."""
+        for key in keys:
+            if key in self.elsewhere:
+                self.elsewhere.remove(key)
+                if key in self.todo:
+                    self._open_s += self.seconds[key]
+                    self._get_ready(self._number[key])
+
+    def some_elsewhere(self, most: int) -> list[Fit]:
+        """Fits that other drivers work on, at most so many, from a place that changes from call to call."""
+        start = self.num_packs * most % max(1, len(self.elsewhere))
+        keys = [*islice(self.elsewhere, start, start + most), *islice(self.elsewhere, 0, most)][:most]
+        return [self.fits[key] for key in dict.fromkeys(keys) if key in self.todo]
 
     def mark_started(self, pack: str, key: str) -> None:
         self.in_progress[pack] = key
 
     def mark_done(self, key: str) -> None:
-        self.todo.discard(key)
-        self.running.discard(key)
+        if key in self.done:
+            return
+        number = self._number[key]
+        self._close(number)
+        self.failed.pop(key, None)
+        self.blocked.pop(key, None)
         self.done.add(key)
+        for child in self._children[number]:
+            self._missing[child] -= 1
+            if not self._missing[child] and self._keys[child] in self.todo:
+                self._get_ready(child)
 
     def mark_failed(self, key: str, reason: str) -> None:
         """Record a failed Fit, and block those that depend on it."""
-        self.todo.discard(key)
-        self.running.discard(key)
+        self._close(self._number[key])
+        self.blocked.pop(key, None)
         self.failed[key] = reason
-        descendants = list(self.children[key])
+        descendants = list(self._children[self._number[key]])
         while descendants:
-            child = descendants.pop()
-            if child not in self.done and child not in self.failed:
-                self.todo.discard(child)
-                self.running.discard(child)
-                self.blocked[child] = key
-            descendants.extend(self.children[child])
+            number = descendants.pop()
+            child = self._keys[number]
+            if child in self.blocked or child in self.done or child in self.failed:
+                continue
+            self._close(number)
+            self.blocked[child] = key
+            descendants.extend(self._children[number])
+
+    def _close(self, number: int) -> None:
+        """A Fit is neither to do nor running any more."""
+        key = self._keys[number]
+        if key in self.todo:
+            self._unready(number)
+            self.todo.remove(key)
+            if key not in self.elsewhere:
+                self._open_s -= self.seconds[key]
+        elif key in self.running:
+            self.running.remove(key)
+        else:
+            return
+        self.left_s -= self.seconds[key]
+        self._num_left[self._shape_of(number)] -= 1
 
     def take_back(self, pack: Pack, *, crashed: bool) -> list[str]:
         """A pack ended: put its unfinished Fits back. Returns the Fits that have now crashed too often."""
         self.num_packs_out -= 1
-        left = [fit.key for fit in pack.fits if fit.key in self.running]
-        self.running -= set(left)
-        self.todo |= set(left)
         in_progress = self.in_progress.pop(pack.name, None)
-        if not left or not crashed:
-            return []
-        # A pack works in order. If it never reported, the Fit in progress was the first unfinished one that could run.
-        suspects = [in_progress] if in_progress in left else [key for key in left if self.is_ready(key)][:1]
+        left = [fit.key for fit in pack.fits if fit.key in self.running]
+        suspects = []
+        if left and crashed:
+            # A pack works in order. If it never reported, the Fit in progress was the first unfinished one that could run.
+            suspects = [in_progress] if in_progress in left else [key for key in left if self.is_ready(key)][:1]
         for key in suspects:
-            self.crashes[key] += 1
+            self.crashes[key] = self.crashes.get(key, 0) + 1
+        for key in left:
+            self.running.remove(key)
+            self.todo.add(key)
+            if key not in self.elsewhere:
+                self._open_s += self.seconds[key]
+            self._get_ready(self._number[key])
         return [key for key in suspects if self.crashes[key] >= MAX_CRASHES]

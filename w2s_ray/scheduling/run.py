@@ -90,15 +90,17 @@ def run_plan(
         began_s=time.monotonic(),
         driver=uuid.uuid4().hex[:12],
     )
-    schedule = _schedule(plan, store=store, retry_failed=options.retry_failed)
+    failures = store.read_failures()
+    schedule = _schedule(plan, store=store, failures={} if options.retry_failed else failures)
     if schedule.finished:
         return _outcome(schedule, run)
-    shapes = {schedule.executions[key] for key in schedule.todo}
+    shapes = schedule.shapes_left
     if address is None:
         nodes = [cluster.local_node()]
         cluster.check_placement(shapes, nodes=nodes, max_parallel=run.max_parallel, where="this machine")
     store.storage.check_writable()
-    for key in schedule.todo:
+    store.begin_index()
+    for key in schedule.todo & failures.keys():
         store.clear_failure(schedule.fits[key])
     os.environ.update(cluster.QUIET)
     try:
@@ -122,7 +124,8 @@ def _connected(address: str | None, *, console: Console) -> Iterator[None]:
         yield
 
 
-def _schedule(plan: Plan, *, store: Store, retry_failed: bool) -> Schedule:
+def _schedule(plan: Plan, *, store: Store, failures: dict[str, dict[str, Any]]) -> Schedule:
+    """What is to do. `failures`: key -> record of the Fits that are not to be tried again."""
     fits_per_pack = plan.study.compute.fits_per_pack
     done = set(store.committed(plan.fits))
     schedule = Schedule(
@@ -134,10 +137,9 @@ def _schedule(plan: Plan, *, store: Store, retry_failed: bool) -> Schedule:
         todo={fit.key for fit in plan.fits} - done,
         done=done,
     )
-    if not retry_failed:
-        for key, record in store.read_failures().items():
-            if key in schedule.todo:
-                schedule.mark_failed(key, str(record.get("reason", "")))
+    for key, record in failures.items():
+        if key in schedule.todo:
+            schedule.mark_failed(key, str(record.get("reason", "")))
     return schedule
 
 
@@ -155,6 +157,7 @@ def _tune(schedule: Schedule, run: Run) -> Outcome:
     searcher = DagSearcher(
         schedule, store=run.store, nodes=cluster.alive_nodes, max_parallel=run.max_parallel, driver=run.driver
     )
+    searcher.keep_leases()
     watch = Watch(
         searcher,
         budget_worker_hours=run.budget_worker_hours,

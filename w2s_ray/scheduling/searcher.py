@@ -5,9 +5,11 @@ Promises:
 - `suggest` returns None while nothing is ready, and FINISHED when nothing is left, which ends the experiment.
 - The store is the only memory. When a pack ends, the searcher reads from the store what became of its Fits. Tune's own
   restore is not used.
+- A pack is handed out when there is room for it, node by node (`room.py`).
 - Nodes that join the cluster are used. A pack that was lost with its node does not count as a crash of its Fits.
 - This driver holds a lease on the Fits of a pack while the pack runs. When a lease is lost or the store is out of reach,
   `trouble` says so, and nothing more is handed out.
+- What a call costs depends on what changed, not on how many Fits or packs there are.
 """
 
 from __future__ import annotations
@@ -17,20 +19,23 @@ import random
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from ray.tune.search import Searcher
 
 from w2s_ray import leases
 from w2s_ray.fit import Execution, Fit
-from w2s_ray.leases import LeaseLost, Leases
-from w2s_ray.scheduling.cluster import MAX_BUNDLES, Node, num_slots
+from w2s_ray.leases import Lease, LeaseLost, Leases
+from w2s_ray.scheduling.cluster import MAX_BUNDLES
 from w2s_ray.scheduling.packs import Pack, Schedule
+from w2s_ray.scheduling.room import Node, Room, num_slots
 from w2s_ray.storage import StoreDown
 from w2s_ray.store import Store
 
 LOOK_AT_NODES_EVERY_S = 2.0
+MAX_LOOKED_UP = 256
+"""Fits of other drivers that a driver without work looks up at a time, to see which are done."""
 
 log = logging.getLogger(__name__)
 
@@ -44,11 +49,13 @@ class DagSearcher(Searcher):
         nodes: Callable[[], list[Node]],
         max_parallel: int | None = None,
         driver: str | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         super().__init__(metric="step", mode="max")
         self.schedule = schedule
         self.store = store
         self.max_parallel = max_parallel
+        self.clock = clock
         self.owner = driver or uuid.uuid4().hex
         """This driver, in its leases."""
         self.packs: dict[str, tuple[Pack, float]] = {}
@@ -59,20 +66,31 @@ class DagSearcher(Searcher):
         """Why this driver can't go on."""
         self.list_nodes = nodes
         self.nodes = nodes()
-        self.looked_at_nodes_s = time.monotonic()
-        self.node_lost_s = 0.0
+        self.room = Room(self.nodes)
+        self.looked_at_nodes_s = clock()
+        self.node_lost_s = float("-inf")
         """When a node was last found to be gone."""
-        self.wanted_s, self.wanted_shapes = 0.0, list[Execution]()
-        self.leases = Leases(store.storage)
-        self.neighbours = leases.Neighbours(self.leases, self.owner)
-        self.elsewhere: frozenset[str] = frozenset()
-        """Keys of the Fits that other drivers work on."""
-        self.look_at_leases_s = 0.0
+        self.wanted_s, self.wanted_shapes = float("-inf"), list[Execution]()
+        self.neighbours = leases.Neighbours(Leases(store.storage), self.owner)
+        self.theirs: dict[str, Lease] = {}
+        """Name -> lease of another driver that lives."""
+        self.withdrawn: set[str] = set()
+        """Keys of Fits that this driver claimed in vain since the last look."""
+        self.look_at_leases_s = float("-inf")
         """When to look at the other drivers' leases again."""
+        self.renewed_s = clock()
         self.closed = threading.Event()
         self.lock = threading.Lock()
         self._fit_to_nodes()
-        threading.Thread(target=self._keep_leases, name="w2s-leases", daemon=True).start()
+
+    def keep_leases(self) -> None:
+        """Renew the leases in a thread of its own, until the searcher is closed."""
+
+        def keep() -> None:
+            while not self.closed.wait(leases.HEARTBEAT_S / 10):
+                self.renew_leases()
+
+        threading.Thread(target=keep, name="w2s-leases", daemon=True).start()
 
     # --- Tune asks ---
 
@@ -89,14 +107,15 @@ class DagSearcher(Searcher):
             return Searcher.FINISHED
         if len(self.packs) >= self.schedule.num_slots:
             return None
-        free_cpus, free_gpus = self.free
-        pack = self.schedule.next_pack(free_cpus=free_cpus, free_gpus=free_gpus, elsewhere=self.elsewhere)
+        now_s = self.clock()
+        pack = self.schedule.next_pack(self.room, now_s=now_s)
         if pack is None:
             return None
         if not self._claim(pack):
             self.schedule.take_back(pack, crashed=False)
             return None
-        self.packs[trial_id] = (pack, time.monotonic())
+        self.packs[trial_id] = (pack, now_s)
+        self.room.take(pack.name, pack.execution, pack.place, until_s=now_s + pack.seconds)
         return {"pack": pack, "lease": self._lease_name(pack)}
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
@@ -117,11 +136,12 @@ class DagSearcher(Searcher):
         if trial_id not in self.packs:
             return
         pack, began_s = self.packs.pop(trial_id)
-        self.ended_worker_s += (time.monotonic() - began_s) * pack.execution.workers
+        self.room.give_back(pack.name)
+        self.ended_worker_s += (self.clock() - began_s) * pack.execution.workers
         self.look_at_nodes(now=True)
         is_blameless = self.node_lost_s >= began_s or self.trouble is not None
         try:
-            self._read_results(pack.fits)
+            self._read_results(pack.fits)  # what the pack did not report
             if any(fit.key in self.schedule.running for fit in pack.fits):
                 self.store.storage.check_room()  # a full disk is no crash: it raises StoreDown
             for key in self.schedule.take_back(pack, crashed=not is_blameless):
@@ -129,14 +149,14 @@ class DagSearcher(Searcher):
                 self.store.write_failure(self.schedule.fits[key], kind="crash", reason=reason, detail="")
                 self.schedule.mark_failed(key, reason)
             with self.lock:
-                self.leases.drop(self._lease_name(pack))
+                self.neighbours.drop(self._lease_name(pack))
         except StoreDown as down:
             self.trouble = self.trouble or down
 
     @property
     def worker_s(self) -> float:
         """Worker seconds that this run has used so far."""
-        now_s = time.monotonic()
+        now_s = self.clock()
         return self.ended_worker_s + sum((now_s - s) * pack.execution.workers for pack, s in list(self.packs.values()))
 
     def save(self, checkpoint_path: str) -> None:
@@ -151,29 +171,20 @@ class DagSearcher(Searcher):
 
     # --- the cluster ---
 
-    @property
-    def free(self) -> tuple[float, float]:
-        """CPUs and GPUs that no pack of this driver has."""
-        packs = [pack for pack, _ in self.packs.values()]
-        return (
-            sum(node.num_cpus for node in self.nodes) - sum(pack.num_cpus for pack in packs),
-            sum(node.num_gpus for node in self.nodes) - sum(pack.num_gpus for pack in packs),
-        )
-
     def look_at_nodes(self, *, now: bool = False) -> None:
         """Notice nodes that joined or left. Without `now`, at most every `LOOK_AT_NODES_EVERY_S`."""
-        if not now and time.monotonic() - self.looked_at_nodes_s < LOOK_AT_NODES_EVERY_S:
+        if not now and self.clock() - self.looked_at_nodes_s < LOOK_AT_NODES_EVERY_S:
             return
-        self.looked_at_nodes_s = time.monotonic()
+        self.looked_at_nodes_s = self.clock()
         before, self.nodes = self.nodes, self.list_nodes()
         if {node.id for node in before} - {node.id for node in self.nodes}:
-            self.node_lost_s = time.monotonic()
+            self.node_lost_s = self.clock()
         if self.nodes != before:
+            self.room.set_nodes(self.nodes)
             self._fit_to_nodes()
 
     def _fit_to_nodes(self) -> None:
-        shapes = {self.schedule.executions[key] for key in self.schedule.todo | self.schedule.running}
-        if shapes:
+        if shapes := self.schedule.shapes_left:
             self.schedule.num_slots = num_slots(shapes, nodes=self.nodes, max_parallel=self.max_parallel)
 
     def wanted(self) -> list[Execution]:
@@ -181,36 +192,40 @@ class DagSearcher(Searcher):
         if self.looked_at_nodes_s == self.wanted_s:
             return self.wanted_shapes
         self.wanted_s = self.looked_at_nodes_s
-        schedule = self.schedule
         running = [pack.execution for pack, _ in self.packs.values()]
-        ready = [schedule.executions[key] for key in sorted(schedule.todo) if schedule.is_ready(key)]
-        most = min(schedule.num_packs_worthwhile, self.max_parallel or MAX_BUNDLES)
-        self.wanted_shapes = (running + ready)[: max(most, len(running))]
+        most = min(self.schedule.num_packs_worthwhile, self.max_parallel or MAX_BUNDLES)
+        self.wanted_shapes = running + self.schedule.shapes_ready(max(0, most - len(running)))
         return self.wanted_shapes
 
     # --- the store ---
 
-    def _read_results(self, fits: tuple[Fit, ...]) -> None:
-        """Bring the schedule up to date with what the store knows of these Fits."""
-        done = self.store.committed(fits)
-        failures = self.store.read_failures()
-        for fit in fits:
-            if fit.key in done:
-                self.schedule.mark_done(fit.key)
-            elif fit.key in failures and fit.key not in self.schedule.failed:
-                self.schedule.mark_failed(fit.key, failures[fit.key]["reason"])
+    def _read_results(self, fits: Iterable[Fit]) -> None:
+        """Bring the schedule up to date with what the store knows of these Fits, as far as they are not done."""
+        left = [fit for fit in fits if fit.key in self.schedule.running or fit.key in self.schedule.todo]
+        if not left:
+            return
+        done = self.store.committed_now(left)
+        for key in done:
+            self.schedule.mark_done(key)
+        failures = self.store.failures_of([fit for fit in left if fit.key not in done])
+        for key, record in failures.items():
+            self.schedule.mark_failed(key, str(record["reason"]))
 
     def _look_at_leases(self) -> None:
         """Find out which Fits other drivers work on, and which of them are done by now."""
-        if time.monotonic() < self.look_at_leases_s:
+        if self.clock() < self.look_at_leases_s:
             return
-        self.look_at_leases_s = time.monotonic() + leases.LOOK_EVERY_S
-        theirs = frozenset(leases.by_fit(self.neighbours.look()))
-        ended = self.elsewhere - theirs
-        self.elsewhere = theirs
-        if ended or theirs:
-            keys = [key for key in self.schedule.todo if key in ended | theirs]
-            self._read_results(tuple(self.schedule.fits[key] for key in keys))
+        self.look_at_leases_s = self.clock() + leases.LOOK_EVERY_S
+        before, self.theirs = self.theirs, self.neighbours.look()
+        self.schedule.leave_to_others(leases.keys_of(self.theirs[name] for name in self.theirs.keys() - before.keys()))
+        self.schedule.num_packs_elsewhere = len(self.theirs)
+        ended = leases.keys_of(before[name] for name in before.keys() - self.theirs.keys()) | self.withdrawn
+        self.withdrawn = set()
+        ended = {key for key in ended if self.neighbours.is_free(key)}
+        self._read_results(self.schedule.fits[key] for key in ended if key in self.schedule.fits)
+        self.schedule.take_up(ended)
+        if self.schedule.elsewhere and not self.schedule.num_ready:
+            self._read_results(self.schedule.some_elsewhere(MAX_LOOKED_UP))
 
     def _lease_name(self, pack: Pack) -> str:
         return f"{self.owner[:12]}-{pack.name}"
@@ -221,39 +236,45 @@ class DagSearcher(Searcher):
             claimed = self.neighbours.claim(self._lease_name(pack), keys)
         if not claimed:
             # The other driver may have withdrawn too. After a random wait, whichever looks first takes the Fits.
-            self.elsewhere |= set(keys)
-            self.look_at_leases_s = time.monotonic() + random.uniform(0, leases.LOOK_EVERY_S)
+            self.withdrawn |= set(keys)
+            self.schedule.leave_to_others(keys)
+            self.look_at_leases_s = self.clock() + random.uniform(0, leases.LOOK_EVERY_S)
         return claimed
 
-    def _keep_leases(self) -> None:
-        """Renew the leases of the packs that run, until the searcher is closed. Runs in a thread of its own."""
-        while not self.closed.wait(leases.HEARTBEAT_S):
-            for pack, _ in list(self.packs.values()):
-                with self.lock:
-                    try:
-                        self._renew(pack)
-                    except (OSError, StoreDown) as error:
-                        log.warning("lease of %s not renewed: %s", pack.name, error)
+    def renew_leases(self) -> None:
+        """Renew the leases of the packs that run, at most every `HEARTBEAT_S`."""
+        if self.clock() - self.renewed_s < leases.HEARTBEAT_S:
+            return
+        self.renewed_s = self.clock()
+        self.renew_now()
 
-    def _renew(self, pack: Pack) -> None:
-        name = self._lease_name(pack)
-        if self.closed.is_set() or all(pack is not running for running, _ in self.packs.values()):
-            return
-        if not self.leases.holds(name):
+    def renew_now(self) -> None:
+        with self.lock:
+            if self.closed.is_set():
+                return
+            try:
+                lost = self.neighbours.renew()
+            except (OSError, StoreDown) as error:
+                log.warning("the leases are not renewed: %s", error)
+                return
+        if lost is not None:
             self.trouble = self.trouble or LeaseLost(
-                f"another driver has taken over the Fits of {pack.name}, because this driver's lease was not renewed for "
-                "too long; `w2s status` shows who works on them"
+                f"another driver has taken over the Fits of {lost}, because this driver's lease was not renewed for too long; "
+                "`w2s status` shows who works on them"
             )
-            return
-        self.leases.write(name, owner=self.owner, keys=[fit.key for fit in pack.fits])
 
     def close(self) -> None:
         """Give back every lease, and remove those of dead drivers. Call it however the run ends."""
         self.closed.set()
         with self.lock:
-            for name in [*(self._lease_name(pack) for pack, _ in self.packs.values()), *self.neighbours.dead]:
-                try:
-                    self.leases.drop(name)
-                except (OSError, StoreDown) as error:
-                    log.warning("lease %s not given back: %s", name, error)
+            owned, dead = [self._lease_name(pack) for pack, _ in self.packs.values()], sorted(self.neighbours.dead)
+            for name in [*owned, *dead]:
+                self._give_back(self.neighbours.leases.drop, name)
+            self._give_back(self.neighbours.leases.end, self.owner)
             self.packs.clear()
+
+    def _give_back(self, drop: Callable[[str], None], name: str) -> None:
+        try:
+            drop(name)
+        except (OSError, StoreDown) as error:
+            log.warning("lease %s not given back: %s", name, error)

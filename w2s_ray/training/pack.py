@@ -73,6 +73,8 @@ def run_fit(fit: Fit, worker: Worker, *, tracking: Tracking | None) -> None:
     worker.check_lease()
     store, report = worker.store, worker.report
     if store.is_committed(fit):
+        if rank() == 0:
+            store.enter(fit)  # had the index known of it, it would not have been handed out
         report({"event": "done", "key": fit.key, "seconds": {}})
         return
     if missing := [parent.folder for parent in fit.parents if not store.is_committed(parent)]:

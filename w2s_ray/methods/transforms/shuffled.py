@@ -11,6 +11,7 @@ marginals of the truth are balanced by construction.
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 from typing import Literal
 
 from w2s_ray.fit import CONTROL, Fit, Method
@@ -37,8 +38,12 @@ def supervisors(pair: Pair, params: Params) -> tuple[Fit, ...]:
 
 def control_of(pair: Pair) -> Fit:
     """The strong model trained on permuted truth: the control of every pair with this strong size."""
-    params = Params(labels="truth")
-    return pair.student(method=Method(CONTROL, tuple(sorted(params.model_dump().items()))))
+    return pair.student(method=_control())
+
+
+@cache
+def _control() -> Method:
+    return Method(CONTROL, tuple(sorted(Params(labels="truth").model_dump().items())))
 
 
 def transform(sources: LabelSources, params: Params) -> Labels:
