@@ -166,7 +166,7 @@ class Report:
                     f"{self.folder}: {num_unknown:,} items of the task {name} are not in its files, so these have changed "
                     "since; run the study again for their texts, or ask without with_text"
                 )
-        return joined
+        return joined.with_columns(pl.col("task").cast(rows.schema["task"]))
 
     def _texts(self, name: str) -> pl.DataFrame:
         """task, id and TEXT_COLUMNS of each row of a task."""
