@@ -100,7 +100,7 @@ def test_what_is_not_there_is_refused_with_what_is(place: Path) -> None:
         w2s.load(place / "w2s-out" / "quickstar")
     report = w2s.load(out)
     assert "generation-score" in report.figures
-    with pytest.raises(w2s.InputError, match="no figure of the name 'scores'.*did you mean 'generation-score'"):
+    with pytest.raises(w2s.InputError, match="no figure of the name 'scores'.*did you mean 'score'"):
         report.figure("scores")
 
 

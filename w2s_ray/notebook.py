@@ -131,11 +131,11 @@ class Report:
 
         matches = [kind] if kind in self._specs else [name for name in self._specs if name.endswith(f"-{kind}")]
         if len(matches) != 1:
-            problem = "no figure" if not matches else f"{len(matches)} figures"
-            raise InputError(
-                f"{self.folder}: {problem} of the name '{kind}'{nearest(kind, self._specs)}; there are: "
-                f"{', '.join(matches or self._specs)}"
-            )
+            problem = f"{len(matches)} figures" if matches else "no figure"
+            kinds = [name.partition("-")[2] for name in self._specs]
+            hint = "" if matches else nearest(kind, [*self._specs, *kinds])
+            names = ", ".join(matches or self._specs)
+            raise InputError(f"{self.folder}: {problem} of the name '{kind}'{hint}; there are: {names}")
         return alt.Chart.from_dict(self._specs[matches[0]])
 
     @cached_property
