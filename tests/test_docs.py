@@ -110,7 +110,17 @@ def test_each_link_leads_somewhere(page: Path) -> None:
         assert place.exists(), target
         if anchor:
             headings = re.findall(r"^#+ (.*)$", place.read_text(encoding="utf-8"), re.MULTILINE)
-            assert anchor in {re.sub(r"[^\w\- ]", "", heading).strip().lower().replace(" ", "-") for heading in headings}
+            assert anchor in {
+                re.sub(r"[^\w\- ]", "", heading).strip().lower().replace(" ", "-") for heading in headings
+            }
+
+
+@page
+def test_each_file_that_is_named_is_there(page: Path) -> None:
+    """By its path from the root. WORD stands for any, and a module may have become a folder."""
+    named = re.findall(r"`((?:analysis|cluster|tests|w2s_ray)/[\w./-]+)`", page.read_text(encoding="utf-8"))
+    places = [name.replace("WORD.py", "__init__.py").removesuffix(".py") for name in named]
+    assert [p for p in places if not (ROOT / p).exists() and not (ROOT / f"{p}.py").exists()] == []
 
 
 def test_the_readme_leads_to_every_page() -> None:
@@ -125,7 +135,9 @@ def test_every_method_has_its_row() -> None:
 
 def test_each_message_is_one_that_is_said() -> None:
     """The messages of troubleshooting.md are found in the source, each up to the next name or number."""
-    rows = re.findall(r"^\| `(.+?)` \|", (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8"), re.MULTILINE)
+    rows = re.findall(
+        r"^\| `(.+?)` \|", (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8"), re.MULTILINE
+    )
     source = "\n".join(path.read_text() for path in (ROOT / "w2s_ray").rglob("*.py"))
     source = re.sub(r'"\n\s*f?"', "", source)  # a message may go over several lines
     assert len(rows) > 20

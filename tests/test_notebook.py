@@ -89,7 +89,9 @@ def test_texts_of_a_task_of_ones_own_need_its_study(place: Path, tmp_path: Path)
     out.mkdir()
     (out / "results.parquet").touch()
     predictions = w2s.load(place / "w2s-out" / "quickstart").predictions()
-    predictions.with_columns(pl.lit("mine").cast(pl.Categorical).alias("task")).write_parquet(out / "predictions.parquet")
+    predictions.with_columns(pl.lit("mine").cast(pl.Categorical).alias("task")).write_parquet(
+        out / "predictions.parquet"
+    )
     with pytest.raises(w2s.InputError, match=r'the task mine does not ship .*study="STUDY.yaml"'):
         w2s.load(out).predictions(with_text=True)
 
@@ -100,7 +102,7 @@ def test_what_is_not_there_is_refused_with_what_is(place: Path) -> None:
         w2s.load(place / "w2s-out" / "quickstar")
     report = w2s.load(out)
     assert "generation-score" in report.figures
-    with pytest.raises(w2s.InputError, match="no figure of the name 'scores'.*did you mean 'score'"):
+    with pytest.raises(w2s.InputError, match=r"no figure of the name 'scores'.*did you mean 'score'"):
         report.figure("scores")
 
 
