@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import re
 import shlex
+import subprocess
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,14 @@ def test_each_line_to_type_is_one_that_can_be_typed(page: Path) -> None:
                 assert named is None or set(named[1].split(",")) <= set(extras), words
             case _:
                 pytest.fail(f"a kind of line that no test knows: {shlex.join(words)}")
+
+
+def test_the_quickstart_installs_what_a_run_needs_and_a_torch_for_cpus() -> None:
+    said = subprocess.run(
+        ["make", "-B", "-n", "quickstart"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    installed = re.findall(r"install (?:--editable )?'(.*?)'", said)
+    assert set(installed) == {"torch==2.13.0+cpu", ".[embedded]"}, said
 
 
 @page
