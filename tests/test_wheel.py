@@ -24,7 +24,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     copied = re.findall(r"^COPY --chown=ray (.+) \S+$", (ROOT / "cluster" / "Dockerfile").read_text(), re.MULTILINE)
     for name in " ".join(copied).split():
         if (ROOT / name).is_dir():
-            shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(ROOT / name, source / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
         else:
             shutil.copy(ROOT / name, source / name)
     build = "import sys; from setuptools.build_meta import build_wheel; build_wheel(sys.argv[1])"
@@ -48,7 +48,20 @@ def test_the_wheel_holds_the_whole_package(installed: Path) -> None:
     """A folder that the packaging forgot would be missed by users alone."""
     in_repository = {path.relative_to(ROOT) for path in ROOT.glob("w2s_ray/**/*") if path.is_file()}
     kept = {path for path in in_repository if "__pycache__" not in path.parts}
+    kept |= {Path("w2s_ray") / path.relative_to(ROOT) for path in ROOT.glob("analysis/**/*.*") if path.suffix != ".pyc"}
     assert {path for path in kept if not (installed / path).is_file()} == set()
+
+
+def test_the_wheel_brings_one_package_and_a_folder_called_analysis_stays_the_users(
+    installed: Path, tmp_path: Path
+) -> None:
+    (info,) = installed.glob("*.dist-info")
+    assert {path.name for path in installed.iterdir()} == {"w2s_ray", info.name}
+    (tmp_path / "analysis").mkdir()
+    (tmp_path / "analysis" / "__init__.py").write_text("raise SystemExit('this one is the user's')")
+    code = "from w2s_ray.analysis import report; print(report.__file__, report.TEMPLATES.list_templates())"
+    done = python(installed, tmp_path, code)
+    assert done.stdout.startswith(str(installed)) and "report.html.j2" in done.stdout, done.stderr
 
 
 def test_a_wheel_in_an_empty_folder_finds_a_study_by_its_name(installed: Path, tmp_path: Path) -> None:
@@ -61,6 +74,10 @@ def test_a_wheel_in_an_empty_folder_finds_a_study_by_its_name(installed: Path, t
 def w2s(installed: Path, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """A command of the installed package, with no repository beside it."""
     code = f"import w2s_ray.cli as cli; assert cli.__file__.startswith({str(installed)!r}); cli.main()"
+    return python(installed, folder, code, *arguments)
+
+
+def python(installed: Path, folder: Path, code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"PYTHONPATH": str(installed)}
     command = [sys.executable, "-c", code, *arguments]
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
