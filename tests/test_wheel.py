@@ -59,7 +59,11 @@ def test_the_wheel_brings_one_package_and_a_folder_called_analysis_stays_the_use
     assert {path.name for path in installed.iterdir()} == {"w2s_ray", info.name}
     (tmp_path / "analysis").mkdir()
     (tmp_path / "analysis" / "__init__.py").write_text("raise SystemExit('this one is the user's')")
-    code = "from w2s_ray.analysis import report; print(report.__file__, report.TEMPLATES.list_templates())"
+    code = (
+        "import importlib.resources, w2s_ray.analysis.report as report;"
+        "templates = importlib.resources.files('w2s_ray.analysis') / 'templates';"
+        "print(report.__file__, [path.name for path in templates.iterdir()])"
+    )
     done = python(installed, tmp_path, code)
     assert done.stdout.startswith(str(installed)) and "report.html.j2" in done.stdout, done.stderr
 
