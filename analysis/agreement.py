@@ -16,9 +16,9 @@ import numpy as np
 import polars as pl
 from scipy.stats import binomtest
 
-from analysis.answers import Answers, Share, Term, agreement, estimate
-from analysis.cells import CONTROLS, done, has_method, is_generatives_own, on_plain_truth, sized
-from analysis.intervals import Interval
+from w2s_ray.analysis.answers import Answers, Share, Term, agreement, estimate
+from w2s_ray.analysis.cells import CONTROLS, done, has_method, is_generatives_own, on_plain_truth, sized
+from w2s_ray.analysis.intervals import Interval
 
 CELL = ["setting", "family", "method", "task", "weak", "strong", "weak_params", "strong_params"]
 WHEN = {"right": "agreement_when_weak_right", "wrong": "agreement_when_weak_wrong"}
@@ -88,7 +88,7 @@ def inverse_scaling(results: pl.DataFrame, answers: Mapping[str, Answers], *, ax
     A step leads from one student to the next larger of the same supervisor on the same task. Its change is the mean over
     replicates, whose students are too alike to count one by one. `p_value` is the two-sided sign test of equal chances, and
     steps without a change are left out. `slope` is the change of agreement when the student's size grows tenfold, with a
-    95 % interval (see `analysis.answers`).
+    95 % interval (see `w2s_ray.analysis.answers`).
     """
     cells = sized(done(results), axis).filter(pl.col("weak_size") < pl.col("strong_size"))
     rows = []

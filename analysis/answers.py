@@ -1,7 +1,7 @@
 """The Fits' answers to items of the test set or of half B, and how often two Fits agree, with an interval.
 
 All models of a task answer the same test items, and those of one replicate the same rows of half B, so their common noise cancels
-in a difference. What an interval holds is said in `analysis.intervals`: the noise of the items that replicates share, drawn by
+in a difference. What an interval holds is said in `w2s_ray.analysis.intervals`: the noise of the items that replicates share, drawn by
 groups, and what differs between replicates.
 """
 
@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import polars as pl
 
-from analysis.intervals import Interval, Moments
+from w2s_ray.analysis.intervals import Interval, Moments
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ together. Everything here keeps that pairing, so a difference or ratio of scores
 into account. Items of a group (questions on one text, both sides of a pair) are never told apart by chance: whole groups are
 drawn, or each item by itself where the task has no groups.
 
-A sample holds the noise in two forms. `moments` are covariances, from which `analysis.intervals` makes the intervals of all
+A sample holds the noise in two forms. `moments` are covariances, from which `w2s_ray.analysis.intervals` makes the intervals of all
 tables. `scores` are resampled scores for what has no formula, such as fits of scaling laws: groups of items are drawn with
 replacement, and each replicate's deviation from the mean is scaled by a random number. These are made a little too wide
 rather than too narrow: they count the item noise that replicates do not share twice.
@@ -28,8 +28,8 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from analysis import tables
-from analysis.intervals import Moments, critical_value
+from w2s_ray.analysis import tables
+from w2s_ray.analysis.intervals import Moments, critical_value
 
 NUM_RESAMPLES = 2000
 SEED = 20231214

@@ -10,11 +10,11 @@ from typing import Any
 
 import polars as pl
 
-from analysis.agreement import HALF_B, TEST
-from analysis.cells import CONTROLS, has_method
-from analysis.charts.difficulty import largest_by_difficulty
-from analysis.charts.training import RULE_TEXTS, drawn_curves
-from analysis.findings import SIGNIFICANT, interval_text
+from w2s_ray.analysis.agreement import HALF_B, TEST
+from w2s_ray.analysis.cells import CONTROLS, has_method
+from w2s_ray.analysis.charts.difficulty import largest_by_difficulty
+from w2s_ray.analysis.charts.training import RULE_TEXTS, drawn_curves
+from w2s_ray.analysis.findings import SIGNIFICANT, interval_text
 
 FALL = 0.01
 """A learning curve that ends this far below its best point is said to fall."""
@@ -271,5 +271,5 @@ CAPTIONS: dict[str, Callable[[dict[str, pl.DataFrame]], list[str]]] = {
     "difficulty": _difficulty,
     "stopping": _stopping,
 }
-"""Kind of a figure, as in `analysis.charts.figures` -> the sentences under it."""
+"""Kind of a figure, as in `w2s_ray.analysis.charts.figures` -> the sentences under it."""
 WITHOUT_CROSSES = ("imitation", "calibration", "fit_curves")

@@ -1,4 +1,4 @@
-"""What the columns of all tables hold: `python -m analysis.columns` prints it as Markdown.
+"""What the columns of all tables hold: `python -m w2s_ray.analysis.columns` prints it as Markdown.
 
 The sentences are in columns.yaml, which is the only place for them: the page, tables/columns.md and the documentation take them from
 there.

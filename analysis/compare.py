@@ -1,4 +1,4 @@
-"""Compares two studies: `python -m analysis.compare OUT_A OUT_B [--out DIR]`. Writes compare.parquet,
+"""Compares two studies: `python -m w2s_ray.analysis.compare OUT_A OUT_B [--out DIR]`. Writes compare.parquet,
 compare.html, and the same as tables/compare.csv and figures/compare.svg.
 
 A pair of A and a pair of B are compared if they agree in setting, task, weak size and strong size. A pair of B meets the pair
@@ -19,13 +19,13 @@ from typing import Any
 import altair as alt
 import polars as pl
 
-from analysis import controls, tables
-from analysis.bootstrap import NUM_RESAMPLES, SIDES, Sample, moments, resample
-from analysis.charts import parts
-from analysis.figure_files import write_figures
-from analysis.page import section, write_page
-from analysis.pgr import pgr_difference, pgr_table
-from analysis.report import write_csv_files
+from w2s_ray.analysis import controls, tables
+from w2s_ray.analysis.bootstrap import NUM_RESAMPLES, SIDES, Sample, moments, resample
+from w2s_ray.analysis.charts import parts
+from w2s_ray.analysis.figure_files import write_figures
+from w2s_ray.analysis.page import section, write_page
+from w2s_ray.analysis.pgr import pgr_difference, pgr_table
+from w2s_ray.analysis.report import write_csv_files
 
 SCHEMA = {
     "setting": pl.String,
@@ -48,7 +48,7 @@ SCHEMA = {
     "reason": pl.String,
 }
 """Differences are B - A. `score_*` is the student's. `a` and `b` name the family and the method. `fails`: which controls of A or B
-fail (`analysis.controls`)."""
+fail (`w2s_ray.analysis.controls`)."""
 
 
 def compare(a: list[Sample], b: list[Sample]) -> pl.DataFrame:

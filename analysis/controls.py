@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import polars as pl
 
-from analysis.cells import CONTROLS, has_method
+from w2s_ray.analysis.cells import CONTROLS, has_method
 
 PAIR_ON_TASK = ["setting", "family", "task", "weak", "strong", "method"]
 MAX_NAMED = 4
@@ -74,7 +74,7 @@ def verdicts(pgr: pl.DataFrame) -> dict[Place, str]:
 
 
 def by_task(pgr: pl.DataFrame) -> list[tuple[Place, pl.DataFrame]]:
-    """The pairs of different sizes of each task and family, in their order. `pgr`: the table of `analysis.pgr`."""
+    """The pairs of different sizes of each task and family, in their order. `pgr`: the table of `w2s_ray.analysis.pgr`."""
     pairs = with_fails(pgr).filter(
         pl.col("task").is_not_null() & (pl.col("weak") != pl.col("strong")) & (pl.col("num_cells") > 0)
     )

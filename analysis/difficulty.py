@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import polars as pl
 
-from analysis.agreement import fits_by_role
+from w2s_ray.analysis.agreement import fits_by_role
 
 MAX_BINS = 6
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import vl_convert as vlc
 
-from analysis.charts.parts import Figure, specification
+from w2s_ray.analysis.charts.parts import Figure, specification
 
 COLUMN_MM, PAGE_MM = 84.0, 174.0
 MM_PER_PX = 25.4 / 96

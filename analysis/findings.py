@@ -3,7 +3,7 @@ found.
 
 A finding speaks of naive students, or of another method where a study has none, and of the widest pair that has a PGR: the
 one whose sizes are farthest apart. How PGR moves with size is the difference between the largest and the smallest student of
-the same supervisor, paired as in `analysis.pgr`.
+the same supervisor, paired as in `w2s_ray.analysis.pgr`.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from typing import Any
 
 import polars as pl
 
-from analysis import controls, tables
-from analysis.bootstrap import Sample
-from analysis.cells import sized
-from analysis.intervals import Interval
-from analysis.pgr import pgr_difference
+from w2s_ray.analysis import controls, tables
+from w2s_ray.analysis.bootstrap import Sample
+from w2s_ray.analysis.cells import sized
+from w2s_ray.analysis.intervals import Interval
+from w2s_ray.analysis.pgr import pgr_difference
 
 PAIR = ["setting", "task", "family", "weak", "strong", "method"]
 SIGNIFICANT = 0.05
@@ -45,7 +45,7 @@ to conclude. `finding`: this row in words. Without any PGR, `finding` says so an
 def findings_table(
     samples: list[Sample], pgr: pl.DataFrame, methods: pl.DataFrame, *, axis: str = "params"
 ) -> pl.DataFrame:
-    """One row for each task and family. `pgr`: the table of `analysis.pgr`. `methods`: that of `analysis.methods`."""
+    """One row for each task and family. `pgr`: the table of `w2s_ray.analysis.pgr`. `methods`: that of `w2s_ray.analysis.methods`."""
     by_pair = {_pair_of(sample): sample for sample in samples if sample.task is not None and sample.parts}
     verdicts = controls.verdicts(pgr)
     rows = []

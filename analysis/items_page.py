@@ -12,9 +12,9 @@ from typing import Any
 
 import polars as pl
 
-from analysis import tables
-from analysis.cells import CONTROLS, done, has_method
-from analysis.page import write_page
+from w2s_ray.analysis import tables
+from w2s_ray.analysis.cells import CONTROLS, done, has_method
+from w2s_ray.analysis.page import write_page
 
 MAX_SHOWN = 12
 """Items of a kind for each pair."""

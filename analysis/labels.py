@@ -11,8 +11,8 @@ from typing import Any
 
 import polars as pl
 
-from analysis.agreement import fits_by_role
-from analysis.answers import Answers
+from w2s_ray.analysis.agreement import fits_by_role
+from w2s_ray.analysis.answers import Answers
 
 PLACE = ["setting", "family", "task", "weak", "strong", "method"]
 SCHEMA = {

@@ -1,4 +1,4 @@
-"""The tables of a study as Markdown: `python -m analysis.markdown OUT`.
+"""The tables of a study as Markdown: `python -m w2s_ray.analysis.markdown OUT`.
 
 OUT is a folder that `w2s report` wrote. Printed are a table of pairs (naive students, with what bounds their PGR) and, where a
 study has other methods, a table of PGR by method. Intervals are those of pgr.parquet, at 95 %. The tables in studies/README.md
@@ -13,9 +13,9 @@ from typing import Any
 
 import polars as pl
 
-from analysis import tables
-from analysis.findings import interval_text
-from analysis.text_tables import markdown
+from w2s_ray.analysis import tables
+from w2s_ray.analysis.findings import interval_text
+from w2s_ray.analysis.text_tables import markdown
 
 NONE = "–"
 KEYS = ["task", "weak", "strong"]

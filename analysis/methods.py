@@ -12,8 +12,8 @@ from typing import Any
 
 import polars as pl
 
-from analysis.bootstrap import Sample, moments
-from analysis.cells import is_control
+from w2s_ray.analysis.bootstrap import Sample, moments
+from w2s_ray.analysis.cells import is_control
 
 NAIVE = "naive"
 GROUP = ["setting", "task", "family", "weak", "strong"]

@@ -15,10 +15,10 @@ import jinja2
 import polars as pl
 import vl_convert as vlc
 
-from analysis.columns import meaning
+from w2s_ray.analysis.columns import meaning
 
 TEMPLATES = jinja2.Environment(
-    loader=jinja2.PackageLoader("analysis"),
+    loader=jinja2.PackageLoader("w2s_ray.analysis"),
     autoescape=True,
     undefined=jinja2.StrictUndefined,
     trim_blocks=True,

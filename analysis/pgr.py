@@ -1,4 +1,4 @@
-"""PGR over seeds and tasks with 95 % intervals: `python -m analysis.pgr OUT [--out DIR]`. Writes pgr.parquet and methods.csv.
+"""PGR over seeds and tasks with 95 % intervals: `python -m w2s_ray.analysis.pgr OUT [--out DIR]`. Writes pgr.parquet and methods.csv.
 
     PGR             = (student - supervisor) / (ceiling - supervisor)        Burns et al. 2023, section 3
     PGR above floor = (student - floor) / (ceiling - floor)
@@ -6,7 +6,7 @@
 
 The floor is the best of the supervisor, the untrained model (zero-shot) and a student of shuffled labels: what a student could
 reach without learning anything from its supervisor. Estimates are ratios of means over replicates and tasks. Intervals come
-from `analysis.intervals`. Where the interval of a denominator reaches 0, the ratio means nothing: it is null, and `reason`
+from `w2s_ray.analysis.intervals`. Where the interval of a denominator reaches 0, the ratio means nothing: it is null, and `reason`
 says why.
 
 In rows that pool tasks the intervals are those of a mean over these very tasks. `pgr_median` is the median over tasks of
@@ -23,11 +23,23 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from analysis import controls, tables
-from analysis.bootstrap import CONTROL_ARMS, FLOOR, GAIN, GAP, PAIR, SEED, SIDES, Sample, interval, moments, run_script
-from analysis.cells import is_control
-from analysis.intervals import Interval, Noise
-from analysis.methods import method_table
+from w2s_ray.analysis import controls, tables
+from w2s_ray.analysis.bootstrap import (
+    CONTROL_ARMS,
+    FLOOR,
+    GAIN,
+    GAP,
+    PAIR,
+    SEED,
+    SIDES,
+    Sample,
+    interval,
+    moments,
+    run_script,
+)
+from w2s_ray.analysis.cells import is_control
+from w2s_ray.analysis.intervals import Interval, Noise
+from w2s_ray.analysis.methods import method_table
 
 ENDS = ("", "_low", "_high")
 MIN_TASKS = 6

@@ -1,4 +1,4 @@
-"""The report of a study: `python -m analysis.report OUT [--axis compute]`. OUT holds the tables of `w2s report`.
+"""The report of a study: `python -m w2s_ray.analysis.report OUT [--axis compute]`. OUT holds the tables of `w2s report`.
 
 Writes pgr.parquet, findings.parquet, fits.parquet, fit_curves.parquet, tables/*.csv (and, as shown on the page, *.md and *.tex),
 figures/*.svg, *.pdf and *.png, report.html, and items.html where items differ. The pages work without a network, on a phone, in
@@ -20,7 +20,7 @@ from typing import Any
 
 import polars as pl
 
-from analysis import (
+from w2s_ray.analysis import (
     agreement,
     charts,
     columns,
@@ -33,17 +33,17 @@ from analysis import (
     stopping,
     tables,
 )
-from analysis.answers import read_answers
-from analysis.bootstrap import resample
-from analysis.captions import captions
-from analysis.cells import AXES
-from analysis.figure_files import write_figures
-from analysis.items_page import write_items_page
-from analysis.methods import method_table
-from analysis.page import Download, section, write_page
-from analysis.pgr import pgr_table
-from analysis.scaling import fit_scaling
-from analysis.text_tables import write_text_tables
+from w2s_ray.analysis.answers import read_answers
+from w2s_ray.analysis.bootstrap import resample
+from w2s_ray.analysis.captions import captions
+from w2s_ray.analysis.cells import AXES
+from w2s_ray.analysis.figure_files import write_figures
+from w2s_ray.analysis.items_page import write_items_page
+from w2s_ray.analysis.methods import method_table
+from w2s_ray.analysis.page import Download, section, write_page
+from w2s_ray.analysis.pgr import pgr_table
+from w2s_ray.analysis.scaling import fit_scaling
+from w2s_ray.analysis.text_tables import write_text_tables
 
 EMBEDDED_BYTES = 2_000_000
 """The page links to a CSV file that is larger than this, and holds a smaller one itself."""

@@ -31,9 +31,9 @@ import numpy as np
 import polars as pl
 from scipy.optimize import least_squares
 
-from analysis import tables
-from analysis.bootstrap import NUM_RESAMPLES, SEED, Sample, interval, resample
-from analysis.cells import AXES, SIZE_NOUNS, sized
+from w2s_ray.analysis import tables
+from w2s_ray.analysis.bootstrap import NUM_RESAMPLES, SEED, Sample, interval, resample
+from w2s_ray.analysis.cells import AXES, SIZE_NOUNS, sized
 
 NUM_STARTS = 12
 NUM_REFITS = 100

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import polars as pl
 
-from analysis.cells import done, on_plain_truth
-from analysis.findings import interval_text
-from analysis.page import Section, section
+from w2s_ray.analysis.cells import done, on_plain_truth
+from w2s_ray.analysis.findings import interval_text
+from w2s_ray.analysis.page import Section, section
 
 
 def sections(frames: dict[str, pl.DataFrame]) -> list[Section]:

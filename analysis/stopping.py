@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import polars as pl
 
-from analysis.cells import done as done_cells
+from w2s_ray.analysis.cells import done as done_cells
 
 CELL = ["setting", "family", "task", "method", "weak", "strong", "weak_params", "strong_params"]
 GAP_TOO_SMALL = "gap_too_small: the ceiling is not clearly above the supervisor"

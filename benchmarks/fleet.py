@@ -38,7 +38,7 @@ from pyarrow import fs as pafs
 from w2s_ray.cost import costs
 from w2s_ray.fit import Execution, Fit, Model
 from w2s_ray.leases import HeldLease, LeaseLost, Leases
-from w2s_ray.plan import Plan, expand
+from w2s_ray.planning import Plan, expand
 from w2s_ray.scheduling.packs import SHORTEST_PACK_S, Pack, Schedule
 from w2s_ray.scheduling.room import Node
 from w2s_ray.scheduling.searcher import DagSearcher

@@ -109,7 +109,7 @@ def run_ours(study: Path) -> float:
 def run_plain(study: Path, folder: Path) -> tuple[float, pl.DataFrame]:
     """(seconds, score of every training) of the study's Fits, each in a process of its own, supervisors first."""
     from w2s_ray import tasks
-    from w2s_ray.plan import load_plan
+    from w2s_ray.planning import load_plan
 
     jobs: list[dict[str, Any]] = []
     fits = sorted(load_plan(study).fits, key=lambda fit: bool(fit.labels))
@@ -138,7 +138,7 @@ def run_plain(study: Path, folder: Path) -> tuple[float, pl.DataFrame]:
 
 def side_by_side(study: Path, plain: pl.DataFrame) -> pl.DataFrame:
     """Mean score over seeds of each training that the grid has, by either side."""
-    from w2s_ray.plan import load_plan
+    from w2s_ray.planning import load_plan
     from w2s_ray.store import open_store
 
     store = open_store(str(study.parent / "w2s-store"))

@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 import yaml
 from rich.progress import track
 
-from w2s_ray.plan import load_plan
+from w2s_ray.planning import load_plan
 from w2s_ray.store import open_store
 
 ROUNDS = 5
@@ -100,7 +100,7 @@ def best_of(run: Callable[[], object]) -> float:
 
 
 def aggregation(path: Path) -> None:
-    """Time the way from the file to a score for each Fit, and to score and calibration in ten bins (`analysis.agreement`)."""
+    """Time the way from the file to a score for each Fit, and to score and calibration in ten bins (`w2s_ray.analysis.agreement`)."""
     import pandas as pd
 
     def scores_in_polars() -> object:

@@ -21,7 +21,7 @@ from pathlib import Path
 import psutil
 
 from w2s_ray.fit import Fit
-from w2s_ray.plan import load_plan
+from w2s_ray.planning import load_plan
 from w2s_ray.store import Store, open_store
 
 from driver import own_environment

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from w2s_ray.fit import Data, Execution, Fit, Method, Model, Training
-from w2s_ray.plan import Cell
+from w2s_ray.planning import Cell
 from w2s_ray.scheduling.packs import Schedule
 from w2s_ray.store import Store
 

@@ -13,7 +13,7 @@ import numpy as np
 import polars as pl
 from scipy.special import ndtri
 
-from analysis.bootstrap import GAIN, GAP, SIDES, Panel, Part, Sample
+from w2s_ray.analysis.bootstrap import GAIN, GAP, SIDES, Panel, Part, Sample
 
 PGR = 0.5
 NUM_CHECKED = 100

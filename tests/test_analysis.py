@@ -17,13 +17,13 @@ import polars as pl
 import pytest
 from scipy.stats import binom, chi2, norm
 
-from analysis import charts, compare, controls, methods, scaling, stopping, tables
-from analysis.bootstrap import Sample, resample
-from analysis.charts.training import MAX_CURVE_POINTS
-from analysis.intervals import Moments, Noise, critical_value
-from analysis.methods import method_table
-from analysis.pgr import measured_noise, pgr_table
-from analysis.report import write_report
+from w2s_ray.analysis import charts, compare, controls, methods, scaling, stopping, tables
+from w2s_ray.analysis.bootstrap import Sample, resample
+from w2s_ray.analysis.charts.training import MAX_CURVE_POINTS
+from w2s_ray.analysis.intervals import Moments, Noise, critical_value
+from w2s_ray.analysis.methods import method_table
+from w2s_ray.analysis.pgr import measured_noise, pgr_table
+from w2s_ray.analysis.report import write_report
 from w2s_ray.cost import measured_noise as measured_on_store
 from w2s_ray.cost import pgr_half_width
 from w2s_ray.results import write_results
@@ -523,7 +523,7 @@ def test_a_report_of_nothing_says_so(store: Store, tmp_path: Path) -> None:
     assert "0 of 0 cells" in write_report(tmp_path / "empty").read_text()
 
 
-@pytest.mark.parametrize("module", ["analysis.pgr", "analysis.report"])
+@pytest.mark.parametrize("module", ["w2s_ray.analysis.pgr", "w2s_ray.analysis.report"])
 @pytest.mark.parametrize("content", [None, b"not parquet", "foreign", "typed"])
 def test_a_missing_or_foreign_table_is_one_message(tmp_path: Path, module: str, content: object) -> None:
     path = tmp_path / "results.parquet"

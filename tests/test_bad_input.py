@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from w2s_ray import cli
 from w2s_ray.errors import InputError
-from w2s_ray.plan import load_plan
+from w2s_ray.planning import load_plan
 from w2s_ray.study import load_study
 from w2s_ray.tasks.task import CATALOGUE
 

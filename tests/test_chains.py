@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from w2s_ray import cli
 from w2s_ray.errors import InputError
 from w2s_ray.fit import Execution, Fit
-from w2s_ray.plan import Cell, Plan, load_plan
+from w2s_ray.planning import Cell, Plan, load_plan
 from w2s_ray.results import write_results
 from w2s_ray.store import Store, open_store
 from w2s_ray.training.data import prepare
@@ -429,7 +429,7 @@ def test_easy_to_hard_from_the_study_to_the_figure(folder: Path, tmp_path: Path)
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from analysis.report import write_report
+    from w2s_ray.analysis.report import write_report
 
     rows = pq.read_table(folder / "toy.parquet").to_pylist()
     hard = [row | {"words": len(row["text"].split())} for row in rows]

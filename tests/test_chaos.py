@@ -15,7 +15,7 @@ import pytest
 from typer.testing import CliRunner
 
 from w2s_ray import cli
-from w2s_ray.plan import load_plan
+from w2s_ray.planning import load_plan
 from w2s_ray.store import Store, open_store
 
 from chaos import COMPUTE, GRID, Run, differences, disturb

@@ -20,7 +20,7 @@ import yaml
 
 from w2s_ray import cli
 from w2s_ray.fit import Execution
-from w2s_ray.plan import load_plan
+from w2s_ray.planning import load_plan
 from w2s_ray.store import open_store
 from w2s_ray.training.pack import run_pack
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from w2s_ray import tasks
-from w2s_ray.plan import load_plan
+from w2s_ray.planning import load_plan
 from w2s_ray.results import write_results
 from w2s_ray.training.batches import pad
 from w2s_ray.training.settings import comparison

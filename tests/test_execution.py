@@ -55,7 +55,7 @@ import json, sys
 import torch.distributed as dist
 dist.init_process_group("gloo")
 from w2s_ray.fit import Execution
-from w2s_ray.plan import load_plan
+from w2s_ray.planning import load_plan
 from w2s_ray.training.pack import run_pack
 for study, store, zero_stage in json.loads(sys.argv[1]):
     execution = Execution(workers=2, zero_stage=zero_stage)
@@ -102,7 +102,7 @@ import sys
 import torch, torch.distributed as dist
 dist.init_process_group("gloo")
 from w2s_ray.fit import Execution
-from w2s_ray.plan import load_plan
+from w2s_ray.planning import load_plan
 from w2s_ray.training import pack, train_fit
 from w2s_ray.training.loop import TrainingLoop
 plan, rank = load_plan(sys.argv[1]), dist.get_rank()

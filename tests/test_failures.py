@@ -12,7 +12,7 @@ import torch
 
 from w2s_ray.errors import InputError
 from w2s_ray.fit import Execution
-from w2s_ray.plan import load_plan
+from w2s_ray.planning import load_plan
 from w2s_ray.store import open_store
 from w2s_ray.training import train_fit
 from w2s_ray.training.engine import Engine

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from w2s_ray.fit import Execution
-from w2s_ray.plan import load_plan
+from w2s_ray.planning import load_plan
 from w2s_ray.store import open_store
 from w2s_ray.training import features
 from w2s_ray.training.data import prepare

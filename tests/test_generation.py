@@ -12,7 +12,7 @@ import yaml
 
 from w2s_ray import tasks
 from w2s_ray.errors import InputError
-from w2s_ray.plan import load_plan
+from w2s_ray.planning import load_plan
 from w2s_ray.results import write_results
 from w2s_ray.training.batches import pad
 from w2s_ray.training.settings import generation

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from w2s_ray import cli, families, hub, tasks
 from w2s_ray.errors import InputError
 from w2s_ray.fit import Execution
-from w2s_ray.plan import load_plan
+from w2s_ray.planning import load_plan
 from w2s_ray.results import write_results
 from w2s_ray.store import open_store
 from w2s_ray.tasks.rows import read_task

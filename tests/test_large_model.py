@@ -22,7 +22,7 @@ import json, resource, sys
 import torch.distributed as dist
 dist.init_process_group("gloo")
 from w2s_ray.fit import Execution
-from w2s_ray.plan import load_plan
+from w2s_ray.planning import load_plan
 from w2s_ray.training.pack import run_pack
 peaks = []
 for study in sys.argv[2:]:

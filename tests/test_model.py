@@ -14,7 +14,7 @@ from w2s_ray import families
 from w2s_ray.errors import InputError
 from w2s_ray.families.model_folder import count_params
 from w2s_ray.fit import Execution
-from w2s_ray.plan import load_plan
+from w2s_ray.planning import load_plan
 from w2s_ray.study import ModelEntry
 from w2s_ray.training.batches import pad
 from w2s_ray.training.data import prepare

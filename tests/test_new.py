@@ -20,7 +20,7 @@ from typer.testing import CliRunner, Result
 
 from w2s_ray import cli
 from w2s_ray.errors import InputError
-from w2s_ray.plan import load_plan
+from w2s_ray.planning import load_plan
 from w2s_ray.tasks import Task, load_task, read_rows
 
 from tiny import WORDS, save_model

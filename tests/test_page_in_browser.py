@@ -10,7 +10,7 @@ import pytest
 from browser import Browser, find_chromium
 from test_report import planted_study
 
-from analysis import report
+from w2s_ray.analysis import report
 
 CHROMIUM = find_chromium()
 pytestmark = pytest.mark.skipif(

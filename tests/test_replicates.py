@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from w2s_ray.fit import Execution
-from w2s_ray.plan import Plan, load_plan
+from w2s_ray.planning import Plan, load_plan
 from w2s_ray.results import write_results
 from w2s_ray.store import open_store
 from w2s_ray.training.data import prepare

@@ -11,14 +11,25 @@ import numpy as np
 import polars as pl
 import pytest
 
-from analysis import agreement, charts, controls, findings, labels, markdown, report, scaling, sections, stopping
-from analysis.answers import Share, Term, estimate, read_answers
-from analysis.bootstrap import Sample, resample
-from analysis.captions import captions
-from analysis.charts.parts import COLOURS
-from analysis.difficulty import difficulty_table
-from analysis.methods import method_table
-from analysis.pgr import pgr_table
+from w2s_ray.analysis import (
+    agreement,
+    charts,
+    controls,
+    findings,
+    labels,
+    markdown,
+    report,
+    scaling,
+    sections,
+    stopping,
+)
+from w2s_ray.analysis.answers import Share, Term, estimate, read_answers
+from w2s_ray.analysis.bootstrap import Sample, resample
+from w2s_ray.analysis.captions import captions
+from w2s_ray.analysis.charts.parts import COLOURS
+from w2s_ray.analysis.difficulty import difficulty_table
+from w2s_ray.analysis.methods import method_table
+from w2s_ray.analysis.pgr import pgr_table
 
 
 def results_of(*rows: dict[str, Any]) -> pl.DataFrame:

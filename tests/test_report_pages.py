@@ -12,9 +12,9 @@ import polars as pl
 import pytest
 from test_report import planted_study, predictions_of, results_of
 
-from analysis import columns, compare, figure_files, findings, items_page, pgr, provenance, report, text_tables
-from analysis.charts.scores import score_marks
 from w2s_ray import item_texts, left_out, results, tasks
+from w2s_ray.analysis import columns, compare, figure_files, findings, items_page, pgr, provenance, report, text_tables
+from w2s_ray.analysis.charts.scores import score_marks
 
 from fits import DATA
 

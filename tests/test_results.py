@@ -10,13 +10,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from analysis import tables
-from analysis.bootstrap import resample
-from analysis.pgr import pgr_table
-from analysis.report import write_report
+from w2s_ray.analysis import tables
+from w2s_ray.analysis.bootstrap import resample
+from w2s_ray.analysis.pgr import pgr_table
+from w2s_ray.analysis.report import write_report
 from w2s_ray.fit import Method
 from w2s_ray.left_out import NOT_ASKED_FOR
-from w2s_ray.plan import Cell, Controls
+from w2s_ray.planning import Cell, Controls
 from w2s_ray.results import write_results
 from w2s_ray.store import Store
 from w2s_ray.tasks import RowCounts

@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 
 from w2s_ray.leases import Leases
-from w2s_ray.plan import load_plan
+from w2s_ray.planning import load_plan
 from w2s_ray.results import SCHEMA
 from w2s_ray.scratch import PREFIX
 from w2s_ray.store import Store, open_store

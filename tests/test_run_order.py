@@ -10,7 +10,7 @@ from typing import Any
 import polars as pl
 import pytest
 
-from w2s_ray.plan import load_plan
+from w2s_ray.planning import load_plan
 from w2s_ray.store import open_store
 
 from driver import w2s

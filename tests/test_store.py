@@ -81,9 +81,7 @@ def bucket(s3_uri: str, tmp_path: Path) -> Store:
     return open_store(s3_uri.replace("/store?", f"/{tmp_path.name}?"))
 
 
-def test_neither_a_commit_nor_a_status_asks_for_each_fit(
-    bucket: Store, files: Path
-) -> None:
+def test_neither_a_commit_nor_a_status_asks_for_each_fit(bucket: Store, files: Path) -> None:
     bucket.begin_index()
     first = calls_of(lambda: bucket.commit(fit(), files))
     assert first["PUT"] == 4, "one for each of two files, the marker and the index"

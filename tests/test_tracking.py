@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from w2s_ray import cli
 from w2s_ray.fit import Execution
-from w2s_ray.plan import load_plan
+from w2s_ray.planning import load_plan
 from w2s_ray.store import Store, open_store
 from w2s_ray.tracking import Tracking, tracking
 from w2s_ray.training.pack import run_pack

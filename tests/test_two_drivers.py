@@ -14,7 +14,7 @@ import pytest
 from w2s_ray import leases
 from w2s_ray.fit import Execution, Fit
 from w2s_ray.leases import LeaseLost, Leases
-from w2s_ray.plan import load_plan
+from w2s_ray.planning import load_plan
 from w2s_ray.scheduling import searcher as searchers
 from w2s_ray.scheduling.packs import Pack, Schedule
 from w2s_ray.scheduling.room import Node

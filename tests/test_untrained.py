@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, PreTra
 
 from w2s_ray.errors import InputError
 from w2s_ray.fit import Fit
-from w2s_ray.plan import load_plan
+from w2s_ray.planning import load_plan
 from w2s_ray.store import StoreError, open_store
 from w2s_ray.training.batches import pad
 from w2s_ray.training.data import prepare

@@ -14,7 +14,7 @@ import polars as pl
 
 from w2s_ray import families
 from w2s_ray.fit import Execution, Fit
-from w2s_ray.plan import load_plan
+from w2s_ray.planning import load_plan
 from w2s_ray.store import Store, open_store
 from w2s_ray.study import ModelEntry
 from w2s_ray.training.model import ModelSpec

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 from w2s_ray import methods, tasks
 from w2s_ray.fit import Data, Execution, Fit, Model
-from w2s_ray.plan import Cell, Plan
+from w2s_ray.planning import Cell, Plan
 
 if TYPE_CHECKING:
-    from analysis.intervals import Noise
+    from w2s_ray.analysis.intervals import Noise
     from w2s_ray.store import Store
 
 CPU_FLOPS_PER_S = 2e10, 1e11
@@ -173,7 +173,7 @@ def pgr_half_width(
     `num_groups`: of test items, or None if each item is its own group. `noise`: as measured on Fits of that task; by default
     it is assumed.
     """
-    from analysis.intervals import critical_value
+    from w2s_ray.analysis.intervals import critical_value
 
     noise = noise or assumed_noise(num_test, num_groups=num_groups)
     items = noise.per_item / num_test
@@ -193,7 +193,7 @@ def assumed_noise(num_test: int, *, num_groups: float | None = None) -> Noise:
     v = 3/16 at a score of 3/4, and that of the sum is 1.5 v (1 - r) if models correlate by r. Groups of m items, which correlate
     by g, multiply it by 1 + (m - 1) g.
     """
-    from analysis.intervals import Noise
+    from w2s_ray.analysis.intervals import Noise
 
     per_group = num_test / num_groups if num_groups else 1.0
     per_item = 1.5 * (3 / 16) * (1 - MODEL_CORRELATION) * (1 + (per_group - 1) * GROUP_CORRELATION)
@@ -212,8 +212,8 @@ def measured_noise(plan: Plan, *, store: Store, done: Collection[str]) -> dict[s
     chosen = {task: cells for (task, *_), cells in reversed(by_pair.items()) if len({cell.seed for cell in cells}) > 1}
     if not chosen:
         return {}
-    from analysis import pgr, tables
-    from analysis.bootstrap import resample
+    from w2s_ray.analysis import pgr, tables
+    from w2s_ray.analysis.bootstrap import resample
     from w2s_ray.results import write_results
 
     with tempfile.TemporaryDirectory() as folder:

@@ -204,7 +204,7 @@ def plan(study: str | Path, *, store: str | None = None, usd_per_hour: float | N
     Starts nothing and writes nothing. `store` is $W2S_STORE or ./w2s-store if it is not given.
     """
     from w2s_ray.cli.plan import plan_facts
-    from w2s_ray.plan import load_plan
+    from w2s_ray.planning import load_plan
     from w2s_ray.store import open_store
 
     opened = open_store(store or _default_store())

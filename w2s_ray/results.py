@@ -35,7 +35,7 @@ import polars as pl
 from w2s_ray.fit import PACKAGES, Data, Fit
 from w2s_ray.item_texts import item_texts
 from w2s_ray.left_out import Dealt, left_out
-from w2s_ray.plan import Cell
+from w2s_ray.planning import Cell
 from w2s_ray.store import Commit, Store, StoreError
 from w2s_ray.tasks import RowCounts
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from w2s_ray.errors import InputError
-from w2s_ray.plan import Plan
+from w2s_ray.planning import Plan
 
 
 @dataclass(frozen=True)

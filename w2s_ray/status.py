@@ -11,7 +11,7 @@ from typing import Any
 
 from w2s_ray.fit import Fit
 from w2s_ray.leases import Lease, Leases
-from w2s_ray.plan import Plan
+from w2s_ray.planning import Plan
 from w2s_ray.store import Store
 
 Difference = tuple[str, Any, Any]

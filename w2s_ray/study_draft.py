@@ -12,7 +12,7 @@ from pathlib import Path
 from w2s_ray.errors import InputError
 from w2s_ray.families import Family, load_family
 from w2s_ray.fit import Setting
-from w2s_ray.plan import Plan, expand
+from w2s_ray.planning import Plan, expand
 from w2s_ray.study import study_of
 from w2s_ray.tasks import Deal, Task, facts_of_replicates, load_task, read_task
 from w2s_ray.tasks.draft import in_yaml

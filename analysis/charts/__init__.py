@@ -1,7 +1,7 @@
 """The figures of the report: which there are, of which tables, and in which order.
 
 Each function of this room turns a table into an Altair chart, or into None if there is nothing to draw. A figure shows pairs of
-different sizes only. A red cross marks what fails a control (`analysis.controls`). What figures share is in `parts`.
+different sizes only. A red cross marks what fails a control (`w2s_ray.analysis.controls`). What figures share is in `parts`.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ from functools import partial
 
 import polars as pl
 
-from analysis.cells import sized
-from analysis.charts.calibration import calibration_chart
-from analysis.charts.difficulty import difficulty_chart
-from analysis.charts.mistakes import agreement_chart, imitation_chart, misfit_chart
-from analysis.charts.parts import Figure, styled
-from analysis.charts.pgr import methods_chart, methods_list, pair_map, pgr_chart
-from analysis.charts.scaling import fit_chart
-from analysis.charts.scores import score_chart, tasks_chart
-from analysis.charts.training import learning_chart, stopping_chart
+from w2s_ray.analysis.cells import sized
+from w2s_ray.analysis.charts.calibration import calibration_chart
+from w2s_ray.analysis.charts.difficulty import difficulty_chart
+from w2s_ray.analysis.charts.mistakes import agreement_chart, imitation_chart, misfit_chart
+from w2s_ray.analysis.charts.parts import Figure, styled
+from w2s_ray.analysis.charts.pgr import methods_chart, methods_list, pair_map, pgr_chart
+from w2s_ray.analysis.charts.scaling import fit_chart
+from w2s_ray.analysis.charts.scores import score_chart, tasks_chart
+from w2s_ray.analysis.charts.training import learning_chart, stopping_chart
 
 MAX_METHODS = 5
 """With more methods than this, a study's methods are listed rather than drawn as lines."""

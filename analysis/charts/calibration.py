@@ -5,10 +5,10 @@ from __future__ import annotations
 import altair as alt
 import polars as pl
 
-from analysis.agreement import TEST
-from analysis.cells import CONTROLS, has_method
-from analysis.charts import parts
-from analysis.charts.parts import CATEGORIES, FEW_TICKS, HEIGHT, WIDTH, Figure
+from w2s_ray.analysis.agreement import TEST
+from w2s_ray.analysis.cells import CONTROLS, has_method
+from w2s_ray.analysis.charts import parts
+from w2s_ray.analysis.charts.parts import CATEGORIES, FEW_TICKS, HEIGHT, WIDTH, Figure
 
 ROLES = {"supervisor": "#8a8a8a", "student": CATEGORIES[1], "ceiling": "black"}
 """Role -> colour."""

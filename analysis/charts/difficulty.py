@@ -7,8 +7,8 @@ from itertools import cycle
 import altair as alt
 import polars as pl
 
-from analysis.charts import parts
-from analysis.charts.parts import FEW_TICKS, Figure, panels
+from w2s_ray.analysis.charts import parts
+from w2s_ray.analysis.charts.parts import FEW_TICKS, Figure, panels
 
 
 def largest_by_difficulty(rows: pl.DataFrame) -> pl.DataFrame:

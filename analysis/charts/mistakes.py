@@ -5,8 +5,8 @@ from __future__ import annotations
 import altair as alt
 import polars as pl
 
-from analysis.charts import parts
-from analysis.charts.parts import FEW_TICKS, HEIGHT, SMALL, WIDTH, Figure, panels
+from w2s_ray.analysis.charts import parts
+from w2s_ray.analysis.charts.parts import FEW_TICKS, HEIGHT, SMALL, WIDTH, Figure, panels
 
 
 def agreement_chart(rows: pl.DataFrame, *, axis: str) -> Figure | None:

@@ -2,7 +2,7 @@
 
 Every size has one colour in all figures: that of its place on its family's ladder, from the smallest on. Ceilings are black.
 What is no size (a task, a method, a rule) takes its colour from CATEGORIES, which has none of these. A figure has no title of
-its own, so that it can go into a paper; `analysis.charts.TITLES` has them.
+its own, so that it can go into a paper; `w2s_ray.analysis.charts.TITLES` has them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import altair as alt
 import numpy as np
 import polars as pl
 
-from analysis.cells import AXES
+from w2s_ray.analysis.cells import AXES
 
 WIDTH, HEIGHT = 420, 300
 SMALL = 210

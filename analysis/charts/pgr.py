@@ -7,8 +7,8 @@ from functools import partial
 import altair as alt
 import polars as pl
 
-from analysis.charts import parts
-from analysis.charts.parts import SMALL, WIDTH, Figure, panels
+from w2s_ray.analysis.charts import parts
+from w2s_ray.analysis.charts.parts import SMALL, WIDTH, Figure, panels
 
 PGR_EDGES = (-0.5, 1.6)
 

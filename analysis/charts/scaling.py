@@ -5,9 +5,9 @@ from __future__ import annotations
 import altair as alt
 import polars as pl
 
-from analysis.cells import AXES
-from analysis.charts import parts
-from analysis.charts.parts import AXIS_FORMATS, Figure, panels
+from w2s_ray.analysis.cells import AXES
+from w2s_ray.analysis.charts import parts
+from w2s_ray.analysis.charts.parts import AXIS_FORMATS, Figure, panels
 
 
 def _fit_axis(axis: str) -> alt.X:

@@ -10,8 +10,8 @@ from functools import partial
 import altair as alt
 import polars as pl
 
-from analysis.charts import parts
-from analysis.charts.parts import SMALL, Figure, panels
+from w2s_ray.analysis.charts import parts
+from w2s_ray.analysis.charts.parts import SMALL, Figure, panels
 
 CEILING = "ceiling"
 LINES = {"student": "solid", "supervisor": "dashed", "floor": "dotted"}

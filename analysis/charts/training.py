@@ -5,8 +5,8 @@ from __future__ import annotations
 import altair as alt
 import polars as pl
 
-from analysis.charts import parts
-from analysis.charts.parts import FEW_TICKS, SMALL, Figure, panels
+from w2s_ray.analysis.charts import parts
+from w2s_ray.analysis.charts.parts import FEW_TICKS, SMALL, Figure, panels
 
 MAX_CURVE_POINTS = 40
 """A learning curve is thinned to at most this many points."""

@@ -23,7 +23,7 @@ def pgr_facts(folder: Path) -> list[dict[str, Any]]:
     vouch for a PGR."""
     import polars as pl
 
-    from analysis.controls import with_fails
+    from w2s_ray.analysis.controls import with_fails
 
     pgr = with_fails(pl.read_parquet(folder / "pgr.parquet"))
     pairs = pgr.filter(pl.col("task").is_not_null() & (pl.col("weak") != pl.col("strong")))

@@ -16,7 +16,7 @@ from w2s_ray.cli.options import DEFAULT_STORE, JsonOption, StoreOption, StudyFil
 from w2s_ray.errors import InputError
 
 if TYPE_CHECKING:
-    from w2s_ray.plan import Plan
+    from w2s_ray.planning import Plan
     from w2s_ray.store import Store
 
 LARGE_LOSS = 0.1
@@ -52,7 +52,7 @@ def plan(
 
     Example: w2s plan quickstart
     """
-    from w2s_ray.plan import load_plan
+    from w2s_ray.planning import load_plan
     from w2s_ray.store import open_store
 
     if not 0 < gap < 1:

@@ -27,7 +27,7 @@ from w2s_ray.errors import InputError
 from w2s_ray.scheduling.progress import phase
 
 if TYPE_CHECKING:
-    from w2s_ray.plan import Plan
+    from w2s_ray.planning import Plan
     from w2s_ray.store import Store
 
 
@@ -56,14 +56,14 @@ def report(
 
     Example: w2s report quickstart --out paper --axis compute
     """
-    from w2s_ray.plan import load_plan
+    from w2s_ray.planning import load_plan
 
     first = load_plan(study)
     if other is None:
         facts = _report_from_store(first, store, out_folder(out_dir, study=first.study.name), axis=axis, force=force)
         print_json(facts) if as_json else print_report(facts)
         return
-    from analysis.compare import write_comparison
+    from w2s_ray.analysis.compare import write_comparison
 
     second = load_plan(other)
     names = [first.study.name, second.study.name]
@@ -104,8 +104,8 @@ def write_tables_and_report(
     plan: Plan, store: Store, folder: Path, *, facts: dict[str, Any], axis: Axis = "params"
 ) -> dict[str, Any]:
     """Write everything that belongs into a study's folder, and return what was found."""
-    from analysis.findings import read_sentences
-    from analysis.report import write_report
+    from w2s_ray.analysis.findings import read_sentences
+    from w2s_ray.analysis.report import write_report
     from w2s_ray.results import write_results
 
     facts = facts | {"fits": len(plan.fits), "cells": len(plan.cells)}

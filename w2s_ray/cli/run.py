@@ -30,7 +30,7 @@ from w2s_ray.errors import InputError
 from w2s_ray.run_log import LOG, run_log
 
 if TYPE_CHECKING:
-    from w2s_ray.plan import Plan
+    from w2s_ray.planning import Plan
     from w2s_ray.run_log import RunLog
     from w2s_ray.run_options import RunOptions
     from w2s_ray.scheduling.run import Outcome
@@ -61,7 +61,7 @@ def run(
 
     Example: w2s run quickstart --store s3://bucket/w2s --address auto
     """
-    from w2s_ray.plan import load_plan
+    from w2s_ray.planning import load_plan
     from w2s_ray.run_options import RunOptions
     from w2s_ray.store import open_store
 
@@ -177,7 +177,7 @@ def submit(
 
     Example: w2s submit nlp --address http://127.0.0.1:8265 --store s3://bucket/w2s
     """
-    from w2s_ray.plan import check_splits
+    from w2s_ray.planning import check_splits
     from w2s_ray.run_options import RunOptions
     from w2s_ray.scheduling import submit as jobs
     from w2s_ray.study import load_study

@@ -16,7 +16,7 @@ from w2s_ray.cli.suggest import complete_study
 from w2s_ray.errors import InputError, nearest
 
 if TYPE_CHECKING:
-    from w2s_ray.plan import Cell, Plan
+    from w2s_ray.planning import Cell, Plan
     from w2s_ray.store import Store
 
 
@@ -28,7 +28,7 @@ def status(study: StudyFile, store: StoreOption = DEFAULT_STORE, as_json: JsonOp
 
     Example: w2s status quickstart --json
     """
-    from w2s_ray.plan import load_plan
+    from w2s_ray.planning import load_plan
     from w2s_ray.store import open_store
 
     facts = status_facts(load_plan(study), store=open_store(store))
@@ -92,7 +92,7 @@ def explain(
 
     Example: w2s explain quickstart 'xs->m/naive/0'
     """
-    from w2s_ray.plan import load_plan
+    from w2s_ray.planning import load_plan
     from w2s_ray.store import open_store
 
     plan = load_plan(study)
@@ -195,7 +195,7 @@ def verify(
     """
     from rich.progress import track
 
-    from w2s_ray.plan import load_plan
+    from w2s_ray.planning import load_plan
     from w2s_ray.store import open_store
 
     opened = open_store(store)

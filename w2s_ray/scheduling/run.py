@@ -22,7 +22,7 @@ from typing import Any
 from rich.console import Console
 
 from w2s_ray.cost import costs
-from w2s_ray.plan import Plan
+from w2s_ray.planning import Plan
 from w2s_ray.run_log import RunLog
 from w2s_ray.run_options import RunOptions
 from w2s_ray.scheduling import cluster
