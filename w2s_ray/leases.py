@@ -175,8 +175,11 @@ class Neighbours:
             self.drop(name)
             return False
         for rival in rivals:
+            owner = self.others[rival]["owner"]
             self.leases.drop(rival)
             self._forget(rival)
+            if all(lease["owner"] != owner for lease in self.others.values()):
+                self.leases.end(owner)
         return True
 
     def drop(self, name: str) -> None:

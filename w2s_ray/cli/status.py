@@ -200,7 +200,7 @@ def verify(
 
     opened = open_store(store)
     opened.storage.check_exists()
-    print_index(opened)
+    mend_index(opened)
     folders = list(opened.committed(load_plan(study).fits).values()) if study else opened.committed_folders()
     watched = track(folders, "checking", console=err, transient=True, disable=not err.is_terminal)
     damage = find_damage(watched, store=opened)
@@ -213,17 +213,17 @@ def verify(
         raise typer.Exit(1)
 
 
-def print_index(store: Store) -> None:
-    """Rebuild the store's index, and say what was wrong with it."""
+def mend_index(store: Store) -> None:
+    """Rebuild the store's index, and say on standard error what was wrong with it."""
     from w2s_ray.storage import StoreDown
 
     try:
         num_added, num_removed = store.rebuild_index()
     except StoreDown as error:
-        out.print(f"the index of the store is left as it is: {escape(str(error))}")
+        err.print(f"the index of the store is left as it is: {escape(str(error))}")
         return
     if num_added or num_removed:
-        out.print(f"index of the store: {num_added:,} Fits added, {num_removed:,} removed")
+        err.print(f"index of the store: {num_added:,} Fits added, {num_removed:,} removed")
 
 
 def find_damage(folders: Iterable[str], *, store: Store) -> dict[str, list[str]]:
