@@ -136,7 +136,19 @@ class Report:
             hint = "" if matches else nearest(kind, [*self._specs, *kinds])
             names = ", ".join(matches or self._specs)
             raise InputError(f"{self.folder}: {problem} of the name '{kind}'{hint}; there are: {names}")
-        return alt.Chart.from_dict(self._specs[matches[0]])
+        spec = self._specs[matches[0]]
+        kinds_of_chart = {
+            "facet": alt.FacetChart,
+            "layer": alt.LayerChart,
+            "concat": alt.ConcatChart,
+            "hconcat": alt.HConcatChart,
+            "vconcat": alt.VConcatChart,
+        }
+        chart = next((kinds_of_chart[key] for key in kinds_of_chart if key in spec), alt.Chart)
+        legend = spec.get("config", {}).get("legend", {})
+        legend.pop("layout", None)  # Vega knows it and Altair does not
+        figure: alt.TopLevelMixin = chart.from_dict(spec, validate=False)
+        return figure
 
     @cached_property
     def _specs(self) -> dict[str, Any]:
