@@ -24,7 +24,7 @@ from w2s_ray.training.pack import run_pack
 from hub_rows import NUM, ROWS, SAME_FILES, URLS, _lichess, write
 from tiny import save_model, save_task
 
-EMBEDDED = {"chess-mate", "chess-moves", "sentiment", "sentiment-pairs"}
+EMBEDDED = {"chess-mate", "chess-moves", "manuals", "manuals-pairs", "sentiment", "sentiment-pairs"}
 WRITTEN = {*ROWS, *SAME_FILES, *URLS}
 LIKE_HARMLESS = {f"hh-{name}" for name in ("helpful-base", "helpful-online", "helpful-rejection-sampled")}
 

@@ -269,10 +269,13 @@ def test_the_sentiment_tasks_are_what_their_recipe_makes(tmp_path: Path) -> None
     assert len({text for _, *two in pairs for text in two}) == 2 * len(pairs), "each snippet in one pair"
 
 
+SPLITS = {"sentiment": (800, 2000), "sentiment-pairs": (700, 1400), "manuals-pairs": (1000, 1000)}
+
+
 def test_the_shipped_tasks_are_large_enough_and_split_without_leaks() -> None:
     for name in (name for name in tasks.task_names() if tasks.num_rows(tasks.load_task(name)) is not None):
         rows = tasks.read_rows(tasks.load_task(name))
-        num_train, num_test = {"sentiment": (800, 2000), "sentiment-pairs": (700, 1400)}.get(name, (2000, 2000))
+        num_train, num_test = SPLITS.get(name, (2000, 2000))
         parts = tasks.deal(rows, tasks.Deal(seed=0, num_train=num_train, num_test=num_test))
         assert [part.num_rows for part in parts.values()] == [num_train, num_train, num_test], name
         shown = [
