@@ -22,7 +22,7 @@ FAMILIES: dict[Setting, str | None] = {"classification": "minilm", "comparison":
 SIZES = {"minilm": ("d1", "d2", "d4")}
 """Sizes that are apart enough for a first curve. Default: all of a family."""
 PROBE = "{tune: head, epochs: 8, learning_rate: 0.003, weight_decay: 0.1, max_tokens: 128, evals_per_epoch: 1}"
-WHOLE = "{epochs: 2, batch_size: 32}"
+WHOLE = "{epochs: 2, batch_size: 32, warmup_fraction: 0.1, max_grad_norm: 1.0}"
 NUM_SEEDS = 3
 MOST_ROWS = 2000
 """In a half and in the test set of a first study. More is a matter of patience."""
