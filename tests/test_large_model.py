@@ -40,7 +40,7 @@ dist.destroy_process_group()
 
 @pytest.mark.slow
 def test_four_workers_share_a_model(tmp_path: Path) -> None:
-    """60 million parameters: a worker's peak, over that after a tiny model, is below a quarter of the weights and 400 MB."""
+    """59 million parameters: a worker's peak, over that after a tiny model, is below a quarter of the weights and 400 MB."""
     save_task(tmp_path, num_rows=100)
     save_model(tmp_path / "small", "llama")
     save_model(tmp_path / "big", "llama")

@@ -27,6 +27,10 @@ for _name in ("DeepSpeed", "deepspeed"):
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
+BUCKET_ELEMENTS = 20_000_000
+"""Of what ZeRO sends at a time: 80 MB in fp32. DeepSpeed's own default holds 2 GB in every worker, however small its model."""
+
+
 class Engine:
     """Wraps `deepspeed.initialize`. Its learning rate is 0 until `set_learning_rate`."""
 
@@ -176,7 +180,8 @@ def config(training: Training, execution: Execution) -> dict[str, Any]:
 
 
 def zero_optimization(execution: Execution) -> dict[str, Any]:
-    zero: dict[str, Any] = {"stage": execution.zero_stage}
+    buckets = ("reduce_bucket_size", "allgather_bucket_size", "stage3_prefetch_bucket_size")
+    zero: dict[str, Any] = {"stage": execution.zero_stage} | dict.fromkeys(buckets, BUCKET_ELEMENTS)
     if execution.offload != "none" and execution.zero_stage:
         zero["offload_optimizer"] = {"device": "cpu"}
     if execution.offload == "parameters" and execution.zero_stage == 3:
