@@ -28,7 +28,7 @@ from tiny import save_model, save_rewriting, save_task
 
 GOLDEN = Path(__file__).with_name("golden.json")
 STUDIES = Path(__file__).parents[1] / "studies"
-PINNED = ("quickstart", "embedded", "methods", "easy-to-hard")
+PINNED = ("quickstart", "embedded", "methods", "easy-to-hard", "english")
 
 
 def digest_of_keys(study: Path) -> str:
