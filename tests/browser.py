@@ -111,7 +111,8 @@ class Browser:
             if answer.get("id") == self._num_sent:
                 if "error" in answer:
                     raise RuntimeError(f"{method}: {answer['error']}")
-                return answer["result"]  # type: ignore[no-any-return]
+                result: dict[str, Any] = answer["result"]
+                return result
 
     def _receive(self) -> dict[str, Any]:
         while b"\0" not in self._pending:
@@ -120,7 +121,8 @@ class Browser:
                 raise RuntimeError("Chromium ended")
             self._pending += received
         message, _, self._pending = self._pending.partition(b"\0")
-        return json.loads(message)  # type: ignore[no-any-return]
+        answer: dict[str, Any] = json.loads(message)
+        return answer
 
 
 @dataclass(frozen=True)

@@ -128,7 +128,7 @@ def schedule_of(
     num_slots: int = 2,
     longer: dict[str, float] | None = None,
     shape: Callable[[Fit], Execution] = lambda fit: Execution(),
-    **more: object,
+    **more: Any,
 ) -> Schedule:
     """`longer`: key -> seconds of those that take longer."""
     return Schedule(
@@ -137,5 +137,5 @@ def schedule_of(
         seconds={f.key: seconds for f in fits} | (longer or {}),
         num_slots=num_slots,
         todo={f.key for f in fits},
-        **more,  # type: ignore[arg-type]
+        **more,
     )

@@ -149,7 +149,8 @@ def test_eight_free_gpus_on_eight_nodes_are_no_room_for_a_pack_of_eight() -> Non
 def test_a_pack_that_no_node_holds_takes_as_few_as_it_can() -> None:
     room = Room(gpu_nodes(3))
     sixteen = replace(WIDE, workers=16)
-    assert len(room.find(sixteen, now_s=0.0).workers) == 2  # type: ignore[union-attr]
+    place = room.find(sixteen, now_s=0.0)
+    assert place is not None and len(place.workers) == 2
     for name, node in (("p1", 0), ("p2", 1)):
         room.take(name, NARROW, Place(((f"node-{node}", 1),)), until_s=100.0)
     assert room.find(sixteen, now_s=0.0) is None, "7 + 7 + 8 would be three nodes"

@@ -28,7 +28,7 @@ deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
 BUCKET_ELEMENTS = 20_000_000
-"""Of what ZeRO sends at a time: 80 MB in fp32. DeepSpeed's own default holds 2 GB in every worker, however small its model."""
+"""Most elements that ZeRO gathers or reduces at a time. DeepSpeed's own default makes room for 500 million, however small the model."""
 
 
 class Engine:

@@ -17,7 +17,11 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
-from transformers.integrations import HfDeepSpeedConfig
+from transformers.integrations.deepspeed import (
+    HfDeepSpeedConfig,
+    set_hf_deepspeed_config,
+    unset_hf_deepspeed_config,
+)
 
 from w2s_ray.errors import InputError
 from w2s_ray.fit import Execution, Fit, Model
@@ -229,19 +233,23 @@ def _load(spec: ModelSpec) -> Base:
 
 @contextmanager
 def _partitioning(spec: ModelSpec) -> Iterator[None]:
-    """Let transformers build the model in parts and fill one layer after another, each read by rank 0, for as long as the block
-    lasts. Without ZeRO-3 it does nothing."""
-    if spec.is_partitioned:
-        config = {"train_micro_batch_size_per_gpu": 1, "zero_optimization": zero_optimization(spec.execution)}
-        is_on = HfDeepSpeedConfig(config)  # transformers looks for one that is alive
+    """Within the block transformers builds a model in parts and fills one layer after another, which rank 0 reads. Nothing changes
+    for a model that each worker loads whole."""
+    if not spec.is_partitioned:
         yield
-        del is_on
-    else:
+        return
+    config = HfDeepSpeedConfig(
+        {"train_micro_batch_size_per_gpu": 1, "zero_optimization": zero_optimization(spec.execution)}
+    )
+    try:
+        set_hf_deepspeed_config(config)  # transformers keeps a weak reference
         yield
+    finally:
+        unset_hf_deepspeed_config()  # also where loading fails: the next model may be one to load whole
 
 
-def _turn_off_dropout(whole: nn.Module) -> None:
-    for module in whole.modules():
+def _turn_off_dropout(model: nn.Module) -> None:
+    for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
         for name in ("attention_dropout", "attn_pdrop", "attention_probs_dropout_prob", "dropout"):
