@@ -5,6 +5,8 @@ Each function says what Ray's public interface lacks.
 
 from __future__ import annotations
 
+from typing import Any
+
 
 def num_local_gpus() -> int:
     """GPUs of this machine, counted as `ray.init` would count them. The public interface tells only after Ray was started, and
@@ -29,15 +31,19 @@ def draining_node_ids() -> set[str]:
     return set(ray._private.state.state.get_draining_nodes())
 
 
-def unbound_result_queue() -> None:
-    """Let the session of the Tune function that calls this hold any number of results.
+def report_to_tune(metrics: dict[str, Any]) -> None:
+    """Report to Tune without waiting until Tune has taken the result, as `ray.tune.report` does. The trial's controller has to go on
+    watching its workers meanwhile.
 
-    The session's queue has room for one result. If the function ends while Tune is busy, its final result takes this
-    place. The thread that should take it out of the queue first waits to put the last report in, so both wait forever.
+    The session's queue has room for one result. If the trial ends while Tune is busy, its final result would take this place,
+    and the thread that takes results out would wait to put the last report in.
     """
     from ray.train._internal.session import get_session
 
-    get_session().result_queue.maxsize = 0
+    session = get_session()
+    session.result_queue.maxsize = 0
+    session.continue_lock.release()
+    session.report(metrics)
 
 
 def is_slow_start(error: Exception) -> bool:

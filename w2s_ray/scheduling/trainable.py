@@ -13,7 +13,6 @@ import os
 import uuid
 from typing import Any
 
-from w2s_ray.scheduling import ray_internals
 from w2s_ray.scheduling.cluster import worker_resources
 from w2s_ray.scheduling.packs import Pack
 from w2s_ray.tracking import Tracking
@@ -25,14 +24,13 @@ MAX_WARNINGS, MAX_CHARACTERS = 50, 2000
 def train_pack(config: dict[str, Any], *, store_uri: str, ray_uri: str, tracking: Tracking | None) -> None:
     """The Tune trainable: run one pack to its end on Ray Train."""
     import ray.train
-    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
+    from w2s_ray.scheduling.pack_trainer import PackTrainer, ReportToTune
     from w2s_ray.scheduling.process_group import ProcessGroupConfig
 
-    ray_internals.unbound_result_queue()
     pack: Pack = config["pack"]
     execution = pack.execution
-    trainer = DataParallelTrainer(
+    trainer = PackTrainer(
         work,
         train_loop_config={"pack": pack, "lease": config["lease"], "store_uri": store_uri, "tracking": tracking},
         backend_config=ProcessGroupConfig(backend="nccl" if execution.gpus_per_worker else "gloo"),
@@ -44,23 +42,11 @@ def train_pack(config: dict[str, Any], *, store_uri: str, ray_uri: str, tracking
         run_config=ray.train.RunConfig(
             name=f"{pack.name}-{uuid.uuid4().hex[:8]}",
             storage_path=ray_uri,
-            callbacks=[report_of_all_workers()],
+            callbacks=[ReportToTune()],
             failure_config=ray.train.FailureConfig(max_failures=1),
         ),
     )
     trainer.fit()
-
-
-def report_of_all_workers() -> Any:
-    """Passes to Tune what rank 0 reports, with what all ranks warn of."""
-    from ray.tune.integration.ray_train import TuneReportCallback
-
-    class Report(TuneReportCallback):
-        def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
-            texts = [text for event in metrics for text in event.get("warnings", ())]
-            super().after_report(run_context, [metrics[0] | {"warnings": texts}, *metrics[1:]], checkpoint)
-
-    return Report()
 
 
 def work(config: dict[str, Any]) -> None:
