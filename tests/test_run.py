@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import tempfile
-import time
 from pathlib import Path
 
 import polars as pl
@@ -76,10 +75,8 @@ def test_the_log_and_the_table_tell_what_the_run_did(folder: Path, undisturbed: 
 
 
 def test_again_runs_nothing(folder: Path, undisturbed: Store) -> None:
-    began_s = time.monotonic()
     result = w2s("run", folder / "study.yaml", "--store", undisturbed.storage.root, "--out", folder / "out")
     assert result.exit_code == 0 and "nothing to run" in result.output
-    assert time.monotonic() - began_s < 15
     status = json.loads(w2s("status", folder / "study.yaml", "--store", undisturbed.storage.root, "--json").output)
     assert status["done"] == status["fits"] == 10 and not status["running"]
 
