@@ -81,7 +81,9 @@ def _start_here() -> None:
     """Start a Ray on this machine. On a busy machine Ray gives up on its own start after 30 seconds, so it gets more tries."""
     import ray
 
-    os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"  # a process a pack; nobody takes this machine away node by node
+    os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = (
+        "0"  # a process a pack; nobody takes this machine away node by node
+    )
     for attempt in range(NUM_START_ATTEMPTS):
         try:
             # Without "local", Ray would join any cluster that was started on this machine before.

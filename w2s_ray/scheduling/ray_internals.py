@@ -1,4 +1,5 @@
-"""Everything that this project uses of Ray's private interface, as read in Ray 2.60. Look here first when Ray is upgraded.
+"""What this project uses of Ray's private interface, as read in Ray 2.60. Look here and in `pack_trainer.py` first when Ray is
+upgraded.
 
 Each function says what Ray's public interface lacks.
 """
