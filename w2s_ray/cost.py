@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from w2s_ray import methods, tasks
-from w2s_ray.fit import Data, Execution, Fit, Model
+from w2s_ray.fit import EVAL_BATCH_TOKENS, Data, Execution, Fit, Model
 from w2s_ray.planning import Cell, Plan
 
 if TYPE_CHECKING:
@@ -51,11 +51,9 @@ class Cost:
 
 
 def costs(plan: Plan) -> dict[str, Cost]:
-    """Key -> cost of every Fit. Probes share their features, so the first probe on a model and task pays for them."""
+    """Key -> cost of every Fit."""
     sizes = _task_sizes(plan)
     by_kind: dict[tuple[Any, ...], Cost] = {}
-    with_features: set[tuple[Model, Data]] = set()
-    has_features: set[tuple[int, int]] = set()  # the same by identity, which is quicker to tell
     rows_of: dict[int, tuple[Any, ...]] = {}
     by_key = {}
     for fit in plan.fits:
@@ -74,22 +72,19 @@ def costs(plan: Plan) -> dict[str, Cost]:
         if kind not in by_kind:
             by_kind[kind] = cost(fit, execution=plan.executions[fit.model], size=sizes[data.source])
         by_key[fit.key] = by_kind[kind]
-        if fit.training.tune == "head" and (id(fit.model), id(data)) not in has_features:
-            has_features.add((id(fit.model), id(data)))
-            if (fit.model, data) not in with_features:
-                with_features.add((fit.model, data))
-                features = _feature_cost(fit, execution=plan.executions[fit.model], size=sizes[data.source])
-                by_key[fit.key] = Cost(by_kind[kind].flops + features.flops, by_kind[kind].seconds + features.seconds)
     return by_key
 
 
 def cost(fit: Fit, *, execution: Execution, size: tasks.Size) -> Cost:
-    """One Fit's cost without features. Its tokens follow from the number of rows and their mean length in characters."""
-    num_test = _num_test(fit.data, size)
+    """One Fit's cost. Its tokens follow from the number of rows and their mean length in characters."""
+    num_test, row_tokens = _num_test(fit.data, size), _row_tokens(fit, size)
     per_half = (size.num_rows - (0 if size.num_test else num_test)) // 2
-    share = methods.budget(fit.method)
     num_train = min(fit.data.num_train or per_half, per_half)
-    row_tokens = _row_tokens(fit, size)
+    if fit.role == "reading":
+        num_tokens = row_tokens * _num_read(fit, num_test=num_test, num_train=num_train, per_half=per_half)
+        flops, num_batches = 2.0 * fit.model.num_params * num_tokens, math.ceil(num_tokens / EVAL_BATCH_TOKENS)
+        return Cost(flops=flops, seconds=STEP_OVERHEAD_S * num_batches + flops / _flops_per_s(fit.model, execution))
+    share = methods.budget(fit.method)
     epochs = dict(fit.method.params)["epochs"] if fit.role == "start" else fit.training.epochs
     num_predicted = num_test * max(1, epochs * fit.training.evals_per_epoch)
     num_parts = fit.part.count
@@ -100,19 +95,24 @@ def cost(fit: Fit, *, execution: Execution, size: tasks.Size) -> Cost:
     num_predicted += num_train * (len(fit.labelled_parts) + fit.keeps_half_b)
     epochs, num_learned = epochs * share.steps, num_train * share.rows / num_parts
     num_steps = epochs * math.ceil(num_learned / fit.training.batch_size)
-    num_batches = num_steps + num_predicted / 64
-    if fit.training.tune == "head":  # `costs` adds the features, which all probes share
-        return Cost(flops=0.0, seconds=PROBE_STEP_OVERHEAD_S * num_batches)
+    if fit.training.tune == "head":  # a row is one vector
+        return Cost(flops=0.0, seconds=PROBE_STEP_OVERHEAD_S * (num_steps + num_predicted / EVAL_BATCH_TOKENS))
+    num_batches = num_steps + num_predicted * row_tokens / EVAL_BATCH_TOKENS
     flops_per_weight = 4.0 if fit.training.tune == "lora" else 6.0  # frozen weights need no gradient of their own
     training_flops = flops_per_weight * fit.model.num_params * row_tokens * num_learned * epochs
     flops = training_flops + 2.0 * fit.model.num_params * row_tokens * num_predicted
     return Cost(flops=flops, seconds=STEP_OVERHEAD_S * num_batches + flops / _flops_per_s(fit.model, execution))
 
 
-def _feature_cost(fit: Fit, *, execution: Execution, size: tasks.Size) -> Cost:
-    """A forward pass of the frozen model over all rows: 2ND."""
-    flops = 2.0 * fit.model.num_params * _row_tokens(fit, size) * (size.num_rows + (size.num_test or 0))
-    return Cost(flops=flops, seconds=flops / _flops_per_s(fit.model, execution))
+def _num_read(fit: Fit, *, num_test: int, num_train: int, per_half: int) -> float:
+    """Rows of a reading. The halves of a replicate leave out those that earlier replicates happen to have."""
+    if fit.half == "test":
+        return num_test
+    if fit.half == "told":
+        return num_test + num_train
+    num_dealt = min((2 + fit.data.num_fresh) * num_train, 2 * per_half)
+    share_left = 1 - num_dealt / max(1, 2 * per_half)
+    return num_dealt * share_left ** len(dict(fit.method.params)["without"])
 
 
 def _task_sizes(plan: Plan) -> dict[str, tasks.Size]:

@@ -158,7 +158,8 @@ def expand(study: Study, *, path: Path, trust_remote_code: bool = False, deal_ro
                 _method(entry, circumstances, sizes=list(sizes), where=f"{path}: grids[{i}].methods[{j}]")
                 for j, entry in enumerate(grid.methods)
             ]
-            ladder = Ladder(sizes, data, data, models, trainings, grid.ceiling_split, grid.split.fresh)
+            used = sizes[: 1 + max(sizes.index(size) for pair in grid_pairs for size in pair)]  # no method goes higher
+            ladder = Ladder(used, data, data, models, trainings, grid.ceiling_split, grid.split.fresh)
             of_grid = _cells(
                 grid, grid_pairs, words, circumstances, ladder=ladder, family=family.name, where=f"{path}: grids[{i}]"
             )
@@ -371,10 +372,10 @@ def _cells(
 
 def _replicates(grid: Grid, ladder: Ladder) -> Iterator[tuple[int, Ladder]]:
     """(seed, the ladder with that replicate's halves)."""
-    for seed in grid.seed_list:
-        own = _data_of_seed(ladder.data, grid, seed)
+    for number, seed in enumerate(grid.seed_list):
+        own, earlier = _data_of_seed(ladder.data, grid, seed), grid.seed_list[:number] if grid.split.per_seed else ()
         for is_swapped in (False, True) if grid.split.swap else (False,):
-            yield seed, replace(ladder, data=replace(own, is_swapped=is_swapped), made={})
+            yield seed, replace(ladder, data=replace(own, is_swapped=is_swapped), earlier=earlier, made={})
 
 
 def _data_of_seed(data: Data, grid: Grid, seed: int) -> Data:

@@ -28,6 +28,7 @@ PLURALS = {
     "start": "starts",
     "untrained": "untrained",
     "control": "controls",
+    "reading": "readings",
 }
 
 

@@ -101,7 +101,9 @@ class Slot:
 
     @property
     def measured_share(self) -> float:
-        """Share of the Fit's steps that are done; 0 where it is not known."""
+        """Share of the Fit's steps, or of a reading's rows, that are done; 0 where it is not known."""
+        if "share_read" in self.event:
+            return float(self.event["share_read"])
         return self.event.get("step", 0) / self.event["num_steps"] if self.event.get("num_steps") else 0.0
 
     def doing(self, now_s: float) -> str:

@@ -29,6 +29,7 @@ from w2s_ray.scheduling import cluster
 from w2s_ray.scheduling.packs import Schedule
 from w2s_ray.scheduling.progress import Progress, phase
 from w2s_ray.scratch import remove_abandoned
+from w2s_ray.status import done_keys
 from w2s_ray.storage import StoreDown
 from w2s_ray.store import Store
 from w2s_ray.tracking import Tracking, tracking
@@ -127,7 +128,7 @@ def _connected(address: str | None, *, console: Console) -> Iterator[None]:
 def _schedule(plan: Plan, *, store: Store, failures: dict[str, dict[str, Any]]) -> Schedule:
     """What is to do. `failures`: key -> record of the Fits that are not to be tried again."""
     fits_per_pack = plan.study.compute.fits_per_pack
-    done = set(store.committed(plan.fits))
+    done = done_keys(plan, store=store)
     schedule = Schedule(
         fits={fit.key: fit for fit in plan.fits},
         executions={fit.key: plan.executions[fit.model] for fit in plan.fits},

@@ -26,6 +26,7 @@ from w2s_ray.store import StoreError, open_store
 from w2s_ray.tracking import Tracking, run_of
 from w2s_ray.training.distributed import FailedOnSomeRank, broadcast, join_processes, rank, world_size
 from w2s_ray.training.engine import micro_batch_size
+from w2s_ray.training.features import read_features
 from w2s_ray.training.train_fit import train_fit
 from w2s_ray.training.worker import Report, TrainingFailed, Worker
 
@@ -81,8 +82,11 @@ def run_fit(fit: Fit, worker: Worker, *, tracking: Tracking | None) -> None:
         log.warning("%s waits for %s", fit.folder, ", ".join(missing))
         return
     try:
-        with run_of(fit, tracking) as log_point:
-            seconds = _train_with_less_memory(fit, replace(worker, log=log_point))
+        if fit.role == "reading":
+            seconds = _read(fit, worker)
+        else:
+            with run_of(fit, tracking) as log_point:
+                seconds = _train_with_less_memory(fit, replace(worker, log=log_point))
     except StoreDown as error:
         if world_size() == 1:  # with more ranks a report needs all of them
             report({"event": "store", "key": fit.key, "reason": str(error)})
@@ -102,6 +106,16 @@ def run_fit(fit: Fit, worker: Worker, *, tracking: Tracking | None) -> None:
         report({"event": "failed", "key": fit.key, "reason": reason, "detail": detail, "seconds": {}})
     else:
         report({"event": "done", "key": fit.key, "seconds": seconds})
+
+
+def _read(fit: Fit, worker: Worker) -> dict[str, float]:
+    with scratch_folder(worker.lease.name if worker.lease else "alone") as scratch:
+        try:
+            return read_features(fit, worker, scratch=scratch)
+        except RuntimeError as error:
+            if world_size() > 1 or not _is_out_of_memory(error):
+                raise
+            raise TrainingFailed("oom", f"out of memory while reading, without gradients ({error})") from error
 
 
 def _train_with_less_memory(fit: Fit, worker: Worker) -> dict[str, float]:

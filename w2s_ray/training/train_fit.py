@@ -18,7 +18,6 @@ import torch
 from safetensors.torch import load, save_file
 from torch import nn
 
-from w2s_ray import methods
 from w2s_ray.fit import Fit, describe
 from w2s_ray.store import Store
 from w2s_ray.training.checkpoint import Checkpoints, Progress
@@ -43,15 +42,15 @@ def train_fit(fit: Fit, worker: Worker, *, scratch: Path) -> dict[str, float]:
     clock, is_probe, features = Clock(), fit.training.tune == "head", None
     with clock.phase("load"), raise_on_all_ranks():
         task = apply_prompt_method(fit, prepare(fit), worker.store)
-    if is_probe or methods.needs_features(fit.method):
-        with clock.phase("features"):
+    if fit.readings:
+        with clock.phase("features"), raise_on_all_ranks():
             features = with_features(fit, task, worker)
     model_task = features if is_probe and features else task
     checkpoints = Checkpoints(fit, worker, scratch / "checkpoint")
     with clock.phase("load"):
         with raise_on_all_ranks():
             training_set = build_training_set(fit, model_task, features, worker.store)
-            model, head_start = build_model(fit, worker)
+            model, head_start = build_model(fit, worker, training_set)
             check_prompts_fit(fit, model, model_task)
             checkpoints.folder.mkdir()
         resumed = checkpoints.find()
@@ -84,9 +83,10 @@ def train_fit(fit: Fit, worker: Worker, *, scratch: Path) -> dict[str, float]:
     return dict(clock.seconds)
 
 
-def build_model(fit: Fit, worker: Worker) -> tuple[nn.Module, str]:
+def build_model(fit: Fit, worker: Worker, training_set: TrainingSet) -> tuple[nn.Module, str]:
     """The Fit's model before training, and what its head starts from."""
-    spec = ModelSpec.of(fit, execution=worker.execution, warm_start=_warm_start(fit, worker.store))
+    width = training_set.rows.sequences[0][0].shape[-1] if training_set.rows.are_features else 0
+    spec = ModelSpec.of(fit, execution=worker.execution, warm_start=_warm_start(fit, worker.store), width=width)
     model, head_start = model_setting_of(fit).build_model(spec)
     return model, head_start
 
