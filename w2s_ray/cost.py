@@ -82,8 +82,8 @@ def cost(fit: Fit, *, execution: Execution, size: tasks.Size) -> Cost:
     num_train = min(fit.data.num_train or per_half, per_half)
     if fit.role == "reading":
         num_tokens = row_tokens * _num_read(fit, num_test=num_test, num_train=num_train, per_half=per_half)
-        flops, num_batches = 2.0 * fit.model.num_params * num_tokens, math.ceil(num_tokens / EVAL_BATCH_TOKENS)
-        return Cost(flops=flops, seconds=STEP_OVERHEAD_S * num_batches + flops / _flops_per_s(fit.model, execution))
+        flops, overhead_s = 2.0 * fit.model.num_params * num_tokens, STEP_OVERHEAD_S * num_tokens / EVAL_BATCH_TOKENS
+        return Cost(flops=flops, seconds=overhead_s + flops / _flops_per_s(fit.model, execution))
     share = methods.budget(fit.method)
     epochs = dict(fit.method.params)["epochs"] if fit.role == "start" else fit.training.epochs
     num_predicted = num_test * max(1, epochs * fit.training.evals_per_epoch)

@@ -303,7 +303,8 @@ class Fit:
     @property
     def parents(self) -> tuple[Fit, ...]:
         """The Fits that must be committed before this one can run."""
-        return (*self.readings, *self.labels, *((self.warm_start,) if self.warm_start else ()))
+        trained = (*self.labels, self.warm_start) if self.warm_start else self.labels
+        return (*self.readings, *trained) if self.readings else trained
 
     @property
     def ancestors(self) -> tuple[Fit, ...]:

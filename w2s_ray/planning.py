@@ -22,6 +22,7 @@ from w2s_ray.methods.chains import zero_shot
 from w2s_ray.methods.pair import Ladder, Pair
 from w2s_ray.methods.params import Circumstance
 from w2s_ray.methods.transforms import shuffled
+from w2s_ray.readings import earlier_seeds
 from w2s_ray.study import MAX_CELLS, Compute, Grid, Study, find_study, load_study, resolve_method
 
 LORA_RANK, LORA_RATE = 8, 10
@@ -373,7 +374,8 @@ def _cells(
 def _replicates(grid: Grid, ladder: Ladder) -> Iterator[tuple[int, Ladder]]:
     """(seed, the ladder with that replicate's halves)."""
     for number, seed in enumerate(grid.seed_list):
-        own, earlier = _data_of_seed(ladder.data, grid, seed), grid.seed_list[:number] if grid.split.per_seed else ()
+        own = _data_of_seed(ladder.data, grid, seed)
+        earlier = earlier_seeds(grid.seed_list, number) if grid.split.per_seed else ()
         for is_swapped in (False, True) if grid.split.swap else (False,):
             yield seed, replace(ladder, data=replace(own, is_swapped=is_swapped), earlier=earlier, made={})
 

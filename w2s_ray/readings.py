@@ -8,7 +8,8 @@ shown like any other Fit, and no row is read twice:
 - The test set is a reading of its own, since all replicates share it.
 - The halves are one reading for each replicate. It leaves out the rows that the replicates before it have. A Fit therefore stands
   on the readings of its own replicate and of those before it. None of these waits for another, so the slots share them; and when
-  seeds are added at the end of a study, the readings that are there keep their keys.
+  seeds are added at the end of a study, the readings that are there keep their keys. Of many seeds, each `MAX_TOGETHER` begin
+  anew, so that no Fit stands on more than that.
 - Where a method writes labels into the texts (`told`), the texts of each Fit are its own, and so is its reading.
 
 What a Fit reads is never part of its identity. A reading's own identity is the network and its depths, the rows and the
@@ -20,6 +21,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from functools import cache
+from typing import Literal
 
 from w2s_ray.fit import FEATURES, Data, Fit, Method, Model, Training
 
@@ -39,6 +41,13 @@ UNTOUCHED = Training(
 """How a reading trains: not at all."""
 
 
+MAX_TOGETHER = 32
+"""Replicates that share what they read."""
+
+
+Precision = Literal["fp32", "bf16"]
+
+
 @dataclass(frozen=True)
 class Network:
     """One network, and where the models of a grid cut it."""
@@ -50,7 +59,7 @@ class Network:
 
 @dataclass(frozen=True)
 class Replicate:
-    """Whose halves are read: a replicate, and the seeds of those that come before it in the study."""
+    """Whose halves are read: a replicate, and the seeds of those before it with which it shares what is read."""
 
     data: Data
     earlier: tuple[int, ...] = ()
@@ -58,12 +67,17 @@ class Replicate:
     """Fresh parts that the grid deals for the steps of chains."""
 
 
+def earlier_seeds(seeds: tuple[int, ...], number: int) -> tuple[int, ...]:
+    """Of the replicates with which a replicate, by its number, shares what is read."""
+    return seeds[number - number % MAX_TOGETHER : number]
+
+
 def networks(models: dict[str, Model]) -> dict[str, Network]:
     """Size -> the network that it is, or is cut from."""
     cuts: dict[tuple[str, str, str], list[Model]] = {}
     for model in models.values():
         cuts.setdefault((model.fingerprint, model.tokenizer, model.pooling), []).append(model)
-    found = {}
+    found: dict[str, Network] = {}
     for same in cuts.values():
         same.sort(key=lambda model: (model.depth is None, model.depth or 0))
         network = Network(same[-1], tuple(dict.fromkeys(model.depth for model in same)))
@@ -85,7 +99,7 @@ def readings_of(fit: Fit, network: Network, replicate: Replicate) -> tuple[Fit, 
 
 
 @cache
-def _readings_of_halves(network: Network, replicate: Replicate, precision: str) -> tuple[Fit, ...]:
+def _readings_of_halves(network: Network, replicate: Replicate, precision: Precision) -> tuple[Fit, ...]:
     """Of all replicates up to this one."""
     data = replace(replicate.data, is_swapped=False, num_fresh=replicate.num_fresh)
     seeds = (*replicate.earlier, data.halves_seed)
@@ -96,7 +110,7 @@ def _readings_of_halves(network: Network, replicate: Replicate, precision: str) 
 
 
 @cache
-def _reading_of_test(network: Network, data: Data, precision: str) -> Fit:
+def _reading_of_test(network: Network, data: Data, precision: Precision) -> Fit:
     of_all = replace(data, halves_seed=None, is_swapped=False, num_train=None, difficulty=None, num_fresh=0)
     return _reading(network, of_all, "test", precision)
 
@@ -106,7 +120,7 @@ def _reading(
     network: Network,
     data: Data,
     half: str,
-    precision: str,
+    precision: Precision,
     *,
     labels: tuple[Fit, ...] = (),
     earlier: tuple[int, ...] = (),
@@ -116,12 +130,17 @@ def _reading(
 
 
 @cache
-def _untouched(precision: str) -> Training:
+def _untouched(precision: Precision) -> Training:
     return replace(UNTOUCHED, precision=precision)
 
 
 def unneeded(fits: Iterable[Fit], done: Collection[str]) -> set[str]:
     """The keys of readings whose every dependent is done: nobody will look at them."""
-    fits = tuple(fits)
-    needed = {reading.key for fit in fits if fit.key not in done for reading in fit.readings}
-    return {fit.key for fit in fits if fit.role == "reading" and fit.key not in needed}
+    all_readings, needed = set[str](), set[str]()
+    for fit in fits:
+        if fit.readings:
+            keys = {reading.key for reading in fit.readings}
+            all_readings |= keys
+            if fit.key not in done:
+                needed |= keys
+    return all_readings - needed

@@ -179,8 +179,10 @@ class Reader:
             if is_leaving or now_s - wrote_s >= PART_EVERY_S:
                 self._write_part(unwritten)
                 unwritten, wrote_s = [], now_s
-        own = [torch.from_numpy(values).to(device()) for values in self.values] or [None] * len(self.network.depths)
-        return [sum_rows_over_ranks(values, self.num_rows).cpu().numpy() for values in own]
+        own = [torch.from_numpy(values).to(device()) for values in self.values]
+        each_depth: list[torch.Tensor | None] = [*own] if own else [None for _ in self.network.depths]
+        # a rank may have had nothing to read
+        return [sum_rows_over_ranks(values, self.num_rows).cpu().numpy() for values in each_depth]
 
     def _features_of(self, batch: Batch) -> list[np.ndarray]:
         """For each depth [row, sequence, width] of a batch."""

@@ -152,7 +152,7 @@ class FrozenNetwork:
             deepest = self.scorer.features(*inputs)
         found = []
         for depth in self.shallower:
-            with self.stack.cut_for_now(depth) as layers, _saying(layers, outputs.get(depth)):
+            with self.stack.cut_for_now(depth) as layers, _saying(layers, outputs.get(depth or 0)):
                 found.append(self.scorer.features(*inputs))
         return [*found, deepest]
 
