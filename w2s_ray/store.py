@@ -11,6 +11,7 @@ Layout under the root:
     staging/<name>-<hash12>/...     a Fit's files on their way into `fits/`, in a local folder
     tasks/<name>-<hash12>/          truth-<sha12>.parquet: the ground truth of a task's rows, for scoring without the
                                     task's own files; <sha12> begins its SHA-256
+    speeds/<machine>/<model>.json   what Fits took, for estimates (`speeds.py`)
     quarantine/                     what `w2s verify --repair` moved aside
 
 Promises: without `done.json` there is no Fit. Everything read from a Fit, and its ground truth, is checked against its hash.

@@ -29,6 +29,7 @@ from w2s_ray.scheduling import cluster
 from w2s_ray.scheduling.packs import Schedule
 from w2s_ray.scheduling.progress import Progress, phase
 from w2s_ray.scratch import remove_abandoned
+from w2s_ray.speeds import read_speeds, remember
 from w2s_ray.status import done_keys
 from w2s_ray.storage import StoreDown
 from w2s_ray.store import Store
@@ -129,10 +130,11 @@ def _schedule(plan: Plan, *, store: Store, failures: dict[str, dict[str, Any]]) 
     """What is to do. `failures`: key -> record of the Fits that are not to be tried again."""
     fits_per_pack = plan.study.compute.fits_per_pack
     done = done_keys(plan, store=store)
+    speeds = read_speeds(store, on_gpus=any(each.gpus_per_worker for each in plan.executions.values()))
     schedule = Schedule(
         fits={fit.key: fit for fit in plan.fits},
         executions={fit.key: plan.executions[fit.model] for fit in plan.fits},
-        seconds={key: cost.seconds for key, cost in costs(plan).items()},
+        seconds={key: cost.seconds for key, cost in costs(plan, speeds=speeds).items()},
         num_slots=1,
         fits_per_pack=None if fits_per_pack == "auto" else fits_per_pack,
         todo={fit.key for fit in plan.fits} - done,
@@ -196,6 +198,7 @@ def _tune(schedule: Schedule, run: Run) -> Outcome:
             watch.close()
     trouble = str(stopped_by) if isinstance(stopped_by, Trouble) else ""
     if not trouble:
+        _remember_speeds(schedule, run)
         with contextlib.suppress(OSError, StoreDown):  # Ray's own snapshots, which are never read back
             storage.delete_folder(ray_folder)
     return _outcome(
@@ -209,6 +212,14 @@ def _tune(schedule: Schedule, run: Run) -> Outcome:
         budget_spent=isinstance(stopped_by, BudgetSpent),
         worker_hours=searcher.worker_s / 3600,
     )
+
+
+def _remember_speeds(schedule: Schedule, run: Run) -> None:
+    """Leave in the store what the new Fits took. A run is no worse where that fails."""
+    assumed = {key: cost.assumed for key, cost in costs(run.plan).items()}
+    new = [fit for fit in run.plan.fits if fit.key in schedule.done and fit.key not in schedule.done_before]
+    with contextlib.suppress(OSError, StoreDown):
+        remember(run.store, [(fit, schedule.executions[fit.key], assumed[fit.key]) for fit in new])
 
 
 def _outcome(schedule: Schedule, run: Run, **measured: Any) -> Outcome:

@@ -107,8 +107,8 @@ def read_features(fit: Fit, worker: Worker, *, scratch: Path) -> dict[str, float
         task = _prepare(fit, worker)
         network = FrozenNetwork(ModelSpec.of(fit, execution=worker.execution), depths)
     with clock.phase("features"):
-        features = Reader(fit, task, network, worker).read()
-        del network
+        reader = Reader(fit, task, network, worker)
+        features = reader.read()
     with clock.phase("commit"), raise_on_all_ranks():
         if rank() == 0:
             files = scratch / "files"
@@ -117,7 +117,10 @@ def read_features(fit: Fit, worker: Worker, *, scratch: Path) -> dict[str, float
             pq.write_table(pa.table({"id": pa.array(ids, pa.string())}), files / "rows.parquet")
             for depth, values in zip(depths, features, strict=True):
                 (files / _file_of(depth)).write_bytes(save({"features": values}))
-            facts = describe(fit) | {"provenance": provenance_of_reading(fit, task, worker.execution, clock)}
+            execution, num_taken_up = worker.execution, reader.num_taken_up
+            facts = describe(fit) | {
+                "provenance": provenance_of_reading(fit, task, execution, clock, num_taken_up=num_taken_up)
+            }
             (files / "fit.json").write_text(json.dumps(facts, indent=1))
             worker.check_lease()
             worker.store.commit(fit, files)
@@ -149,6 +152,8 @@ class Reader:
         self.pad_id = task.pad_id
         self.network = network
         self.worker = worker
+        self.num_taken_up = 0
+        """Batches that an earlier try has read."""
         self.batches: list[Batch] = []
         self.num_rows = 0
         for _, rows in sorted(task.parts.items()):
@@ -164,6 +169,7 @@ class Reader:
         if not self.batches:
             return [np.zeros((0, 1, 1), np.float32)] * len(self.network.depths)
         read = broadcast(self._take_up_parts())
+        self.num_taken_up = len(read)
         left = [number for number in range(len(self.batches)) if number not in read]
         unwritten: list[int] = []
         wrote_s = told_s = time.monotonic()

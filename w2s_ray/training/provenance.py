@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from w2s_ray.fit import PACKAGES, Execution, Fit
+from w2s_ray.speeds import cpu_name
 from w2s_ray.training.clock import Clock
 from w2s_ray.training.distributed import world_size
 from w2s_ray.training.loop import num_passes
@@ -56,14 +57,17 @@ def provenance(fit: Fit, task: PreparedTask, training_set: TrainingSet, circumst
     }
 
 
-def provenance_of_reading(fit: Fit, task: PreparedTask, execution: Execution, clock: Clock) -> dict[str, Any]:
-    """A forward pass over each row: 2ND."""
+def provenance_of_reading(
+    fit: Fit, task: PreparedTask, execution: Execution, clock: Clock, *, num_taken_up: int
+) -> dict[str, Any]:
+    """A forward pass over each row: 2ND. `num_taken_up`: batches that an earlier try had read."""
     num_tokens = sum(len(tokens) for rows in task.parts.values() for row in rows.sequences for tokens in row)
     return _place_and_time(execution, clock) | {
         "tokens": num_tokens,
         "flops": 2 * fit.model.num_params * num_tokens,
         "num_rows": {name: len(rows) for name, rows in task.parts.items()},
         "num_too_long": task.num_too_long,
+        "resumed_from_step": num_taken_up,
     }
 
 
@@ -73,6 +77,7 @@ def _place_and_time(execution: Execution, clock: Clock) -> dict[str, Any]:
         "python": sys.version.split()[0],
         "git_commit": git_commit(),
         "host": platform.node(),
+        "cpu": cpu_name(),
         "machine": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
         "world_size": world_size(),
         "execution": asdict(execution),
