@@ -75,6 +75,12 @@ def test_the_log_and_the_table_tell_what_the_run_did(folder: Path, undisturbed: 
     assert "10 Fits in" in written and "PGR of toy, " in written and "report: " in written
 
 
+def test_a_run_leaves_what_its_fits_took(folder: Path, undisturbed: Store) -> None:
+    grown = save_study(folder / "more", grid=GRID | {"seeds": 2})
+    facts = json.loads(w2s("plan", grown, "--store", undisturbed.storage.root, "--json").stdout)
+    assert facts["measured_from_fits"] == 10 and facts["to_run"] == facts["to_run_as_measured"] == 10
+
+
 def test_again_runs_nothing(folder: Path, undisturbed: Store) -> None:
     began_s = time.monotonic()
     result = w2s("run", folder / "study.yaml", "--store", undisturbed.storage.root, "--out", folder / "out")

@@ -13,18 +13,17 @@ import platform
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cache, cached_property
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 from w2s_ray.fit import Execution, Fit, Model
-from w2s_ray.store import Store, StoreError
+from w2s_ray.store import Store
 
 PHASES = ("train", "eval", "features", "other")
 """Seconds of `other`, such as those of loading, follow from no work: so many a Fit are added once they are measured."""
-MAX_SAMPLED = 6
-"""Fits of one model, kind and task that a run looks at when it ends."""
 OLD_COUNTS_AS = 20
 """A run's Fits are added to those of earlier runs, which count as no more Fits than this: machines change."""
 
@@ -127,7 +126,8 @@ def _read(store: Store, folder: str) -> Speeds:
     machine, by_model = "", dict[str, Entries]()
     for name in store.storage.names(f"speeds/{folder}"):
         if name.endswith(".json"):
-            machine, by_model[name] = _read_file(store, f"speeds/{folder}/{name}")
+            of_file, by_model[name] = _read_file(store, f"speeds/{folder}/{name}")
+            machine = of_file or machine
     return Speeds(machine, by_model)
 
 
@@ -145,40 +145,44 @@ VERSION = 1
 """Of what is assumed in `cost.py`. Files of another version are not believed."""
 
 
-def remember(store: Store, fits: Iterable[tuple[Fit, Execution, Mapping[str, float]]]) -> None:
-    """Add what committed Fits took. `fits`: each with its execution and its assumed seconds by phase."""
+@dataclass(frozen=True)
+class Timed:
+    """A Fit that ran from its beginning to its end."""
+
+    fit: Fit
+    execution: Execution
+    machine: str
+    seconds: Mapping[str, float]
+    """By phase, as a Fit records them."""
+    assumed: Mapping[str, float]
+    """Phase -> seconds, as they were assumed before anything was measured."""
+
+    @property
+    def took(self) -> Took:
+        seconds = {phase: self.seconds.get(phase, 0.0) for phase in self.assumed}
+        return Took(1, seconds | {"other": sum(self.seconds.values()) - sum(seconds.values())}, dict(self.assumed))
+
+
+def remember(store: Store, fits: Iterable[Timed]) -> None:
+    """Add what Fits took to what the store knows."""
     new: dict[tuple[str, Model], Entries] = defaultdict(lambda: defaultdict(Took))
-    for fit, execution, assumed in _some_of_each(fits):
-        try:
-            provenance = json.loads(store.read_file(store.folder_of(fit), "fit.json"))["provenance"]
-            machine = f"GPU {provenance['machine']}" if execution.gpus_per_worker else f"CPU {provenance['cpu']}"
-            seconds, is_whole = dict(provenance["seconds"]), not provenance["resumed_from_step"]
-        except (StoreError, ValueError, KeyError):
-            continue
-        if is_whole:
-            other_s = sum(s for phase, s in seconds.items() if phase not in assumed)
-            took = Took(1, {**{phase: seconds.get(phase, 0.0) for phase in assumed}, "other": other_s}, dict(assumed))
-            new[machine, fit.model][kind_of(fit), shape_of(execution)].add(took)
+    for timed in fits:
+        new[timed.machine, timed.fit.model][kind_of(timed.fit), shape_of(timed.execution)].add(timed.took)
     for (machine, model), entries in new.items():
         path = f"speeds/{re.sub(r'[^A-Za-z0-9._-]+', '_', machine)}/{_file_name(model)}"
         for place, old in _read_file(store, path)[1].items() if store.storage.exists(path) else ():
-            entries[place].add(old, weight=min(1.0, OLD_COUNTS_AS / old.num_fits) if place in entries else 1.0)
+            weight = min(1.0, OLD_COUNTS_AS / old.num_fits) if place in entries else 1.0
+            entries[place].add(old, weight=weight)
         listed = [
-            {"kind": kind, "shape": shape, "took": asdict(took)} for (kind, shape), took in sorted(entries.items())
+            {"kind": kind, "shape": shape, "took": {name: _rounded(value) for name, value in vars(took).items()}}
+            for (kind, shape), took in sorted(entries.items(), key=lambda entry: entry[0])
         ]
         content = {"version": VERSION, "machine": machine, "model": model.name, "entries": listed}
         store.storage.write(path, json.dumps(content, indent=1).encode())
 
 
-def _some_of_each(
-    fits: Iterable[tuple[Fit, Execution, Mapping[str, float]]],
-) -> Iterable[tuple[Fit, Execution, Mapping[str, float]]]:
-    """A few of each model, kind and task, from the first to the last: the first of a pack also load its model."""
-    groups: dict[tuple[str, str, str], list[tuple[Fit, Execution, Mapping[str, float]]]] = defaultdict(list)
-    for fit, execution, assumed in fits:
-        groups[fit.model.identity_json, kind_of(fit), fit.data.task].append((fit, execution, assumed))
-    for group in groups.values():
-        yield from group[:: max(1, -(-len(group) // MAX_SAMPLED))]
+def _rounded(value: Any) -> Any:
+    return {name: round(each, 4) for name, each in value.items()} if isinstance(value, dict) else round(value, 4)
 
 
 @cache

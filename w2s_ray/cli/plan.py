@@ -201,13 +201,10 @@ def _speed_in_words(facts: dict[str, Any]) -> str:
     """Whether the seconds are measured, and from how many Fits."""
     if not facts["measured_from_fits"]:
         return f"assuming {facts['assumed_speed']}"
-    where = f"on {escape(facts['measured_on'])}, from {facts['measured_from_fits']:,} Fits that ran into this store"
+    where = f"on {escape(facts['measured_on'])}, from {facts['measured_from_fits']:,} Fit(s) that ran into this store"
     num_others = facts["to_run"] - facts["to_run_as_measured"]
-    if not num_others:
-        return f"as measured {where}"
-    return (
-        f"as measured {where}; for {num_others:,} Fits of other models or kinds, from the nearest that were, or assumed"
-    )
+    others = f"; {num_others:,} to run are of models or kinds that were not measured" if num_others else ""
+    return f"as measured {where}{others}"
 
 
 def _part_lines(task: str, parts: dict[str, Any]) -> list[str]:

@@ -102,7 +102,7 @@ class Schedule:
     """Packs that are handed out and have not come back."""
 
     def __post_init__(self) -> None:
-        self.done_before = frozenset(self.done)
+        self.num_done_before = len(self.done)
         self._keys = list(self.fits)
         self._number = {key: number for number, key in enumerate(self._keys)}
         self._link()
@@ -179,7 +179,7 @@ class Schedule:
     @property
     def num_new(self) -> int:
         """Fits that became done since the run began."""
-        return len(self.done) - len(self.done_before)
+        return len(self.done) - self.num_done_before
 
     @property
     def num_ready(self) -> int:

@@ -100,8 +100,8 @@ def _file_of(depth: int | None) -> str:
 # --- reading ----------------------------------------------------------------------------------------------------------
 
 
-def read_features(fit: Fit, worker: Worker, *, scratch: Path) -> dict[str, float]:
-    """The life of a reading. Returns seconds by phase."""
+def read_features(fit: Fit, worker: Worker, *, scratch: Path) -> Clock:
+    """The life of a reading."""
     clock, depths = Clock(), dict(fit.method.params)["depths"]
     with clock.phase("load"), raise_on_all_ranks():
         task = _prepare(fit, worker)
@@ -109,6 +109,7 @@ def read_features(fit: Fit, worker: Worker, *, scratch: Path) -> dict[str, float
     with clock.phase("features"):
         reader = Reader(fit, task, network, worker)
         features = reader.read()
+        clock.is_resumed = reader.num_taken_up > 0
     with clock.phase("commit"), raise_on_all_ranks():
         if rank() == 0:
             files = scratch / "files"
@@ -117,14 +118,11 @@ def read_features(fit: Fit, worker: Worker, *, scratch: Path) -> dict[str, float
             pq.write_table(pa.table({"id": pa.array(ids, pa.string())}), files / "rows.parquet")
             for depth, values in zip(depths, features, strict=True):
                 (files / _file_of(depth)).write_bytes(save({"features": values}))
-            execution, num_taken_up = worker.execution, reader.num_taken_up
-            facts = describe(fit) | {
-                "provenance": provenance_of_reading(fit, task, execution, clock, num_taken_up=num_taken_up)
-            }
+            facts = describe(fit) | {"provenance": provenance_of_reading(fit, task, worker.execution, clock)}
             (files / "fit.json").write_text(json.dumps(facts, indent=1))
             worker.check_lease()
             worker.store.commit(fit, files)
-    return dict(clock.seconds)
+    return clock
 
 
 def _prepare(fit: Fit, worker: Worker) -> PreparedTask:

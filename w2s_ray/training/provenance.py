@@ -57,17 +57,14 @@ def provenance(fit: Fit, task: PreparedTask, training_set: TrainingSet, circumst
     }
 
 
-def provenance_of_reading(
-    fit: Fit, task: PreparedTask, execution: Execution, clock: Clock, *, num_taken_up: int
-) -> dict[str, Any]:
-    """A forward pass over each row: 2ND. `num_taken_up`: batches that an earlier try had read."""
+def provenance_of_reading(fit: Fit, task: PreparedTask, execution: Execution, clock: Clock) -> dict[str, Any]:
+    """A forward pass over each row: 2ND."""
     num_tokens = sum(len(tokens) for rows in task.parts.values() for row in rows.sequences for tokens in row)
     return _place_and_time(execution, clock) | {
         "tokens": num_tokens,
         "flops": 2 * fit.model.num_params * num_tokens,
         "num_rows": {name: len(rows) for name, rows in task.parts.items()},
         "num_too_long": task.num_too_long,
-        "resumed_from_step": num_taken_up,
     }
 
 
@@ -77,8 +74,8 @@ def _place_and_time(execution: Execution, clock: Clock) -> dict[str, Any]:
         "python": sys.version.split()[0],
         "git_commit": git_commit(),
         "host": platform.node(),
-        "cpu": cpu_name(),
         "machine": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
+        "cpu": cpu_name(),
         "world_size": world_size(),
         "execution": asdict(execution),
         "committed_at": time.time(),
@@ -104,6 +101,12 @@ def _flops(fit: Fit, num_tokens: int) -> int:
     if fit.training.tune == "head":
         return 0
     return (4 if fit.training.tune == "lora" else 6) * fit.model.num_params * num_tokens
+
+
+@cache
+def machine_name() -> str:
+    """The kind of GPU, or of CPU, that does the work."""
+    return f"GPU {torch.cuda.get_device_name()}" if torch.cuda.is_available() else f"CPU {cpu_name()}"
 
 
 @cache

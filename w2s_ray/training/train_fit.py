@@ -37,8 +37,8 @@ from w2s_ray.training.training_set import TrainingSet, build_training_set
 from w2s_ray.training.worker import TrainingFailed, Worker
 
 
-def train_fit(fit: Fit, worker: Worker, *, scratch: Path) -> dict[str, float]:
-    """Prepare, train, predict, commit. Returns seconds by phase. Raises TrainingFailed if it cannot work anywhere."""
+def train_fit(fit: Fit, worker: Worker, *, scratch: Path) -> Clock:
+    """Prepare, train, predict, commit. Raises TrainingFailed if it cannot work anywhere."""
     clock, is_probe, features = Clock(), fit.training.tune == "head", None
     with clock.phase("load"), raise_on_all_ranks():
         task = apply_prompt_method(fit, prepare(fit), worker.store)
@@ -59,7 +59,7 @@ def train_fit(fit: Fit, worker: Worker, *, scratch: Path) -> dict[str, float]:
         engine = Engine(model, training=fit.training, execution=worker.execution)
         if resumed:
             checkpoints.load_optimizer(engine)
-    resumed_from_step = resumed.step if resumed else 0
+    clock.is_resumed, resumed_from_step = resumed is not None, resumed.step if resumed else 0
     progress = resumed or Progress()
     try:
         loop = TrainingLoop(fit, engine, training_set, model_task, worker, checkpoints, clock, progress)
@@ -80,7 +80,7 @@ def train_fit(fit: Fit, worker: Worker, *, scratch: Path) -> dict[str, float]:
             worker.check_lease()
             worker.store.write_truth(fit, task.truth)
             worker.store.commit(fit, files)
-    return dict(clock.seconds)
+    return clock
 
 
 def build_model(fit: Fit, worker: Worker, training_set: TrainingSet) -> tuple[nn.Module, str]:
