@@ -58,9 +58,11 @@ def cost_in_words(runs: pl.DataFrame, history: list[Run]) -> list[str]:
         for name, unit in (("tokens", "tokens"), ("flops", "FLOP"))
         if (total := runs[name].sum()) and runs[name].is_not_null().any()
     ]
+    num_readings = runs.filter(pl.col("role") == "reading").height if "role" in runs.columns else 0
+    read = f", and {num_readings:,} readings of frozen models," if num_readings else ""
     sentences = [
-        f"{runs.height:,} Fits (fine-tuned models) took {hours(total_s)} on their workers, of which {hours(train_s)} was training"
-        + (f": {' and '.join(amounts)}." if amounts else "."),
+        f"{runs.height - num_readings:,} Fits (fine-tuned models){read} took {hours(total_s)} on their workers, of which "
+        f"{hours(train_s)} was training" + (f": {' and '.join(amounts)}." if amounts else "."),
         "Fits that another study trained and this one uses are counted too.",
     ]
     if history:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+import yaml
 
 from w2s_ray.leases import Leases
 from w2s_ray.planning import load_plan
@@ -72,6 +73,15 @@ def test_the_log_and_the_table_tell_what_the_run_did(folder: Path, undisturbed: 
     for fit in load_plan(folder / "study.yaml").fits:
         assert f"starts {fit.folder}" in written and f"done {fit.folder} in" in written
     assert "10 Fits in" in written and "PGR of toy, " in written and "report: " in written
+
+
+def test_a_run_leaves_what_its_fits_took(folder: Path, undisturbed: Store) -> None:
+    content = yaml.safe_load((folder / "study.yaml").read_text())
+    content["grids"][0]["seeds"] = 2
+    grown = folder / "more.yaml"
+    grown.write_text(yaml.safe_dump(content))
+    facts = json.loads(w2s("plan", grown, "--store", undisturbed.storage.root, "--json").stdout)
+    assert facts["measured_from_fits"] == 10 and facts["to_run"] == facts["to_run_as_measured"] == 10
 
 
 def test_again_runs_nothing(folder: Path, undisturbed: Store) -> None:

@@ -1,7 +1,8 @@
 """What Fits cost, estimated before anything is measured: FLOPs, seconds, memory, and the precision of PGR to expect.
 
-The estimates read the study, its task files and the sizes of its models. They start nothing and write nothing to the store. `w2s plan`
-prints them together with the speeds that they assume; a run orders its Fits by them.
+The estimates read the study, its task files and the sizes of its models, and what runs have left in the store of the speed of their
+machines (`speeds.py`). They start nothing and write nothing. `w2s plan` prints them together with the speeds that they assume, as
+far as nothing was measured; a run orders its Fits by them.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from w2s_ray import methods, tasks
-from w2s_ray.fit import Data, Execution, Fit, Model
+from w2s_ray.fit import EVAL_BATCH_TOKENS, Data, Execution, Fit, Model
 from w2s_ray.planning import Cell, Plan
+from w2s_ray.speeds import Speeds
 
 if TYPE_CHECKING:
     from w2s_ray.analysis.intervals import Noise
@@ -47,15 +49,16 @@ class Cost:
 
     flops: float
     seconds: float
-    """In one slot, which runs one Fit after another."""
+    """In one slot, which runs one Fit after another. As measured, where such Fits ran before; else as assumed."""
+    is_measured: bool
+    assumed: dict[str, float]
+    """Phase -> seconds as assumed."""
 
 
-def costs(plan: Plan) -> dict[str, Cost]:
-    """Key -> cost of every Fit. Probes share their features, so the first probe on a model and task pays for them."""
-    sizes = _task_sizes(plan)
+def costs(plan: Plan, *, speeds: Speeds | None = None) -> dict[str, Cost]:
+    """Key -> cost of every Fit. `speeds`: what was measured, if anything."""
+    sizes, row_tokens = _task_sizes(plan), _row_tokens(plan)
     by_kind: dict[tuple[Any, ...], Cost] = {}
-    with_features: set[tuple[Model, Data]] = set()
-    has_features: set[tuple[int, int]] = set()  # the same by identity, which is quicker to tell
     rows_of: dict[int, tuple[Any, ...]] = {}
     by_key = {}
     for fit in plan.fits:
@@ -72,24 +75,30 @@ def costs(plan: Plan) -> dict[str, Cost]:
             fit.keeps_half_b,
         )  # seeds cost the same
         if kind not in by_kind:
-            by_kind[kind] = cost(fit, execution=plan.executions[fit.model], size=sizes[data.source])
+            size, execution = sizes[data.source], plan.executions[fit.model]
+            tokens = row_tokens.get((data.task, fit.model.tokenizer), size.mean_characters / CHARACTERS_PER_TOKEN)
+            work = _work(fit, size, row_tokens=min(data.max_tokens, max(2.0, tokens)))
+            assumed = {phase: _assumed_s(fit, execution, *amount) for phase, amount in work.items()}
+            seconds, is_measured = (speeds or Speeds()).expected_s(fit, execution, assumed)
+            by_kind[kind] = Cost(sum(flops for flops, _ in work.values()), seconds, is_measured, assumed)
         by_key[fit.key] = by_kind[kind]
-        if fit.training.tune == "head" and (id(fit.model), id(data)) not in has_features:
-            has_features.add((id(fit.model), id(data)))
-            if (fit.model, data) not in with_features:
-                with_features.add((fit.model, data))
-                features = _feature_cost(fit, execution=plan.executions[fit.model], size=sizes[data.source])
-                by_key[fit.key] = Cost(by_kind[kind].flops + features.flops, by_kind[kind].seconds + features.seconds)
     return by_key
 
 
-def cost(fit: Fit, *, execution: Execution, size: tasks.Size) -> Cost:
-    """One Fit's cost without features. Its tokens follow from the number of rows and their mean length in characters."""
+Work = dict[str, tuple[float, float]]
+"""Phase -> its FLOPs, and how often a batch goes through the model."""
+
+
+def _work(fit: Fit, size: tasks.Size, *, row_tokens: float) -> Work:
+    """`row_tokens`: what a model reads of a row."""
     num_test = _num_test(fit.data, size)
     per_half = (size.num_rows - (0 if size.num_test else num_test)) // 2
-    share = methods.budget(fit.method)
     num_train = min(fit.data.num_train or per_half, per_half)
-    row_tokens = _row_tokens(fit, size)
+    flops_per_row = 2.0 * fit.model.num_params * row_tokens  # of a forward pass
+    if fit.role == "reading":
+        num_read = _num_read(fit, num_test=num_test, num_train=num_train, per_half=per_half)
+        return {"features": (flops_per_row * num_read, row_tokens * num_read / EVAL_BATCH_TOKENS)}
+    share = methods.budget(fit.method)
     epochs = dict(fit.method.params)["epochs"] if fit.role == "start" else fit.training.epochs
     num_predicted = num_test * max(1, epochs * fit.training.evals_per_epoch)
     num_parts = fit.part.count
@@ -100,19 +109,29 @@ def cost(fit: Fit, *, execution: Execution, size: tasks.Size) -> Cost:
     num_predicted += num_train * (len(fit.labelled_parts) + fit.keeps_half_b)
     epochs, num_learned = epochs * share.steps, num_train * share.rows / num_parts
     num_steps = epochs * math.ceil(num_learned / fit.training.batch_size)
-    num_batches = num_steps + num_predicted / 64
-    if fit.training.tune == "head":  # `costs` adds the features, which all probes share
-        return Cost(flops=0.0, seconds=PROBE_STEP_OVERHEAD_S * num_batches)
-    flops_per_weight = 4.0 if fit.training.tune == "lora" else 6.0  # frozen weights need no gradient of their own
-    training_flops = flops_per_weight * fit.model.num_params * row_tokens * num_learned * epochs
-    flops = training_flops + 2.0 * fit.model.num_params * row_tokens * num_predicted
-    return Cost(flops=flops, seconds=STEP_OVERHEAD_S * num_batches + flops / _flops_per_s(fit.model, execution))
+    if fit.training.tune == "head":  # a row is one vector
+        return {"train": (0.0, num_steps), "eval": (0.0, num_predicted / EVAL_BATCH_TOKENS)}
+    passes = 2.0 if fit.training.tune == "lora" else 3.0  # frozen weights need no gradient of their own
+    return {
+        "train": (passes * flops_per_row * num_learned * epochs, num_steps),
+        "eval": (flops_per_row * num_predicted, num_predicted * row_tokens / EVAL_BATCH_TOKENS),
+    }
 
 
-def _feature_cost(fit: Fit, *, execution: Execution, size: tasks.Size) -> Cost:
-    """A forward pass of the frozen model over all rows: 2ND."""
-    flops = 2.0 * fit.model.num_params * _row_tokens(fit, size) * (size.num_rows + (size.num_test or 0))
-    return Cost(flops=flops, seconds=flops / _flops_per_s(fit.model, execution))
+def _assumed_s(fit: Fit, execution: Execution, flops: float, num_batches: float) -> float:
+    overhead_s = PROBE_STEP_OVERHEAD_S if fit.role != "reading" and fit.training.tune == "head" else STEP_OVERHEAD_S
+    return overhead_s * num_batches + flops / _flops_per_s(fit.model, execution)
+
+
+def _num_read(fit: Fit, *, num_test: int, num_train: int, per_half: int) -> float:
+    """Rows of a reading. The halves of a replicate leave out those that earlier replicates happen to have."""
+    if fit.half == "test":
+        return num_test
+    if fit.half == "told":
+        return num_test + num_train
+    num_dealt = min((2 + fit.data.num_fresh) * num_train, 2 * per_half)
+    share_left = 1 - num_dealt / max(1, 2 * per_half)
+    return num_dealt * share_left ** len(dict(fit.method.params)["without"])
 
 
 def _task_sizes(plan: Plan) -> dict[str, tasks.Size]:
@@ -125,8 +144,10 @@ def _num_test(data: Data, size: tasks.Size) -> int:
     return data.num_test or size.num_test or size.num_rows // 5
 
 
-def _row_tokens(fit: Fit, size: tasks.Size) -> float:
-    return min(fit.data.max_tokens, max(2.0, size.mean_characters / CHARACTERS_PER_TOKEN))
+def _row_tokens(plan: Plan) -> dict[tuple[str, str], float]:
+    """(task, tokenizer) -> tokens of a row, where rows were tokenised for the plan."""
+    tokenizers = {model.name: model.tokenizer for model in plan.executions}
+    return {(task, tokenizers[model]): facts.tokens_per_row for (task, model), facts in plan.tokens.items()}
 
 
 def _flops_per_s(model: Model, execution: Execution) -> float:

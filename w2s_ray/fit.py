@@ -29,6 +29,8 @@ UNTRAINED = ("zero_shot", "few_shot")
 """Methods that evaluate the pretrained model without training it."""
 CONTROL = "shuffled"
 """The method of a control that learns from permuted labels."""
+FEATURES = "features"
+"""The method of a reading. No study names it: `readings.py` makes readings for the Fits that need them."""
 
 IDENTITY = {"kind": "identity"}
 LOCATION = {"kind": "location"}
@@ -177,7 +179,7 @@ class Training:
 
 @dataclass(frozen=True)
 class Part:
-    """Half A or B of a task, one of several equal parts of it, or a fresh part."""
+    """Half A or B of a task, one of several equal parts of it, or a fresh part. For readings, see `readings.py`."""
 
     half: str
     number: int = 1
@@ -187,7 +189,7 @@ class Part:
     @cache
     def parse(text: str) -> Part:
         """`A`, `B`, `B2/3` for the second third of B, or `F1` for the first fresh part."""
-        match = re.fullmatch(r"([AB]|F[1-9]\d*)(?:([1-9]\d*)/([1-9]\d*))?", text)
+        match = re.fullmatch(r"([AB]|F[1-9]\d*|test|halves|told)(?:([1-9]\d*)/([1-9]\d*))?", text)
         if match is None:
             raise ValueError(f"half: given {text!r}, allowed are A, B, parts such as B1/2 and fresh parts such as F1")
         half, number, count = match.groups()
@@ -211,6 +213,8 @@ class Fit:
     """Seeds the order of the rows and the initial head."""
     warm_start: Fit | None = field(default=None, metadata=IDENTITY_IF_SET)
     """The Fit whose weights this one starts from; None starts from the pretrained model."""
+    readings: tuple[Fit, ...] = field(default=(), metadata=LOCATION, compare=False)
+    """The readings that hold the features it learns from or looks at. They say where a number is kept, and change none."""
     semantics: int = field(default=SEMANTICS, metadata=IDENTITY)
 
     def __post_init__(self) -> None:
@@ -257,6 +261,8 @@ class Fit:
     def folder(self) -> str:
         """Readable name plus 12 hex digits of the key; the digits alone identify."""
         who = f"from-{'+'.join(fit.model.size for fit in self.labels)}" if self.labels else "truth"
+        if self.role == "reading":
+            who = "frozen"
         half = self.half.replace("/", "of")
         name = f"{self.data.task}-{self.model.name}-{who}-{half}-{self.method.name}-s{self.seed}"
         return f"{re.sub(r'[^A-Za-z0-9._-]+', '_', name)[:120]}-{self.key[:12]}"
@@ -269,6 +275,8 @@ class Fit:
     @property
     def role(self) -> str:
         """What a Fit is in the paper's words. With `ceiling_split: A` one Fit serves as supervisor and ceiling."""
+        if self.method.name == FEATURES:
+            return "reading"
         if self.method.name in UNTRAINED:
             return "untrained"
         if self.method.name == "generative":
@@ -295,7 +303,8 @@ class Fit:
     @property
     def parents(self) -> tuple[Fit, ...]:
         """The Fits that must be committed before this one can run."""
-        return (*self.labels, self.warm_start) if self.warm_start else self.labels
+        trained = (*self.labels, self.warm_start) if self.warm_start else self.labels
+        return (*self.readings, *trained) if self.readings else trained
 
     @property
     def ancestors(self) -> tuple[Fit, ...]:
@@ -325,6 +334,9 @@ class Execution:
     """Seconds of training between two mid-fit checkpoints."""
 
 
+EVAL_BATCH_TOKENS = 8192
+"""Of a batch without gradients, padding included. A comparison's two sequences count both, features count as one token."""
+
 BUSY = ("features", "train", "eval")
 """Phases that count as work; the others (load, checkpoint, commit) are overhead."""
 
@@ -350,5 +362,8 @@ def describe(fit: Fit) -> dict[str, Any]:
         "data": whole(fit.data),
         "role": fit.role,
         "labels_folders": [labeller.folder for labeller in fit.labels],
-        "ancestors": [{"key": a.key, "folder": a.folder, "identity": a.identity} for a in fit.ancestors],
+        "readings": [{"key": reading.key, "folder": reading.folder} for reading in fit.readings],
+        "ancestors": [
+            {"key": a.key, "folder": a.folder, "identity": a.identity} for a in fit.ancestors if a.role != "reading"
+        ],
     }

@@ -22,6 +22,7 @@ from w2s_ray.methods.chains import zero_shot
 from w2s_ray.methods.pair import Ladder, Pair
 from w2s_ray.methods.params import Circumstance
 from w2s_ray.methods.transforms import shuffled
+from w2s_ray.readings import earlier_seeds
 from w2s_ray.study import MAX_CELLS, Compute, Grid, Study, find_study, load_study, resolve_method
 
 LORA_RANK, LORA_RATE = 8, 10
@@ -158,7 +159,8 @@ def expand(study: Study, *, path: Path, trust_remote_code: bool = False, deal_ro
                 _method(entry, circumstances, sizes=list(sizes), where=f"{path}: grids[{i}].methods[{j}]")
                 for j, entry in enumerate(grid.methods)
             ]
-            ladder = Ladder(sizes, data, data, models, trainings, grid.ceiling_split, grid.split.fresh)
+            used = sizes[: 1 + max(sizes.index(size) for pair in grid_pairs for size in pair)]  # no method goes higher
+            ladder = Ladder(used, data, data, models, trainings, grid.ceiling_split, grid.split.fresh)
             of_grid = _cells(
                 grid, grid_pairs, words, circumstances, ladder=ladder, family=family.name, where=f"{path}: grids[{i}]"
             )
@@ -371,10 +373,11 @@ def _cells(
 
 def _replicates(grid: Grid, ladder: Ladder) -> Iterator[tuple[int, Ladder]]:
     """(seed, the ladder with that replicate's halves)."""
-    for seed in grid.seed_list:
+    for number, seed in enumerate(grid.seed_list):
         own = _data_of_seed(ladder.data, grid, seed)
+        earlier = earlier_seeds(grid.seed_list, number) if grid.split.per_seed else ()
         for is_swapped in (False, True) if grid.split.swap else (False,):
-            yield seed, replace(ladder, data=replace(own, is_swapped=is_swapped), made={})
+            yield seed, replace(ladder, data=replace(own, is_swapped=is_swapped), earlier=earlier, made={})
 
 
 def _data_of_seed(data: Data, grid: Grid, seed: int) -> Data:

@@ -11,7 +11,7 @@
     parts.parquet         how many rows and groups a part of a replicate has (PARTS)
     left_out.parquet      rows that no part has, by reason (left_out.LEFT_OUT)
     runs.parquet          what a Fit cost, where it ran, and with which versions (RUNS); also those between a supervisor
-                          and its student, such as the steps of a chain
+                          and its student, such as the steps of a chain, and readings
 
 Promises: a cell without a result has a status, a reason and nulls, never a zero. Predictions are joined to the ground truth by
 id. If the two do not match one to one, or a prediction is not a probability, the cell is `damaged`. It never counts with a
@@ -228,8 +228,9 @@ def write_results(
         (fits[key].data for key in keys), test_ids=test_ids, at_hand=rows or {}, earlier=out / "item_texts.parquet"
     )
     _write(texts, out / "item_texts.parquet")
-    num_too_long = {(fits | steps)[run["key"]].data: run["num_too_long"] for run in runs}
-    parts = collector.parts((fits | steps)[run["key"]] for run in runs)
+    trained = {run["key"]: fit for run in runs if (fit := (fits | steps)[run["key"]]).role != "reading"}
+    num_too_long = {trained[run["key"]].data: run["num_too_long"] for run in runs if run["key"] in trained}
+    parts = collector.parts(trained.values())
     dealt = {data: Dealt(int(part["num_rows"].sum()), num_too_long[data]) for data, part in parts.items()}
     part_tables = pl.concat([pl.DataFrame(schema=PARTS), *parts.values()])
     _write(part_tables.unique().sort("task", "part", "replicate", "swapped"), out / "parts.parquet")

@@ -12,6 +12,7 @@ from typing import Any
 from w2s_ray.fit import Fit
 from w2s_ray.leases import Lease, Leases
 from w2s_ray.planning import Plan
+from w2s_ray.readings import unneeded
 from w2s_ray.store import Store
 
 Difference = tuple[str, Any, Any]
@@ -23,6 +24,7 @@ class Status:
     """Every key of the plan is in exactly one of these."""
 
     done: frozenset[str]
+    """In the store, or a reading that no Fit needs any more."""
     running: dict[str, Lease]
     """Key -> the lease of the driver that works on the Fit."""
     failed: dict[str, dict[str, Any]]
@@ -32,9 +34,15 @@ class Status:
     todo: frozenset[str]
 
 
+def done_keys(plan: Plan, *, store: Store) -> set[str]:
+    """What need not be run: committed Fits, and readings of which all dependents are committed."""
+    committed = set(store.committed(plan.fits))
+    return committed | unneeded(plan.fits, committed)
+
+
 def status(plan: Plan, *, store: Store) -> Status:
     """Sort every Fit of the plan by its state in the store."""
-    done = frozenset(store.committed(plan.fits))
+    done = frozenset(done_keys(plan, store=store))
     leases = Leases(store.storage).read_alive()
     failures = store.read_failures()
     running = {f.key: leases[f.key] for f in plan.fits if f.key in leases and f.key not in done}

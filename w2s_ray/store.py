@@ -6,11 +6,12 @@ Layout under the root:
     index/complete                  the index began with the store, or was built by `w2s verify`
     failures/<name>-<hash12>.json   why a Fit failed, the last time it was tried
     leases/<pack>.json              which driver works on which Fits, with a heartbeat (`leases.py`)
-    partial/<name>-<hash12>/...     mid-fit checkpoints of long Fits, removed when the Fit is committed
+    partial/<name>-<hash12>/...     mid-fit checkpoints of long Fits, and what a reading has read so far; removed when the Fit
+                                    is committed
     staging/<name>-<hash12>/...     a Fit's files on their way into `fits/`, in a local folder
     tasks/<name>-<hash12>/          truth-<sha12>.parquet: the ground truth of a task's rows, for scoring without the
                                     task's own files; <sha12> begins its SHA-256
-    features/<name>-<hash12>...     features of frozen models, shared by all linear probes
+    speeds/<machine>/<model>.json   what Fits took, for estimates (`speeds.py`)
     quarantine/                     what `w2s verify --repair` moved aside
 
 Promises: without `done.json` there is no Fit. Everything read from a Fit, and its ground truth, is checked against its hash.
@@ -25,12 +26,13 @@ removed by hand. A store without `index/complete` is read as before there was an
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -135,7 +137,8 @@ class Store:
             return
         contents = {file.name: file.read_bytes() for file in sorted(files.iterdir())}
         listed = {name: {"size": len(content), "sha256": _sha256(content)} for name, content in contents.items()}
-        done = {"key": fit.key, "truth": _truth_folder(fit), "files": listed}
+        truth = {} if fit.role == "reading" else {"truth": _truth_folder(fit)}
+        done = {"key": fit.key, **truth, "files": listed}
         contents[DONE] = json.dumps(done, indent=1).encode()
         is_complete = partial(self._is_committed_under_its_name, fit)
         self.storage.write_folder(f"fits/{fit.folder}", contents, is_complete=is_complete)
@@ -190,7 +193,10 @@ class Store:
         for folder in folders:
             try:
                 first.setdefault(self.read_done(folder)["truth"], folder)
-            except (StoreError, KeyError):  # a damaged marker, or one of an earlier version: no study asks for that Fit
+            except (
+                StoreError,
+                KeyError,
+            ):  # a damaged marker, one of an earlier version, or a reading, which needs no truth
                 continue
         problems = {}
         for truth, folder in first.items():
@@ -344,6 +350,17 @@ class Store:
             except (OSError, ValueError, KeyError, TypeError, StoreError):
                 continue
         return None
+
+    def write_part(self, fit: Fit, name: str, content: bytes) -> None:
+        """Keep a part of what a reading reads, until it is committed."""
+        self.storage.write(f"partial/{fit.folder}/{name}", content)
+
+    def read_parts(self, fit: Fit) -> Iterator[bytes]:
+        """What earlier tries of a reading have kept."""
+        for name in sorted(self.storage.names(f"partial/{fit.folder}")):
+            if name.startswith("part-") and not name.endswith(".tmp"):
+                with contextlib.suppress(FileNotFoundError):  # another driver has just committed the reading
+                    yield self.storage.read(f"partial/{fit.folder}/{name}")
 
     def advise_micro_batch(self, fit: Fit, num_rows: int) -> None:
         """Remember which micro-batch to try next after running out of memory. Forgotten when the Fit is committed."""

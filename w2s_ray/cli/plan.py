@@ -28,6 +28,7 @@ PLURALS = {
     "start": "starts",
     "untrained": "untrained",
     "control": "controls",
+    "reading": "readings",
 }
 
 
@@ -66,10 +67,12 @@ def plan(
 
 def plan_facts(plan: Plan, *, store: Store, gap: float, usd_per_worker_hour: float | None) -> dict[str, Any]:
     from w2s_ray.cost import assumed_speed, costs, measured_noise, num_tests, pgr_half_width, state_bytes
+    from w2s_ray.speeds import read_speeds
     from w2s_ray.status import status
 
     state = status(plan, store=store)
-    cost_of = costs(plan)
+    speeds = read_speeds(store, on_gpus=any(each.gpus_per_worker for each in plan.executions.values()))
+    cost_of = costs(plan, speeds=speeds)
     missing = [fit for fit in plan.fits if fit.key not in state.done]
     roles = Counter(fit.role for fit in plan.fits)
     worker_hours = sum(cost_of[fit.key].seconds * plan.executions[fit.model].workers for fit in missing) / 3600
@@ -107,6 +110,9 @@ def plan_facts(plan: Plan, *, store: Store, gap: float, usd_per_worker_hour: flo
         "seconds_to_run_on_one_slot": sum(cost_of[fit.key].seconds for fit in missing),
         "worker_hours_to_run": worker_hours,
         "assumed_speed": assumed_speed(plan),
+        "measured_on": speeds.machine or None,
+        "measured_from_fits": speeds.num_fits,
+        "to_run_as_measured": sum(cost_of[fit.key].is_measured for fit in missing),
         "largest_model": largest.model.name,
         "largest_state_gib_per_worker": state_bytes(largest, execution) / 2**30,
         "largest_workers": execution.workers,
@@ -160,7 +166,7 @@ def print_plan(facts: dict[str, Any]) -> None:
     if facts["failed_before"]:
         table.add_row("failed before", f"{facts['failed_before']:,}; `w2s run --retry-failed` tries them again")
     table.add_row("compute", f"{facts['flops_to_run']:.2g} FLOPs, about {duration(seconds)} on one slot")
-    table.add_row("", f"[dim]assuming {facts['assumed_speed']}, without start-up[/dim]")
+    table.add_row("", f"[dim]{_speed_in_words(facts)}, without start-up[/dim]")
     if "usd_to_run" in facts:
         hours, price = facts["worker_hours_to_run"], facts["usd_per_worker_hour"]
         table.add_row("price", f"about ${facts['usd_to_run']:,.2f}: {hours:,.1f} worker hours at ${price:g}")
@@ -189,6 +195,16 @@ def print_plan(facts: dict[str, Any]) -> None:
         table.add_row("", f"[dim]assuming that {assumed_precision()}[/dim]")
     out.print(f"[bold]{facts['study']}[/bold]  {escape(facts['description'])}")
     print_table(table)
+
+
+def _speed_in_words(facts: dict[str, Any]) -> str:
+    """Whether the seconds are measured, and from how many Fits."""
+    if not facts["measured_from_fits"]:
+        return f"assuming {facts['assumed_speed']}"
+    where = f"on {escape(facts['measured_on'])}, from {facts['measured_from_fits']:,} Fit(s) that ran into this store"
+    num_others = facts["to_run"] - facts["to_run_as_measured"]
+    others = f"; {num_others:,} to run are of models or kinds that were not measured" if num_others else ""
+    return f"as measured {where}{others}"
 
 
 def _part_lines(task: str, parts: dict[str, Any]) -> list[str]:

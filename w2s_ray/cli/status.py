@@ -88,7 +88,7 @@ def explain(
     store: StoreOption = DEFAULT_STORE,
     as_json: JsonOption = False,
 ) -> None:
-    """Show the three Fits of a cell, and field by field why one is not in the store.
+    """Show the three Fits of a cell and the readings they stand on, and field by field why one is not in the store.
 
     Example: w2s explain quickstart 'xs->m/naive/0'
     """
@@ -127,13 +127,14 @@ def _listed(cells: Iterable[Cell]) -> str:
 
 
 def explanation_facts(cell: Cell, plan: Plan, *, store: Store) -> list[dict[str, Any]]:
-    """For each Fit of the cell its state, and the committed Fit nearest to it if it is not done."""
+    """For each Fit of the cell and each reading its state, and the committed Fit nearest to it if it is not done."""
     from w2s_ray.status import nearest_committed, status
 
     state = status(plan, store=store)
     facts = []
-    for role in ("supervisor", "student", "ceiling"):
-        fit = getattr(cell, role)
+    fits = {"supervisor": cell.supervisor, "student": cell.student, "ceiling": cell.ceiling}
+    readings = {reading.key: reading for fit in fits.values() for reading in fit.readings}
+    for role, fit in (*fits.items(), *(("reading", reading) for reading in readings.values())):
         entry: dict[str, Any] = {"role": role, "fit": fit.folder, "state": "todo"}
         if fit.key in state.done:
             entry["state"] = "done"

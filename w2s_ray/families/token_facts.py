@@ -34,6 +34,8 @@ class TokenFacts:
     """Share of rows that have more tokens than `training.max_tokens`."""
     too_long: frozenset[int] | None
     """Which rows these are; None where only a sample was looked at."""
+    tokens_per_row: float
+    """Of all texts of a row, on average over a sample."""
     share_unknown: float
     """Share of a sample's tokens that the tokenizer does not know; 0 for one that can write every text."""
     unknown: str = ""
@@ -60,7 +62,7 @@ def token_facts(folder: Path, texts: Sequence[Sequence[str]], *, max_tokens: int
     sampled = _evenly_spaced(len(texts))
     lengths: list[int] = []
     per_byte = 0.0
-    num_tokens = num_unknown = 0
+    num_tokens = num_unknown = num_read = 0
     first: tuple[str, int] | None = None
     for place in sampled:
         encodings = [tokenizer.encode(text) for text in texts[place]]
@@ -68,6 +70,7 @@ def token_facts(folder: Path, texts: Sequence[Sequence[str]], *, max_tokens: int
         for text, encoding in zip(texts[place], encodings, strict=True):
             per_byte = max(per_byte, len(encoding) / max(NUM_SPECIAL, len(text.encode())))
             is_unknown = [id_ == unknown_id for id_ in encoding.ids]
+            num_read += len(encoding)
             num_tokens += len(encoding.ids) - sum(encoding.special_tokens_mask)
             num_unknown += sum(is_unknown)
             if first is None and any(is_unknown):
@@ -78,7 +81,8 @@ def token_facts(folder: Path, texts: Sequence[Sequence[str]], *, max_tokens: int
     too_long = _too_long(tokenizer, texts, max_tokens, max_bytes=max_bytes)
     if too_long is not None:
         share_too_long = len(too_long) / len(texts)
-    return TokenFacts(share_too_long, too_long, num_unknown / max(1, num_tokens), *(first or ()))
+    share_unknown = num_unknown / max(1, num_tokens)
+    return TokenFacts(share_too_long, too_long, num_read / len(sampled), share_unknown, *(first or ()))
 
 
 def _too_long(

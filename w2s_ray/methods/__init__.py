@@ -61,7 +61,13 @@ def cell_fits(method: Method, pair: Pair) -> CellFits:
         labellers = ensemble.supervisors(pair, params)
     elif isinstance(params, shuffled.Params):
         labellers = shuffled.supervisors(pair, params)
-    return CellFits(pair.supervisor, pair.student(*labellers, method=method), pair.ceiling)
+    student = pair.student(*labellers, method=method, looks_at_features=_needs_features(method))
+    return CellFits(pair.supervisor, student, pair.ceiling)
+
+
+def _needs_features(method: Method) -> bool:
+    """Whether the method looks at the student's own pretrained features."""
+    return method.name in TRANSFORMS and bool(TRANSFORMS[method.name].NEEDS_FEATURES)
 
 
 # --- what training asks for -------------------------------------------------------------------------------------------
@@ -86,11 +92,6 @@ def budget(method: Method) -> naive.Params:
     """The shares of rows and steps that a Fit takes. All methods but `naive` take the whole."""
     params = params_of(method)
     return params if isinstance(params, naive.Params) else naive.Params()
-
-
-def needs_features(method: Method) -> bool:
-    """Whether the method looks at the student's own pretrained features."""
-    return method.name in TRANSFORMS and bool(TRANSFORMS[method.name].NEEDS_FEATURES)
 
 
 @dataclass(frozen=True)

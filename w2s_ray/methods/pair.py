@@ -8,6 +8,7 @@ from typing import Any
 
 from w2s_ray.errors import InputError
 from w2s_ray.fit import Data, Fit, Method, Model, Training
+from w2s_ray.readings import Network, Replicate, networks, readings_of
 
 NAIVE = Method("naive")
 """Supervisors and ceilings learn from the truth by plain cross-entropy, whatever the student's method."""
@@ -29,9 +30,29 @@ class Ladder:
     """Fresh parts for the steps of chains; without any, these share half B."""
     made: dict[tuple[str, str, int], Fit] = field(default_factory=dict)
     """Fits that were made already: many cells share them."""
+    earlier: tuple[int, ...] = ()
+    """Seeds of the replicates that come before this one."""
 
-    def fit(self, size: str, half: str, *labels: Fit, seed: int, method: Method = NAIVE, **more: Any) -> Fit:
-        return Fit(self.models[size], self.data, half, labels, method, self.trainings[size], seed, **more)
+    @cached_property
+    def networks(self) -> dict[str, Network]:
+        """Size -> the network that it is cut from."""
+        return networks({size: self.models[size] for size in self.sizes})
+
+    def fit(
+        self,
+        size: str,
+        half: str,
+        *labels: Fit,
+        seed: int,
+        method: Method = NAIVE,
+        looks_at_features: bool = False,
+        **more: Any,
+    ) -> Fit:
+        fit = Fit(self.models[size], self.data, half, labels, method, self.trainings[size], seed, **more)
+        if looks_at_features or fit.training.tune == "head":
+            replicate = Replicate(self.data, self.earlier, self.num_fresh)
+            return replace(fit, readings=readings_of(fit, self.networks[size], replicate))
+        return fit
 
     def on_truth(self, size: str, half: str, *, seed: int) -> Fit:
         """A size fine-tuned on the ground truth of a half."""

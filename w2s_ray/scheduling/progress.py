@@ -101,7 +101,9 @@ class Slot:
 
     @property
     def measured_share(self) -> float:
-        """Share of the Fit's steps that are done; 0 where it is not known."""
+        """Share of the Fit's steps, or of a reading's rows, that are done; 0 where it is not known."""
+        if "share_read" in self.event:
+            return float(self.event["share_read"])
         return self.event.get("step", 0) / self.event["num_steps"] if self.event.get("num_steps") else 0.0
 
     def doing(self, now_s: float) -> str:
@@ -130,6 +132,8 @@ class Progress:
         """Name of a model -> what its Fits that ended took."""
         self.estimated_s: dict[str, float] = defaultdict(float)
         """The same Fits' estimates."""
+        self.timed: dict[str, tuple[str, dict[str, float]]] = {}
+        """Key of a Fit that ran from its beginning to its end -> the kind of machine, and seconds by phase."""
         self.slots: dict[str, Slot] = {}
         """Trial -> its pack."""
         self.told_failures = set(schedule.failed)
@@ -201,6 +205,8 @@ class Progress:
         if event["event"] == "failed":
             log.error("failed %s: %s\n%s", fit.folder, event.get("reason", ""), event.get("detail", ""))
         elif seconds:
+            if "machine" in event and not event.get("is_resumed"):
+                self.timed[key] = event["machine"], seconds
             self.measured_s[fit.model.name] += sum(seconds.values())
             self.estimated_s[fit.model.name] += self.schedule.seconds[key]
             phases = ", ".join(f"{name} {phase_s:.1f} s" for name, phase_s in seconds.items())

@@ -29,6 +29,8 @@ from w2s_ray.scheduling import cluster
 from w2s_ray.scheduling.packs import Schedule
 from w2s_ray.scheduling.progress import Progress, phase
 from w2s_ray.scratch import remove_abandoned
+from w2s_ray.speeds import Timed, read_speeds, remember
+from w2s_ray.status import done_keys
 from w2s_ray.storage import StoreDown
 from w2s_ray.store import Store
 from w2s_ray.tracking import Tracking, tracking
@@ -94,6 +96,7 @@ def run_plan(
     schedule = _schedule(plan, store=store, failures={} if options.retry_failed else failures)
     if schedule.finished:
         return _outcome(schedule, run)
+    _compare_with_budget(schedule, run)
     shapes = schedule.shapes_left
     if address is None:
         nodes = [cluster.local_node()]
@@ -127,11 +130,12 @@ def _connected(address: str | None, *, console: Console) -> Iterator[None]:
 def _schedule(plan: Plan, *, store: Store, failures: dict[str, dict[str, Any]]) -> Schedule:
     """What is to do. `failures`: key -> record of the Fits that are not to be tried again."""
     fits_per_pack = plan.study.compute.fits_per_pack
-    done = set(store.committed(plan.fits))
+    done = done_keys(plan, store=store)
+    speeds = read_speeds(store, on_gpus=any(each.gpus_per_worker for each in plan.executions.values()))
     schedule = Schedule(
         fits={fit.key: fit for fit in plan.fits},
         executions={fit.key: plan.executions[fit.model] for fit in plan.fits},
-        seconds={key: cost.seconds for key, cost in costs(plan).items()},
+        seconds={key: cost.seconds for key, cost in costs(plan, speeds=speeds).items()},
         num_slots=1,
         fits_per_pack=None if fits_per_pack == "auto" else fits_per_pack,
         todo={fit.key for fit in plan.fits} - done,
@@ -141,6 +145,15 @@ def _schedule(plan: Plan, *, store: Store, failures: dict[str, dict[str, Any]]) 
         if key in schedule.todo:
             schedule.mark_failed(key, str(record.get("reason", "")))
     return schedule
+
+
+def _compare_with_budget(schedule: Schedule, run: Run) -> None:
+    """Say so if the budget will not do."""
+    left_h = sum(schedule.seconds[key] * schedule.executions[key].workers for key in schedule.todo) / 3600
+    if run.budget_worker_hours is not None and left_h > run.budget_worker_hours:
+        run.console.print(
+            f"the budget is {run.budget_worker_hours:.3g} worker hours, and what is left takes about {left_h:.3g}, without start-up"
+        )
 
 
 def _tune(schedule: Schedule, run: Run) -> Outcome:
@@ -195,6 +208,7 @@ def _tune(schedule: Schedule, run: Run) -> Outcome:
             watch.close()
     trouble = str(stopped_by) if isinstance(stopped_by, Trouble) else ""
     if not trouble:
+        _remember_speeds(progress, run)
         with contextlib.suppress(OSError, StoreDown):  # Ray's own snapshots, which are never read back
             storage.delete_folder(ray_folder)
     return _outcome(
@@ -208,6 +222,18 @@ def _tune(schedule: Schedule, run: Run) -> Outcome:
         budget_spent=isinstance(stopped_by, BudgetSpent),
         worker_hours=searcher.worker_s / 3600,
     )
+
+
+def _remember_speeds(progress: Progress, run: Run) -> None:
+    """Leave in the store what this run's Fits took. A run is no worse where that fails."""
+    fits, assumed = progress.schedule.fits, {key: cost.assumed for key, cost in costs(run.plan).items()}
+    executions = progress.schedule.executions
+    timed = [
+        Timed(fits[key], executions[key], machine, seconds, assumed[key])
+        for key, (machine, seconds) in progress.timed.items()
+    ]
+    with contextlib.suppress(OSError, StoreDown):
+        remember(run.store, timed)
 
 
 def _outcome(schedule: Schedule, run: Run, **measured: Any) -> Outcome:

@@ -12,12 +12,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from w2s_ray.fit import EVAL_BATCH_TOKENS
 from w2s_ray.training.distributed import device, rank, sum_over_ranks, world_size
 from w2s_ray.training.engine import Engine
 from w2s_ray.training.rows import Rows
-
-EVAL_BATCH_TOKENS = 8192
-"""Of a batch without gradients, padding included. A comparison's two sequences count both, features count as one token."""
 
 
 def epoch_order(num_rows: int, *, seed: int, epoch: int) -> np.ndarray:

@@ -16,6 +16,8 @@ class Clock:
     """Seconds by phase: load, features, train, eval, checkpoint, commit."""
 
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    is_resumed: bool = False
+    """Whether an earlier try did a part of the work, whose seconds are not among these."""
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:

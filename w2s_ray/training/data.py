@@ -56,6 +56,29 @@ def prepare(fit: Fit) -> PreparedTask:
     return _deals[kind]
 
 
+def prepare_to_read(reading: Fit) -> PreparedTask:
+    """The rows that a reading reads: its test set, or the halves without the rows that earlier replicates have."""
+    task, deal = tokenised(reading), tasks.Deal.of(reading.data)
+    dealt = tasks.deal_arranged(task.arranged, deal)
+    if reading.half == "test":
+        wanted = {"test": dealt["test"]}
+    else:
+        read = {
+            row["id"]
+            for seed in dict(reading.method.params)["without"]
+            for name, rows in tasks.deal_arranged(task.arranged, replace(deal, halves_seed=seed)).items()
+            for row in rows
+            if name != "test"
+        }
+        wanted = {
+            name: [row for row in rows if row["id"] not in read] for name, rows in dealt.items() if name != "test"
+        }
+    parts = {
+        name: _rows(reading, task, pa.Table.from_pylist(rows, schema=task.schema)) for name, rows in wanted.items()
+    }
+    return PreparedTask(parts, task.num_too_long, pa.table({}), task.tokenizer, num_answer_tokens=0)
+
+
 def tokenised(fit: Fit) -> TokenisedTask:
     """The same for all replicates, whose data differ in how rows are dealt alone."""
     of_all = replace(
@@ -100,11 +123,8 @@ def _deal(fit: Fit, task: TokenisedTask) -> PreparedTask:
     parts, truth, num_answer_tokens = {}, [], 0
     for name, rows in sorted(tasks.deal_arranged(task.arranged, tasks.Deal.of(fit.data)).items()):
         part = pa.Table.from_pylist(rows, schema=task.schema)
-        texts, completions = _texts(part)
-        ids = part["id"].to_pylist()
-        sequences = [task.sequences[id_] for id_ in ids]
-        answers = None if task.answers is None else object_array([task.answers[id_] for id_ in ids])
-        check_words(fit, tokenizer, sequences)
+        parts[name] = _rows(fit, task, part)
+        answers = None if task.answers is None else parts[name].labels
         setting.check_answers(tokenizer, part, answers, task=fit.data.source)
         if answers is not None:
             num_answer_tokens = max(num_answer_tokens, *map(len, answers))
@@ -117,20 +137,28 @@ def _deal(fit: Fit, task: TokenisedTask) -> PreparedTask:
             right_name: right,
         }
         truth.append(pa.table(columns))
-        parts[name] = Rows(
-            ids=ids,
-            texts=texts,
-            completions=completions,
-            groups=part["group"].to_pylist(),
-            sequences=sequences,
-            labels=part["label"].to_numpy().astype(np.float32) if answers is None else answers,
-        )
     return PreparedTask(
         parts=parts,
         num_too_long=task.num_too_long,
         truth=pa.concat_tables(truth),
         tokenizer=tokenizer,
         num_answer_tokens=num_answer_tokens,
+    )
+
+
+def _rows(fit: Fit, task: TokenisedTask, part: pa.Table) -> Rows:
+    """Some rows as training sees them."""
+    ids, (texts, completions) = part["id"].to_pylist(), _texts(part)
+    sequences = [task.sequences[id_] for id_ in ids]
+    check_words(fit, task.tokenizer, sequences)
+    answers = None if task.answers is None else object_array([task.answers[id_] for id_ in ids])
+    return Rows(
+        ids=ids,
+        texts=texts,
+        completions=completions,
+        groups=part["group"].to_pylist(),
+        sequences=sequences,
+        labels=part["label"].to_numpy().astype(np.float32) if answers is None else answers,
     )
 
 

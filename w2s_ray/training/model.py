@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,7 +25,7 @@ from transformers.integrations.deepspeed import (
 
 from w2s_ray.errors import InputError
 from w2s_ray.fit import Execution, Fit, Model
-from w2s_ray.training.distributed import world_size
+from w2s_ray.training.distributed import device, world_size
 from w2s_ray.training.engine import whole, zero_optimization
 
 NUM_CACHED_BASES = 2
@@ -53,12 +53,14 @@ class ModelSpec:
     bf16: bool = False
     seed: int = 0
     warm_start: WarmStart | None = None
+    width: int = 0
+    """Of the features that a probe reads. It needs no more of the model."""
 
     @classmethod
-    def of(cls, fit: Fit, *, execution: Execution, warm_start: WarmStart | None = None) -> ModelSpec:
+    def of(cls, fit: Fit, *, execution: Execution, warm_start: WarmStart | None = None, width: int = 0) -> ModelSpec:
         training = fit.training
         is_bf16 = training.precision == "bf16"
-        return cls(fit.model, execution, training.tune, training.lora_rank, is_bf16, fit.seed, warm_start)
+        return cls(fit.model, execution, training.tune, training.lora_rank, is_bf16, fit.seed, warm_start, width)
 
     @property
     def is_partitioned(self) -> bool:
@@ -116,10 +118,55 @@ class Probe(nn.Module):
         return logits
 
 
-def frozen_model(spec: ModelSpec) -> Scorer:
-    """The pretrained model as it is, for its features. Whole on each worker, since each reads rows of its own."""
-    execution = replace(spec.execution, zero_stage=min(spec.execution.zero_stage, 2))
-    return Scorer(load_base(replace(spec, execution=execution)).backbone, nn.Identity(), spec)
+class FrozenNetwork:
+    """A pretrained model as it is, read out at several depths. Whole on each worker, since each reads rows of its own."""
+
+    def __init__(self, spec: ModelSpec, depths: tuple[int | None, ...]) -> None:
+        """`depths`: from shallow to deep; None, for the whole network, can only be the last."""
+        self.depths = depths
+        *self.shallower, self.deepest = depths
+        execution = replace(spec.execution, zero_stage=min(spec.execution.zero_stage, 2))
+        whole_model = replace(spec.model, depth=None)
+        self.scorer = Scorer(
+            load_base(replace(spec, model=whole_model, execution=execution)).backbone, nn.Identity(), spec
+        ).to(device())
+        self.stack = None if depths == (None,) else _Stack.of(self.scorer.backbone, spec.model)
+
+    def features(self, *inputs: torch.Tensor) -> list[torch.Tensor]:
+        """For each depth what a model that is cut there would read out, to the bit, from one pass of the deepest.
+
+        The pass keeps what the layers at the other depths put out. Then each cut model runs with layers that only say this
+        again. So what an architecture does before and after its layers is done as the cut model does it.
+        """
+        if self.stack is None:
+            return [self.scorer.features(*inputs)]
+        outputs: dict[int, Any] = {}
+
+        def keep(depth: int) -> Callable[..., None]:
+            return lambda layer, given, output: outputs.update({depth: output})
+
+        with self.stack.cut_for_now(self.deepest) as layers, ExitStack() as hooks:
+            for depth in self.shallower:
+                if depth:
+                    hooks.callback(layers[depth - 1].register_forward_hook(keep(depth)).remove)
+            deepest = self.scorer.features(*inputs)
+        found = []
+        for depth in self.shallower:
+            with self.stack.cut_for_now(depth) as layers, _saying(layers, outputs.get(depth or 0)):
+                found.append(self.scorer.features(*inputs))
+        return [*found, deepest]
+
+
+@contextmanager
+def _saying(layers: Iterable[nn.Module], output: Any) -> Iterator[None]:
+    """Within the block each layer puts this out, whatever it is given."""
+    for layer in layers:
+        vars(layer)["forward"] = lambda *_, **__: output
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del vars(layer)["forward"]
 
 
 def backbone_inputs(backbone: nn.Module, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> dict[str, Any]:
@@ -213,7 +260,7 @@ def _load(spec: ModelSpec) -> Base:
     except (OSError, ValueError) as error:
         raise InputError(f"model {model.source}: can't be loaded: {str(error).splitlines()[0]}") from error
     if model.depth is not None:
-        _cut(backbone, model)
+        _Stack.of(backbone, model).cut(model.depth)
     if spec.warm_start is not None:
         with torch.no_grad():
             for name, parameter in (causal or backbone).named_parameters():
@@ -257,23 +304,53 @@ def _turn_off_dropout(model: nn.Module) -> None:
                 setattr(module, name, 0.0)
 
 
-def _cut(backbone: Any, model: Model) -> None:
-    """Keep the first `depth` layers, and what follows the last one."""
-    num_layers, depth = backbone.config.num_hidden_layers, model.depth
-    stacks = [
-        (parent, name)
-        for parent in backbone.modules()
-        for name, child in parent.named_children()
-        if isinstance(child, nn.ModuleList) and len(child) == num_layers
-    ]
-    if len(stacks) != 1 or depth > num_layers:
-        allowed = f"0 to {num_layers}" if len(stacks) == 1 else "none, since its layers are not one stack"
-        raise InputError(f"model {model.name}: depth: given {depth}, allowed: {allowed}")
-    [(parent, name)] = stacks
-    setattr(parent, name, getattr(parent, name)[:depth])
-    backbone.config.num_hidden_layers = depth
-    if getattr(backbone.config, "layer_types", None):
-        backbone.config.layer_types = backbone.config.layer_types[:depth]
+@dataclass(frozen=True)
+class _Stack:
+    """The layers of a whole backbone: where they are, and how to do with the first few of them."""
+
+    backbone: Any
+    parent: Any
+    name: str
+
+    @classmethod
+    def of(cls, backbone: Any, model: Model) -> _Stack:
+        """Refuses a backbone that cannot be cut to the model's depth."""
+        num_layers = backbone.config.num_hidden_layers
+        stacks = [
+            cls(backbone, parent, name)
+            for parent in backbone.modules()
+            for name, child in parent.named_children()
+            if isinstance(child, nn.ModuleList) and len(child) == num_layers
+        ]
+        if len(stacks) != 1 or (model.depth or 0) > num_layers:
+            allowed = f"0 to {num_layers}" if len(stacks) == 1 else "none, since its layers are not one stack"
+            raise InputError(f"model {model.name}: depth: given {model.depth}, allowed: {allowed}")
+        return stacks[0]
+
+    @property
+    def layers(self) -> Any:
+        return getattr(self.parent, self.name)
+
+    def cut(self, depth: int | None) -> None:
+        """Keep the first `depth` layers (None: all), and what follows the last one."""
+        config = self.backbone.config
+        setattr(self.parent, self.name, self.layers[:depth])
+        config.num_hidden_layers = len(self.layers)
+        if getattr(config, "layer_types", None):
+            config.layer_types = config.layer_types[:depth]
+
+    @contextmanager
+    def cut_for_now(self, depth: int | None) -> Iterator[Any]:
+        """Within the block the backbone is cut. Yields the layers that are kept."""
+        config, layers = self.backbone.config, self.layers
+        before = {name: getattr(config, name) for name in ("num_hidden_layers", "layer_types") if hasattr(config, name)}
+        self.cut(depth)
+        try:
+            yield self.layers
+        finally:
+            setattr(self.parent, self.name, layers)
+            for name, value in before.items():
+                setattr(config, name, value)
 
 
 def _width(backbone: nn.Module) -> int:

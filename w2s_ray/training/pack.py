@@ -24,8 +24,11 @@ from w2s_ray.scratch import remove_abandoned, scratch_folder
 from w2s_ray.storage import FULL, StoreDown
 from w2s_ray.store import StoreError, open_store
 from w2s_ray.tracking import Tracking, run_of
+from w2s_ray.training.clock import Clock
 from w2s_ray.training.distributed import FailedOnSomeRank, broadcast, join_processes, rank, world_size
 from w2s_ray.training.engine import micro_batch_size
+from w2s_ray.training.features import read_features
+from w2s_ray.training.provenance import machine_name
 from w2s_ray.training.train_fit import train_fit
 from w2s_ray.training.worker import Report, TrainingFailed, Worker
 
@@ -81,8 +84,11 @@ def run_fit(fit: Fit, worker: Worker, *, tracking: Tracking | None) -> None:
         log.warning("%s waits for %s", fit.folder, ", ".join(missing))
         return
     try:
-        with run_of(fit, tracking) as log_point:
-            seconds = _train_with_less_memory(fit, replace(worker, log=log_point))
+        if fit.role == "reading":
+            clock = _read(fit, worker)
+        else:
+            with run_of(fit, tracking) as log_point:
+                clock = _train_with_less_memory(fit, replace(worker, log=log_point))
     except StoreDown as error:
         if world_size() == 1:  # with more ranks a report needs all of them
             report({"event": "store", "key": fit.key, "reason": str(error)})
@@ -101,10 +107,21 @@ def run_fit(fit: Fit, worker: Worker, *, tracking: Tracking | None) -> None:
             store.write_failure(fit, kind=kind, reason=reason, detail=detail)
         report({"event": "failed", "key": fit.key, "reason": reason, "detail": detail, "seconds": {}})
     else:
-        report({"event": "done", "key": fit.key, "seconds": seconds})
+        event = {"event": "done", "key": fit.key, "seconds": dict(clock.seconds), "is_resumed": clock.is_resumed}
+        report(event | {"machine": machine_name()})
 
 
-def _train_with_less_memory(fit: Fit, worker: Worker) -> dict[str, float]:
+def _read(fit: Fit, worker: Worker) -> Clock:
+    with scratch_folder(worker.lease.name if worker.lease else "alone") as scratch:
+        try:
+            return read_features(fit, worker, scratch=scratch)
+        except RuntimeError as error:
+            if world_size() > 1 or not _is_out_of_memory(error):
+                raise
+            raise TrainingFailed("oom", f"out of memory while reading, without gradients ({error})") from error
+
+
+def _train_with_less_memory(fit: Fit, worker: Worker) -> Clock:
     """Train, with half the micro-batch each time that memory runs out.
 
     In a group, memory may run out on one rank while the others wait for it. So the group ends, and the next group starts with

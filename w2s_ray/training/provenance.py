@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from w2s_ray.fit import PACKAGES, Execution, Fit
+from w2s_ray.speeds import cpu_name
 from w2s_ray.training.clock import Clock
 from w2s_ray.training.distributed import world_size
 from w2s_ray.training.loop import num_passes
@@ -41,19 +42,9 @@ class Circumstances:
 
 
 def provenance(fit: Fit, task: PreparedTask, training_set: TrainingSet, circumstances: Circumstances) -> dict[str, Any]:
-    num_tokens, clock = _num_training_tokens(fit, task, training_set), circumstances.clock
+    num_tokens = _num_training_tokens(fit, task, training_set)
     num_rows = {name: len(rows) for name, rows in task.parts.items()} | {"learned": len(training_set)}
-    return {
-        "versions": versions(),
-        "python": sys.version.split()[0],
-        "git_commit": git_commit(),
-        "host": platform.node(),
-        "machine": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
-        "world_size": world_size(),
-        "execution": asdict(circumstances.execution),
-        "committed_at": time.time(),
-        "seconds": {name: round(seconds, 4) for name, seconds in clock.seconds.items()},
-        "busy": None if clock.busy_share is None else round(clock.busy_share, 4),
+    return _place_and_time(circumstances.execution, circumstances.clock) | {
         "tokens": num_tokens,
         "flops": _flops(fit, num_tokens),
         "head_start": circumstances.head_start,
@@ -63,6 +54,33 @@ def provenance(fit: Fit, task: PreparedTask, training_set: TrainingSet, circumst
         "num_too_long": task.num_too_long,
         "resumed_from_step": circumstances.resumed_from_step,
         "best_step": circumstances.best_step,
+    }
+
+
+def provenance_of_reading(fit: Fit, task: PreparedTask, execution: Execution, clock: Clock) -> dict[str, Any]:
+    """A forward pass over each row: 2ND."""
+    num_tokens = sum(len(tokens) for rows in task.parts.values() for row in rows.sequences for tokens in row)
+    return _place_and_time(execution, clock) | {
+        "tokens": num_tokens,
+        "flops": 2 * fit.model.num_params * num_tokens,
+        "num_rows": {name: len(rows) for name, rows in task.parts.items()},
+        "num_too_long": task.num_too_long,
+    }
+
+
+def _place_and_time(execution: Execution, clock: Clock) -> dict[str, Any]:
+    return {
+        "versions": versions(),
+        "python": sys.version.split()[0],
+        "git_commit": git_commit(),
+        "host": platform.node(),
+        "machine": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
+        "cpu": cpu_name(),
+        "world_size": world_size(),
+        "execution": asdict(execution),
+        "committed_at": time.time(),
+        "seconds": {name: round(seconds, 4) for name, seconds in clock.seconds.items()},
+        "busy": None if clock.busy_share is None else round(clock.busy_share, 4),
     }
 
 
@@ -78,13 +96,17 @@ def _num_training_tokens(fit: Fit, task: PreparedTask, training_set: TrainingSet
 
 
 def _flops(fit: Fit, num_tokens: int) -> int:
-    """6ND (Kaplan et al. 2020, section 2.1); 4ND with LoRA, whose frozen weights need no gradient of their own.
-
-    A probe's backbone reads each row once, whatever the epochs, and only forwards: 2ND.
-    """
+    """6ND (Kaplan et al. 2020, section 2.1); 4ND with LoRA, whose frozen weights need no gradient of their own; none with a
+    probe, for which a reading has read."""
     if fit.training.tune == "head":
-        return round(2 * fit.model.num_params * num_tokens / num_passes(fit))
+        return 0
     return (4 if fit.training.tune == "lora" else 6) * fit.model.num_params * num_tokens
+
+
+@cache
+def machine_name() -> str:
+    """The kind of GPU, or of CPU, that does the work."""
+    return f"GPU {torch.cuda.get_device_name()}" if torch.cuda.is_available() else f"CPU {cpu_name()}"
 
 
 @cache

@@ -86,7 +86,7 @@ class PreparedTask:
     num_too_long: int
     """Rows that were dropped, since they are too long for some model of the grid."""
     truth: pa.Table
-    """id, half, difficulty and label (or completion) of every row that was dealt out."""
+    """id, half, difficulty and label (or completion) of every row that was dealt out. Empty for a reading, which needs none."""
     tokenizer: PreTrainedTokenizerBase
     num_answer_tokens: int
     """Length of the longest right completion. Models write no more than this; 0 where nothing is written."""

@@ -18,7 +18,6 @@ import torch
 from safetensors.torch import load, save_file
 from torch import nn
 
-from w2s_ray import methods
 from w2s_ray.fit import Fit, describe
 from w2s_ray.store import Store
 from w2s_ray.training.checkpoint import Checkpoints, Progress
@@ -38,20 +37,20 @@ from w2s_ray.training.training_set import TrainingSet, build_training_set
 from w2s_ray.training.worker import TrainingFailed, Worker
 
 
-def train_fit(fit: Fit, worker: Worker, *, scratch: Path) -> dict[str, float]:
-    """Prepare, train, predict, commit. Returns seconds by phase. Raises TrainingFailed if it cannot work anywhere."""
+def train_fit(fit: Fit, worker: Worker, *, scratch: Path) -> Clock:
+    """Prepare, train, predict, commit. Raises TrainingFailed if it cannot work anywhere."""
     clock, is_probe, features = Clock(), fit.training.tune == "head", None
     with clock.phase("load"), raise_on_all_ranks():
         task = apply_prompt_method(fit, prepare(fit), worker.store)
-    if is_probe or methods.needs_features(fit.method):
-        with clock.phase("features"):
+    if fit.readings:
+        with clock.phase("features"), raise_on_all_ranks():
             features = with_features(fit, task, worker)
     model_task = features if is_probe and features else task
     checkpoints = Checkpoints(fit, worker, scratch / "checkpoint")
     with clock.phase("load"):
         with raise_on_all_ranks():
             training_set = build_training_set(fit, model_task, features, worker.store)
-            model, head_start = build_model(fit, worker)
+            model, head_start = build_model(fit, worker, training_set)
             check_prompts_fit(fit, model, model_task)
             checkpoints.folder.mkdir()
         resumed = checkpoints.find()
@@ -60,7 +59,7 @@ def train_fit(fit: Fit, worker: Worker, *, scratch: Path) -> dict[str, float]:
         engine = Engine(model, training=fit.training, execution=worker.execution)
         if resumed:
             checkpoints.load_optimizer(engine)
-    resumed_from_step = resumed.step if resumed else 0
+    clock.is_resumed, resumed_from_step = resumed is not None, resumed.step if resumed else 0
     progress = resumed or Progress()
     try:
         loop = TrainingLoop(fit, engine, training_set, model_task, worker, checkpoints, clock, progress)
@@ -81,12 +80,13 @@ def train_fit(fit: Fit, worker: Worker, *, scratch: Path) -> dict[str, float]:
             worker.check_lease()
             worker.store.write_truth(fit, task.truth)
             worker.store.commit(fit, files)
-    return dict(clock.seconds)
+    return clock
 
 
-def build_model(fit: Fit, worker: Worker) -> tuple[nn.Module, str]:
+def build_model(fit: Fit, worker: Worker, training_set: TrainingSet) -> tuple[nn.Module, str]:
     """The Fit's model before training, and what its head starts from."""
-    spec = ModelSpec.of(fit, execution=worker.execution, warm_start=_warm_start(fit, worker.store))
+    width = training_set.rows.sequences[0][0].shape[-1] if training_set.rows.are_features else 0
+    spec = ModelSpec.of(fit, execution=worker.execution, warm_start=_warm_start(fit, worker.store), width=width)
     model, head_start = model_setting_of(fit).build_model(spec)
     return model, head_start
 

@@ -38,12 +38,10 @@ def build_model(spec: ModelSpec) -> tuple[nn.Module, str]:
     The head starts from the output embeddings of "0" and "1" (Burns et al. 2023, appendix A), or from zero where a model has
     none. A probe has no backbone: it takes features.
     """
-    base = load_base(spec)
-    is_probe = spec.tune == "head"
-    head = zero(nn.Linear(base.width, 2, bias=is_probe, dtype=torch.float32))
-    if is_probe:
-        return Probe(head), "zero"
-    head_start = "zero"
+    if spec.tune == "head":
+        return Probe(zero(nn.Linear(spec.width, 2, dtype=torch.float32))), "zero"
+    base, head_start = load_base(spec), "zero"
+    head = zero(nn.Linear(base.width, 2, bias=False, dtype=torch.float32))
     if base.label_rows is not None:
         head_start = "output embeddings of 0 and 1"
         with torch.no_grad():

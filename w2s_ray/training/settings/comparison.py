@@ -50,11 +50,11 @@ class RewardHead(nn.Linear):
 
 def build_model(spec: ModelSpec) -> tuple[nn.Module, str]:
     """A reward model, whose head starts from zero. A probe has no backbone: it takes features."""
+    if spec.tune == "head":
+        return Probe(zero(RewardHead(spec.width, 1, dtype=torch.float32))), "zero"
     base = load_base(spec)
-    is_probe = spec.tune == "head"
-    head = zero(RewardHead(base.width, 1, bias=is_probe, dtype=torch.float32))
-    model = Probe(head) if is_probe else Scorer(trainable_copy(base.backbone, spec), head, spec)
-    return model, "zero"
+    head = zero(RewardHead(base.width, 1, bias=False, dtype=torch.float32))
+    return Scorer(trainable_copy(base.backbone, spec), head, spec), "zero"
 
 
 # --- rows ---------------------------------------------------------------------------------------------------------
