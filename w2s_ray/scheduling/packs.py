@@ -27,6 +27,8 @@ MAX_CRASHES = 3
 START_UP_S = 10.0
 """Of a pack, until its first Fit."""
 SHORTEST_PACK_S, LONGEST_PACK_S = 45.0, 1800.0
+LONGEST_FIRST_PACK_S = 300.0
+"""Of a slot's first pack: other drivers that start at about the same time are not seen yet, and need their share."""
 WORTHWHILE_S = 300.0
 """Work that is worth another slot where one has to be asked for."""
 
@@ -339,7 +341,8 @@ class Schedule:
         """How much work the next pack takes: half of a slot's share of what is left. So packs get shorter towards the end, where
         a wrong estimate would leave the other slots idle."""
         share_s = self._open_s / (self.num_slots + self.num_packs_elsewhere)
-        return min(max(share_s / 2, SHORTEST_PACK_S), LONGEST_PACK_S)
+        longest_s = LONGEST_PACK_S if self.num_packs >= self.num_slots else LONGEST_FIRST_PACK_S
+        return min(max(share_s / 2, SHORTEST_PACK_S), longest_s)
 
     def _place_in_pack(self, number: int) -> tuple[int, bool, int, int]:
         """Dependencies first; then Fits that others wait for; then Fits of one base model and task next to each other."""
@@ -423,11 +426,18 @@ class Schedule:
                     self._open_s += self.seconds[key]
                     self._get_ready(self._number[key])
 
-    def some_elsewhere(self, most: int) -> list[Fit]:
-        """Fits that other drivers work on, at most so many, from a place that changes from call to call."""
-        start = self.num_packs * most % max(1, len(self.elsewhere))
-        keys = [*islice(self.elsewhere, start, start + most), *islice(self.elsewhere, 0, most)][:most]
-        return [self.fits[key] for key in dict.fromkeys(keys) if key in self.todo]
+    def awaited_elsewhere(self, most: int) -> list[Fit]:
+        """Fits that other drivers work on and that Fits of nobody's pack wait for, at most so many."""
+        awaited = (
+            key
+            for key in self.elsewhere
+            if key in self.todo and any(self._is_open(child) for child in self._children[self._number[key]])
+        )
+        return [self.fits[key] for key in islice(awaited, most)]
+
+    def _is_open(self, number: int) -> bool:
+        key = self._keys[number]
+        return key in self.todo and key not in self.elsewhere
 
     def mark_started(self, pack: str, key: str) -> None:
         self.in_progress[pack] = key
