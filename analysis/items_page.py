@@ -31,7 +31,7 @@ KINDS = {
 PLACE = ["task", "family", "weak", "strong", "method"]
 
 
-def write_items_page(out: Path, *, results: pl.DataFrame, predictions: pl.DataFrame, title: str) -> bool:
+def write_items_page(out: Path, *, results: pl.DataFrame, predictions: tables.Predictions, title: str) -> bool:
     """Write items.html beside the report, and tell whether there is anything to show. A page without items is removed."""
     path = out / "items.html"
     pairs = items_of_pairs(results, predictions)
@@ -55,21 +55,18 @@ def write_items_page(out: Path, *, results: pl.DataFrame, predictions: pl.DataFr
     return True
 
 
-def items_of_pairs(results: pl.DataFrame, predictions: pl.DataFrame) -> list[dict[str, Any]]:
+def items_of_pairs(results: pl.DataFrame, predictions: tables.Predictions) -> list[dict[str, Any]]:
     """For each pair: its place, the number of replicates, and for each kind how many items it has (the mean over replicates) and some of
     them: [id, replicates, supervisor's answer, student's answer, ceiling's answer] in the first replicate where it is seen."""
-    needed = {"probability", "label", "completion", "id"}
-    if not needed <= set(predictions.columns):
+    parts = tables.parts_of(predictions)
+    if not {"probability", "label", "completion", "id"} <= parts.columns:
         return []
     cells = _cells(results)
-    answers = predictions.select(
-        pl.col("key").cast(pl.String), "id", "correct", pl.col("completion").fill_null(""), pl.col("probability")
-    )
-    by_key = {str(key): rows.drop("key") for (key,), rows in answers.group_by("key")}
     pairs: list[dict[str, Any]] = []
     for place, group in cells.group_by(PLACE, maintain_order=True):
         if len(pairs) == MAX_PAIRS:
             break
+        by_key = _answers_of(group, parts)
         seen = [
             _kinds(*(by_key[row[f"{side}_key"]] for side in ("weak", "student", "ceiling")))
             for row in group.sort("seed", "swapped").iter_rows(named=True)
@@ -92,6 +89,19 @@ def items_of_pairs(results: pl.DataFrame, predictions: pl.DataFrame) -> list[dic
             kinds[kind] = {"number": own.height / len(seen), "items": [list(row) for row in most.iter_rows()]}
         pairs.append(dict(zip(PLACE, place, strict=True)) | {"replicates": len(seen), "kinds": kinds})
     return pairs
+
+
+def _answers_of(cells: pl.DataFrame, parts: tables.Parts) -> dict[str, pl.DataFrame]:
+    """Key -> answers of the Fits of these cells."""
+    keys = pl.concat([cells[f"{side}_key"].alias("key").cast(pl.String) for side in ("weak", "student", "ceiling")])
+    answers = (
+        parts.rows.select(
+            pl.col("key").cast(pl.String), "id", "correct", pl.col("completion").fill_null(""), pl.col("probability")
+        )
+        .filter(pl.col("key").is_in(keys.unique().implode()))
+        .collect(engine="streaming")
+    )
+    return {str(key): rows.drop("key") for (key,), rows in answers.group_by("key", maintain_order=True)}
 
 
 def _cells(results: pl.DataFrame) -> pl.DataFrame:

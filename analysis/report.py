@@ -67,8 +67,9 @@ def write_report(
     what is being done.
     """
     results, predictions = tables.read_study(out)
-    names = ("curves", "runs", "items", "parts", "left_out", "half_b")
-    curves, runs, items, parts, left_out, half_b = (tables.read_optional(out / f"{name}.parquet") for name in names)
+    half_b = tables.read_parts(out / "half_b.parquet", optional=True)
+    names = ("curves", "runs", "items", "parts", "left_out")
+    curves, runs, items, parts, left_out = (tables.read_optional(out / f"{name}.parquet") for name in names)
     samples = resample(results, predictions)
     pgr = pgr_table(samples)
     methods = method_table(samples)
