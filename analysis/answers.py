@@ -39,9 +39,12 @@ class Answers:
         """The answers to the items that another Fit answers. None if some are lacking."""
         if np.array_equal(self.item, other.item):
             return self
-        kept = np.isin(self.item, other.item)
-        if kept.sum() < len(other.item):
-            return None
+        own = self.restricted_to(other.item)
+        return own if len(own.item) == len(other.item) else None
+
+    def restricted_to(self, items: np.ndarray) -> Answers:
+        """The answers to those of its items that are among these."""
+        kept = np.isin(self.item, items)
         return replace(
             self,
             item=self.item[kept],

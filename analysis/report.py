@@ -127,7 +127,7 @@ def write_report(
         titles=charts.TITLES,
         captions=captions(drawn, specs),
         sections=shown,
-        has_items=write_items_page(out, results=results, predictions=predictions, title=title),
+        has_items=write_items_page(out, results=results, answers=answers, predictions=predictions, title=title),
         cost=provenance.cost_in_words(runs, provenance.remember(out, facts)),
         machines=section("By machine", provenance.machines(runs)) if runs.height else None,
         versions=provenance.versions(runs),

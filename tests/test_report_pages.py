@@ -14,6 +14,7 @@ from test_report import planted_study, predictions_of, results_of
 
 from w2s_ray import item_texts, left_out, results, tasks
 from w2s_ray.analysis import columns, compare, figure_files, findings, items_page, pgr, provenance, report, text_tables
+from w2s_ray.analysis.answers import read_answers
 from w2s_ray.analysis.charts.scores import score_marks
 
 from fits import DATA
@@ -91,12 +92,15 @@ def test_items_by_hand() -> None:
         naive_s_m_t_0=[0.9, 0.1, 0.1, 0.1, 0.9],
         ceiling_m_t_0=[0.9, 0.9, 0.1, 0.9, 0.9],
     )
-    [pair] = items_page.items_of_pairs(results_of({}), predictions)
+    [pair] = items_page.items_of_pairs(results_of({}), read_answers(predictions), predictions)
     assert {kind: [item[0] for item in found["items"]] for kind, found in pair["kinds"].items()} == {
         "rescued": ["i00000"], "misled": ["i00001"], "both": ["i00002"], "lost": ["i00003"],
     }  # fmt: skip
     assert pair["kinds"]["misled"]["items"] == [["i00001", 1, "0", "0", "1"]]
-    assert items_page.items_of_pairs(results_of({"strong": "s"}), predictions) == [], "a pair of a size with itself"
+    itself = results_of({"strong": "s"})
+    assert items_page.items_of_pairs(itself, read_answers(predictions), predictions) == [], (
+        "a pair of a size with itself"
+    )
 
 
 def test_the_page_of_items_is_bounded_and_holds_texts_as_data(tmp_path: Path) -> None:
@@ -107,16 +111,15 @@ def test_the_page_of_items_is_bounded_and_holds_texts_as_data(tmp_path: Path) ->
     ids = predictions["id"].unique()
     texts = pl.DataFrame({"task": "t", "id": ids, "text": evil + "x" * 5000, "first": None, "second": None, "label": 1})
     texts.write_parquet(tmp_path / "item_texts.parquet")
-    assert items_page.write_items_page(tmp_path, results=results_of({}), predictions=predictions, title="x")
+    of_fits: dict[str, Any] = {"answers": read_answers(predictions), "predictions": predictions, "title": "x"}
+    assert items_page.write_items_page(tmp_path, results=results_of({}), **of_fits)
     page = (tmp_path / "items.html").read_text()
     assert len(page) < 50_000 and evil not in page and page.count("</script>") == 2
     data = json.loads(page.split('id="data">')[1].split("</script>")[0])
     assert len(data["texts"]["t"]) == items_page.MAX_SHOWN
     assert next(iter(data["texts"]["t"].values()))[0].startswith(evil)
     assert "http" not in page, "it needs no network"
-    assert not items_page.write_items_page(
-        tmp_path, results=results_of({"status": "failed"}), predictions=predictions, title="x"
-    )
+    assert not items_page.write_items_page(tmp_path, results=results_of({"status": "failed"}), **of_fits)
     assert not (tmp_path / "items.html").exists()
 
 

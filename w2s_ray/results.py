@@ -256,7 +256,7 @@ class Collector:
     """Reads committed Fits from the store and judges their predictions. Reads the ground truth of a task once."""
 
     store: Store
-    truths: dict[tuple[Data, str], pl.LazyFrame] = field(default_factory=dict)
+    truths: dict[tuple[Data, str], pl.DataFrame] = field(default_factory=dict)
     """(data, part) -> ground truth, of the data that was asked for last."""
 
     def collect(self, fit: Fit, commit: Commit) -> FitTables:
@@ -318,39 +318,34 @@ class Collector:
         columns = ["id", "probability", *(["completion"] if generates else [])]
         if missing := set(columns) - set(predicted.columns):
             raise _unusable(folder, file, f"has no column {' or '.join(sorted(missing))}")
+        if predicted["id"].equals(truth["id"]):  # as a Fit writes them, in the order of their ids
+            joined = predicted.with_columns(truth.drop("id"))
+        else:
+            joined = predicted.select(columns).unique("id").join(truth, on="id", how="inner").sort("id")
+        num_expected = predicted.height if file == "half_b.parquet" else truth.height
+        if not 0 < joined.height == predicted.height == num_expected:
+            counts = (
+                f"{predicted.height} predictions for {truth.height} rows of {half}, and {joined.height} ids are in both"
+            )
+            raise _unusable(folder, file, f"does not match the ground truth: {counts}")
         if generates:
             # completions are written with single blanks
             right_completion = pl.col("right").str.strip_chars().str.replace_all(r"\s+", " ")
-            is_right = pl.col("completion") == right_completion
-            judged = {"correct": is_right, "label": pl.lit(None, pl.Int8)}
+            made = {"correct": pl.col("completion") == right_completion, "label": pl.lit(None)}
         else:
             is_right = (pl.col("probability") > 0.5) == (pl.col("label") == 1)
-            judged = {"correct": is_right, "completion": pl.lit(None, pl.String)}
-        named = {name: pl.lit(value) for name, value in _fit_columns(fit).items()}
-        # one query: thousands of small steps would take longer than the work
-        rows, num_rows = pl.collect_all(
-            [
-                predicted.lazy()
-                .select(columns)
-                .unique("id")
-                .join(truth, on="id", how="inner")
-                .with_columns(**judged, **named)
-                .sort("id")
-                .select(pl.col(name).cast(dtype) for name, dtype in PREDICTIONS.items()),
-                truth.select(pl.len()),
-            ]
+            made = {"correct": is_right, "completion": pl.lit(None)}
+        made |= {name: pl.lit(value) for name, value in _fit_columns(fit).items()}
+        rows = joined.select(
+            made.get(name, pl.col(name)).cast(dtype).alias(name) for name, dtype in PREDICTIONS.items()
         )
-        num_true = num_rows.item()
-        num_expected = predicted.height if file == "half_b.parquet" else num_true
-        if not 0 < rows.height == predicted.height == num_expected:
-            counts = f"{predicted.height} predictions for {num_true} rows of {half}, and {rows.height} ids are in both"
-            raise _unusable(folder, file, f"does not match the ground truth: {counts}")
         if not rows["probability"].is_between(0, 1).fill_null(False).all():
             raise _unusable(folder, file, "has predictions that are not probabilities from 0 to 1")
         return rows
 
-    def _truth(self, fit: Fit, half: str) -> pl.LazyFrame:
-        """The ground truth of a part of a Fit's task: id, group, and label or (in generation) the right completion."""
+    def _truth(self, fit: Fit, half: str) -> pl.DataFrame:
+        """The ground truth of a part of a Fit's task in the order of the ids: id, group, and label or (in generation) the right
+        completion."""
         if (fit.data, half) not in self.truths:
             generates = fit.data.setting == "generation"
             answer = pl.col("completion").alias("right") if generates else pl.col("label").cast(pl.Int8)
@@ -358,7 +353,7 @@ class Collector:
             self.truths.clear()
             for part in ("test", "B"):
                 rows = table.filter(pl.col("half") == part).select("id", "group", answer)
-                self.truths[fit.data, part] = rows.lazy()
+                self.truths[fit.data, part] = rows.sort("id")
         return self.truths[fit.data, half]
 
     def _read_table(self, folder: str, name: str) -> pl.DataFrame:
