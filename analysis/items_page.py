@@ -158,14 +158,11 @@ def _look_up(items: list[_Item], predictions: tables.Predictions) -> _Found:
     hashes = pl.Series(sorted({item.hash for item in items}), dtype=pl.UInt64)
     label = pl.when(pl.col("probability") > 0.5).then(pl.lit("1")).otherwise(pl.lit("0"))
     written = pl.col("completion").fill_null("")
-    rows = (
-        tables.parts_of(predictions)
-        .rows.select(pl.col("key").cast(pl.String), pl.col("id").hash().alias("hash"), "id", written, "probability")
+    rows = pl.concat(
+        part.select(pl.col("key").cast(pl.String), pl.col("id").hash().alias("hash"), "id", written, "probability")
         .filter(pl.col("hash").is_in(hashes.implode()) & pl.col("key").is_in(keys.implode()))
-        .select(
-            "key", "hash", "id", pl.when(pl.col("completion") != "").then("completion").otherwise(label).alias("answer")
-        )
-        .collect(engine="streaming")
+        .with_columns(pl.when(pl.col("completion") != "").then("completion").otherwise(label).alias("answer"))
+        for part in tables.parts_of(predictions).each("key", "id", "completion", "probability")
     )
     return _Found(
         dict(zip(rows["hash"], rows["id"], strict=True)),

@@ -13,7 +13,18 @@ import pytest
 from test_report import planted_study, predictions_of, results_of
 
 from w2s_ray import item_texts, left_out, results, tasks
-from w2s_ray.analysis import columns, compare, figure_files, findings, items_page, pgr, provenance, report, text_tables
+from w2s_ray.analysis import (
+    columns,
+    compare,
+    figure_files,
+    findings,
+    items_page,
+    page,
+    pgr,
+    provenance,
+    report,
+    text_tables,
+)
 from w2s_ray.analysis.answers import read_answers
 from w2s_ray.analysis.charts.scores import score_marks
 
@@ -82,6 +93,28 @@ def test_tables_as_markdown_and_latex(planted: Path) -> None:
     pairs = (planted / "tables/pairs.md").read_text().splitlines()
     assert pairs[0].startswith("| task | weak | strong |") and len(pairs) == 5
     assert (planted / "tables/pairs.tex").read_text().count(r"\\") == 4
+
+
+def test_a_long_table_is_cut_on_the_page_and_says_so(tmp_path: Path) -> None:
+    table = pl.DataFrame({"reason": [f"r{i}" for i in range(page.MAX_ROWS + 5)]})
+    [short, long] = [
+        page.section(f"up to {height}", table.head(height)) for height in (page.MAX_ROWS, page.MAX_ROWS + 5)
+    ]
+    assert not short.left_out and len(long.rows) == page.MAX_ROWS
+    assert long.left_out == "The first 1,000 of 1,005 rows; the CSV files have all."
+    text_tables.write_text_tables([short, long], folder=tmp_path)
+    for name, has_line in (("up_to_1000.md", False), ("up_to_1005.md", True), ("up_to_1005.tex", True)):
+        assert (long.left_out in (tmp_path / name).read_text()) == has_line
+
+
+def test_the_page_links_to_files_that_it_can_not_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files of about 2,000, 3,000 and 9,000 bytes, and room for 8,000 in all."""
+    monkeypatch.setattr(report, "EMBEDDED_BYTES", 5000)
+    monkeypatch.setattr(report, "EMBEDDED_BYTES_IN_ALL", 8000)
+    frames = {f"of_{size}": pl.DataFrame({"a": ["x" * size]}) for size in (9000, 3000, 2000, 2900)}
+    addresses = {each.name: each.address for each in report.write_csv_files(frames, folder=tmp_path / "tables")}
+    linked = {name for name, address in addresses.items() if not address.startswith("data:")}
+    assert linked == {"of_9000.csv", "of_3000.csv"} and addresses["of_9000.csv"] == "tables/of_9000.csv"
 
 
 def test_items_by_hand() -> None:
