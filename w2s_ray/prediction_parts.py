@@ -105,7 +105,6 @@ class Parts:
             rows.write_parquet(self._beside(part, table), metadata=facts)
         self.new.append(part)
         self.waiting, self.num_waiting = {}, 0
-        return part
 
     def finish(self) -> None:
         """Write the rest, and let the new parts take their places. There is one at least, so that a folder is a table."""
@@ -117,12 +116,14 @@ class Parts:
             if path.is_file():  # of an earlier version of this package
                 path.unlink()
             path.mkdir(exist_ok=True)
-            for old in path.iterdir():
+            for old in path.glob("*.parquet"):
                 if old.name not in kept:
                     old.unlink()
         for table, folder in enumerate(FOLDERS):
             for part in self.new:
                 self._beside(part, table).replace(self.out / folder / part.name)
+            for left_behind in self.out.glob(f".{folder}.*.tmp"):  # by a report that was killed
+                left_behind.unlink()
 
     def _beside(self, part: Part, table: int) -> Path:
         return self.out / f".{FOLDERS[table]}.{part.name}.tmp"

@@ -428,28 +428,37 @@ def _take_earlier(
     ]
     nothing_new = wanted.keys() == set().union(*(keys for _, keys in found))
     taken: set[str] = set()
-    for part, keys in found:
-        keys -= taken
-        is_whole = keys == part.stamps.keys()
-        is_kept = is_whole and (nothing_new or part.num_rows >= PART_ROWS)
-        try:
-            test, half_b = (parts.read(part, table) for table in (0, 1))
-        except (OSError, pl.exceptions.PolarsError):  # damaged: its Fits are read again
-            continue
-        if is_kept:
-            parts.kept.append(part)
-            answers.take(test, half_b)
-        else:
-            of_test, of_half_b = (
-                {str(key): rows for (key,), rows in table.group_by("key", maintain_order=True)}
-                for table in (test, half_b)
-            )
-            for key in sorted(keys):
-                rows = of_test[key], of_half_b.get(key, NO_ROWS)
-                answers.take(*rows)
-                parts.add(key, *rows, wanted[key])
-        taken |= keys
+    # those that are kept come first, since a part that is written takes the next number after them
+    for may_stay in (True, False):
+        for part, keys in found:
+            is_whole = keys == part.stamps.keys() and not keys & taken
+            stays = is_whole and (nothing_new or part.num_rows >= PART_ROWS)
+            if part in parts.kept or stays != may_stay:
+                continue
+            try:
+                test, half_b = (parts.read(part, table) for table in (0, 1))
+            except (OSError, pl.exceptions.PolarsError):  # damaged: its Fits are read again
+                continue
+            if stays:
+                parts.kept.append(part)
+                answers.take(test, half_b)
+            else:
+                _take_over(keys - taken, test, half_b, wanted=wanted, parts=parts, answers=answers)
+            taken |= keys
     return parts, curves.filter(pl.col("key").is_in(list(taken))), {key: run_rows[key] for key in taken}
+
+
+def _take_over(
+    keys: set[str], test: pl.DataFrame, half_b: pl.DataFrame, *, wanted: dict[str, str], parts: Parts, answers: Answers
+) -> None:
+    """Let the rows of these Fits go into the next part."""
+    of_test, of_half_b = (
+        {str(key): rows for (key,), rows in table.group_by("key", maintain_order=True)} for table in (test, half_b)
+    )
+    for key in sorted(keys):
+        rows = of_test[key], of_half_b.get(key, NO_ROWS)
+        answers.take(*rows)
+        parts.add(key, *rows, wanted[key])
 
 
 def _read_earlier(out: Path) -> tuple[pl.DataFrame, dict[str, dict[str, Any]]]:
