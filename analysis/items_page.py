@@ -152,22 +152,24 @@ class _Found:
 
 
 def _look_up(items: list[_Item], predictions: tables.Predictions) -> _Found:
-    if not items:
-        return _Found({}, {})
-    keys = pl.Series(sorted({key for item in items for key in item.keys}))
-    hashes = pl.Series(sorted({item.hash for item in items}), dtype=pl.UInt64)
+    found = _Found({}, {})
+    schema = {"key": pl.String, "hash": pl.UInt64}
+    wanted = pl.DataFrame(
+        [(key, item.hash) for item in items for key in item.keys], schema=schema, orient="row"
+    ).unique()
     label = pl.when(pl.col("probability") > 0.5).then(pl.lit("1")).otherwise(pl.lit("0"))
     written = pl.col("completion").fill_null("")
-    rows = pl.concat(
-        part.select(pl.col("key").cast(pl.String), pl.col("id").hash().alias("hash"), "id", written, "probability")
-        .filter(pl.col("hash").is_in(hashes.implode()) & pl.col("key").is_in(keys.implode()))
-        .with_columns(pl.when(pl.col("completion") != "").then("completion").otherwise(label).alias("answer"))
-        for part in tables.parts_of(predictions).each("key", "id", "completion", "probability")
-    )
-    return _Found(
-        dict(zip(rows["hash"], rows["id"], strict=True)),
-        {(key, item): answer for key, item, answer in rows.select("key", "hash", "answer").iter_rows()},
-    )
+    for part in tables.parts_of(predictions).each("key", "id", "completion", "probability"):
+        rows = (
+            part.filter(pl.col("key").cast(pl.String).is_in(wanted["key"].implode()))
+            .with_columns(pl.col("key").cast(pl.String), pl.col("id").hash().alias("hash"))
+            .join(wanted, on=["key", "hash"], how="semi")
+            .with_columns(pl.when(written != "").then(written).otherwise(label).alias("answer"))
+        )
+        for key, item, id_, answer in rows.select("key", "hash", "id", "answer").iter_rows():
+            found.ids[item] = id_
+            found.answers[key, item] = answer
+    return found
 
 
 def _cells(results: pl.DataFrame) -> pl.DataFrame:
