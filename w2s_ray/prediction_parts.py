@@ -101,8 +101,8 @@ class Parts:
             "w2s_rows": str(part.num_rows),
         }
         for table in (0, 1):
-            rows = pl.concat([NO_ROWS, *(self.waiting[key][table] for key in stamps)])
-            rows.write_parquet(self._beside(part, table), metadata=facts)
+            waiting = [self.waiting[key][:2][table] for key in stamps]
+            pl.concat([NO_ROWS, *waiting]).write_parquet(self._beside(part, table), metadata=facts)
         self.new.append(part)
         self.waiting, self.num_waiting = {}, 0
 
