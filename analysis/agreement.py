@@ -19,6 +19,7 @@ from scipy.stats import binomtest
 from w2s_ray.analysis.answers import Answers, Share, Term, agreement, estimate
 from w2s_ray.analysis.cells import CONTROLS, done, has_method, is_generatives_own, on_plain_truth, sized
 from w2s_ray.analysis.intervals import Interval
+from w2s_ray.analysis.tables import Predictions, parts_of
 
 CELL = ["setting", "family", "method", "task", "weak", "strong", "weak_params", "strong_params"]
 WHEN = {"right": "agreement_when_weak_right", "wrong": "agreement_when_weak_wrong"}
@@ -341,7 +342,7 @@ def fits_by_role(results: pl.DataFrame) -> pl.DataFrame:
     return pl.concat(roles).unique(maintain_order=True)
 
 
-def calibration_table(results: pl.DataFrame, predictions: pl.DataFrame, half_b: pl.DataFrame) -> pl.DataFrame:
+def calibration_table(results: pl.DataFrame, predictions: Predictions, half_b: Predictions) -> pl.DataFrame:
     """Predicted against observed probability by role, method and part, over sizes and seeds, in ten bins of predicted probability.
 
     `said` is the mean predicted probability of a bin and `was` the share of its items for which the event came true. The
@@ -362,19 +363,16 @@ def calibration_table(results: pl.DataFrame, predictions: pl.DataFrame, half_b: 
     )
 
 
-def _binned(
-    results: pl.DataFrame, predictions: pl.DataFrame, half_b: pl.DataFrame, *, place: list[str]
-) -> pl.DataFrame:
+def _binned(results: pl.DataFrame, predictions: Predictions, half_b: Predictions, *, place: list[str]) -> pl.DataFrame:
     """Sums over the predictions of the same place, part and bin of predicted probability. Empty if there are none."""
     roles = fits_by_role(results).unique([*place, "key"], maintain_order=True)
     outcome = pl.when(pl.col("label").is_null()).then(pl.col("correct")).otherwise(pl.col("label") == 1)
     parts = []
-    for part, table in ((TEST, predictions), (HALF_B, half_b)):
+    for part, table in ((TEST, parts_of(predictions)), (HALF_B, parts_of(half_b))):
         if "probability" not in table.columns or roles.is_empty():
             continue
         by_key = (
-            table.lazy()
-            .select(
+            table.rows.select(
                 pl.col("key").cast(pl.String),
                 pl.col("probability").cast(pl.Float64),
                 outcome.cast(pl.Float64).alias("outcome"),
@@ -392,7 +390,7 @@ def _binned(
     return pl.concat(parts).sort(*place, pl.col("part") == HALF_B, "bin") if parts else pl.DataFrame()
 
 
-def supervisors_table(results: pl.DataFrame, predictions: pl.DataFrame, half_b: pl.DataFrame) -> pl.DataFrame:
+def supervisors_table(results: pl.DataFrame, predictions: Predictions, half_b: Predictions) -> pl.DataFrame:
     """How good the supervisors' answers are on the test set, and on half B as labels: over seeds, for each that learned from the
     truth alone.
 
@@ -418,25 +416,23 @@ def supervisors_table(results: pl.DataFrame, predictions: pl.DataFrame, half_b: 
     )
 
 
-def scores_table(results: pl.DataFrame, predictions: pl.DataFrame) -> pl.DataFrame:
+def scores_table(results: pl.DataFrame, predictions: Predictions) -> pl.DataFrame:
     """Mean score over seeds for each role, method and size, beside the mean AUROC: how often an item of label 1 gets a higher
     probability than one of label 0 (ties count half). AUROC is null in generation, which has no labels."""
-    if "probability" not in predictions.columns or done(results).is_empty():
+    parts = parts_of(predictions)
+    if "probability" not in parts.columns or done(results).is_empty():
         return pl.DataFrame()
     roles = fits_by_role(results)
     is_one = pl.col("label") == 1
     num_ones, num_zeros = is_one.sum().cast(pl.Float64), (pl.col("label") == 0).sum().cast(pl.Float64)
     rank_sum = pl.col("probability").rank("average").filter(is_one).sum()
-    by_key = (
-        predictions.with_columns(pl.col("key").cast(pl.String))
+    auroc = (rank_sum - num_ones * (num_ones + 1) / 2) / (num_ones * num_zeros)
+    by_key = pl.concat(
+        rows.with_columns(pl.col("key").cast(pl.String))
         .filter(pl.col("key").is_in(roles["key"].implode()))
         .group_by("key")
-        .agg(
-            pl.col("correct").mean().alias("score"),
-            pl.when(num_ones * num_zeros > 0)
-            .then((rank_sum - num_ones * (num_ones + 1) / 2) / (num_ones * num_zeros))
-            .alias("auroc"),
-        )
+        .agg(pl.col("correct").mean().alias("score"), pl.when(num_ones * num_zeros > 0).then(auroc).alias("auroc"))
+        for rows in parts.each("key", "probability", "label", "correct")  # ranks need all rows of a Fit
     )
     place = [name for name in roles.columns if name != "key"]
     return (

@@ -15,6 +15,7 @@ import numpy as np
 import polars as pl
 
 from w2s_ray.analysis.intervals import Interval, Moments
+from w2s_ray.analysis.tables import Predictions, by_fit, fit_slices, parts_of
 
 
 @dataclass(frozen=True)
@@ -38,9 +39,12 @@ class Answers:
         """The answers to the items that another Fit answers. None if some are lacking."""
         if np.array_equal(self.item, other.item):
             return self
-        kept = np.isin(self.item, other.item)
-        if kept.sum() < len(other.item):
-            return None
+        own = self.restricted_to(other.item)
+        return own if len(own.item) == len(other.item) else None
+
+    def restricted_to(self, items: np.ndarray) -> Answers:
+        """The answers to those of its items that are among these."""
+        kept = np.isin(self.item, items)
         return replace(
             self,
             item=self.item[kept],
@@ -68,26 +72,49 @@ class Term(NamedTuple):
     share: Share
 
 
-def read_answers(predictions: pl.DataFrame) -> dict[str, Answers]:
-    """Key -> answers of every Fit, from predictions.parquet or half_b.parquet."""
-    if not {"task", "probability", "label"} <= set(predictions.columns):
+def read_answers(predictions: Predictions) -> dict[str, Answers]:
+    """Key -> answers of every Fit, from predictions.parquet or half_b.parquet, read part by part. Fits that answer the same items
+    share what is said of these, so that a Fit takes six bytes an item, or thirteen where it writes."""
+    parts = parts_of(predictions)
+    if not {"task", "probability", "label"} <= parts.columns:
         return {}
-    answers = {}
-    for _, of_task in predictions.group_by("task", maintain_order=True):
-        groups = np.unique(_group(of_task).unique().hash().to_numpy())
-        for (key,), rows in of_task.group_by("key", maintain_order=True):
-            by_id = rows if rows["id"].is_sorted() else rows.sort("id")
-            is_two_way = not by_id["label"].has_nulls()
-            answers[str(key)] = Answers(
-                by_id["id"].hash().to_numpy(),
-                (by_id["probability"] > 0.5 if is_two_way else by_id["completion"].hash()).to_numpy(),
-                by_id["probability"].to_numpy(),
-                by_id["label"].to_numpy() if is_two_way else None,
-                by_id["correct"].to_numpy(),
-                np.searchsorted(groups, _group(by_id).hash().to_numpy()).astype(np.int32),
-                len(groups),
-            )
-    return answers
+    items: dict[tuple[str, bytes], _Items] = {}
+    found: dict[str, tuple[_Items, np.ndarray, np.ndarray, np.ndarray]] = {}
+    for part in parts.each("key", "task", "id", "group", "probability", "label", "completion", "correct"):
+        rows = by_fit(part)
+        tasks, hashes, groups = rows["task"], rows["id"].hash().to_numpy(), _group(rows).hash().to_numpy()
+        labels, is_two_way = rows["label"].fill_null(0).to_numpy(), rows["label"].is_not_null().to_numpy()
+        probabilities, correct = rows["probability"].to_numpy(), rows["correct"].to_numpy()
+        for key, own in fit_slices(rows):
+            two_way = bool(is_two_way[own].all())
+            known = (hashes[own], groups[own], *([labels[own]] if two_way else []))
+            place = (str(tasks[own.start]), b"".join(array.tobytes() for array in known))
+            if place not in items:
+                item, group, *label = (array.copy() for array in known)
+                items[place] = _Items(place[0], item, group, label[0] if label else None)
+            answer = probabilities[own] > 0.5 if two_way else rows["completion"][own].hash().to_numpy().copy()
+            found[key] = (items[place], answer, probabilities[own].copy(), correct[own].copy())
+    groups_of: dict[str, list[np.ndarray]] = {}
+    for each in items.values():
+        groups_of.setdefault(each.task, []).append(each.group)
+    names = {task: np.unique(np.concatenate(groups)) for task, groups in groups_of.items()}
+    numbers = {id(each): np.searchsorted(names[each.task], each.group).astype(np.int32) for each in items.values()}
+    return {
+        key: Answers(own.item, answer, probability, own.label, right, numbers[id(own)], len(names[own.task]))
+        for key, (own, answer, probability, right) in found.items()
+    }
+
+
+@dataclass(frozen=True)
+class _Items:
+    """Items that Fits of a task answer."""
+
+    task: str
+    item: np.ndarray
+    """[item]: hash of the id."""
+    group: np.ndarray
+    """[item]: hash of the group's name."""
+    label: np.ndarray | None
 
 
 def _group(rows: pl.DataFrame) -> pl.Series:

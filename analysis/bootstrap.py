@@ -165,13 +165,16 @@ VARIANT_SUFFIX = ")"
 and never pooled with the task that it varies."""
 
 
-def resample(results: pl.DataFrame, predictions: pl.DataFrame, *, num_resamples: int = NUM_RESAMPLES) -> list[Sample]:
+def resample(
+    results: pl.DataFrame, predictions: tables.Predictions, *, num_resamples: int = NUM_RESAMPLES
+) -> list[Sample]:
     """A sample for every pair on every task, in the order of the results. The last sample of each pair pools its tasks, apart
     from variants."""
     parts: dict[tuple[Any, ...], Part] = {}
     done = results.filter(pl.col("status") == "done")
+    graded = _read_graded(predictions, _keys(done))
     for (task,), cells in done.group_by("task", maintain_order=True):
-        panel = _panel(cells, predictions, task=str(task), num_resamples=num_resamples)
+        panel = _panel(cells, graded, task=str(task), num_resamples=num_resamples)
         for pair, replicates in cells.group_by(PAIR, maintain_order=True):
             parts[*pair, task] = _part(replicates, panel, task=str(task))
     samples = []
@@ -300,11 +303,22 @@ def _item_covariance(entries: list[tuple[int, Part, str, float]], num_arms: int)
 # --- test items ---------------------------------------------------------------------------------------------------
 
 
-def _panel(cells: pl.DataFrame, predictions: pl.DataFrame, *, task: str, num_resamples: int) -> Panel:
-    """A task's Fits, and their resampled scores. All Fits see the same drawn groups."""
+def _keys(cells: pl.DataFrame) -> list[str]:
+    """The Fits behind these cells."""
     columns = [name for arm in (*SIDES, *CONTROL_ARMS) if (name := f"{arm}_key") in cells.columns]
-    keys = pl.concat([cells[name].alias("key").cast(pl.String) for name in columns]).drop_nulls().unique()
-    parts = _answers(predictions, keys.sort())
+    keys = pl.concat([cells[name].alias("key").cast(pl.String) for name in columns])
+    return sorted(keys.drop_nulls().unique().to_list())
+
+
+def _panel(cells: pl.DataFrame, graded: dict[str, _Graded], *, task: str, num_resamples: int) -> Panel:
+    """A task's Fits, and their resampled scores. All Fits see the same drawn groups."""
+    keys = _keys(cells)
+    for key in keys:
+        if key not in graded:
+            raise tables.TableError(
+                f"no predictions of Fit {key}: the results and predictions are not of the same `w2s report`; run it again"
+            )
+    parts = _answers({key: graded[key] for key in keys})
     all_groups = np.unique(np.concatenate([part.groups for part in parts])) if parts else np.zeros(0, np.uint64)
     index: dict[str, int] = {}
     means, influences, scores = [], [], []
@@ -321,12 +335,44 @@ def _panel(cells: pl.DataFrame, predictions: pl.DataFrame, *, task: str, num_res
         whole = np.zeros((len(part.keys), len(all_groups)), np.float32)
         whole[:, at] = influence
         influences.append(whole)
-    for key in keys:
-        if key not in index:
-            raise tables.TableError(
-                f"no predictions of Fit {key}: the results and predictions are not of the same `w2s report`; run it again"
-            )
     return Panel(index, np.concatenate(means), np.concatenate(influences), all_groups, weights, np.concatenate(scores))
+
+
+@dataclass(frozen=True)
+class _Items:
+    """Test items that Fits share."""
+
+    order: np.ndarray
+    """Places of the items, group by group."""
+    sizes: np.ndarray
+    """[group]: number of items."""
+    groups: np.ndarray
+    """[group]: hashes of their names, ascending."""
+
+
+@dataclass(frozen=True)
+class _Graded:
+    """Which items a Fit answers right: a byte an item."""
+
+    items: _Items
+    correct: np.ndarray
+
+
+def _read_graded(predictions: tables.Predictions, keys: list[str]) -> dict[str, _Graded]:
+    """These Fits, read part by part."""
+    known: dict[bytes, _Items] = {}
+    graded: dict[str, _Graded] = {}
+    for part in tables.parts_of(predictions).each("key", "id", "group", "correct"):
+        rows = tables.by_fit(part.filter(pl.col("key").cast(pl.String).is_in(keys)))
+        group = rows["group"].fill_null(rows["id"]) if "group" in rows.columns else rows["id"]
+        ids, groups, correct = rows["id"].hash().to_numpy(), group.hash().to_numpy(), rows["correct"].to_numpy()
+        for key, own in tables.fit_slices(rows):
+            content = ids[own].tobytes() + groups[own].tobytes()
+            if content not in known:
+                names, codes, sizes = np.unique(groups[own], return_inverse=True, return_counts=True)
+                known[content] = _Items(np.argsort(codes, kind="stable"), sizes.astype(np.float32), names)
+            graded[key] = _Graded(known[content], correct[own].copy())
+    return graded
 
 
 @dataclass(frozen=True)
@@ -342,30 +388,18 @@ class _Answers:
     """[group]: hashes of their names, ascending."""
 
 
-def _answers(predictions: pl.DataFrame, keys: pl.Series) -> list[_Answers]:
-    """The answers of these Fits, for each size of test set."""
-    chosen = predictions.filter(pl.col("key").cast(pl.String).is_in(keys.implode()))
-    counts = chosen.group_by("key", maintain_order=True).len()
+def _answers(graded: dict[str, _Graded]) -> list[_Answers]:
+    """The answers of these Fits, for each set of test items."""
+    sharing: dict[int, list[str]] = {}
+    for key, fit in graded.items():
+        sharing.setdefault(id(fit.items), []).append(key)
     parts = []
-    for (num_items,), same_size in counts.group_by("len", maintain_order=True):
-        names = same_size["key"].cast(pl.String).to_list()
-        rows = chosen.filter(pl.col("key").cast(pl.String).is_in(names)) if len(names) < counts.height else chosen
-        rows = rows.sort("key", maintain_order=True) if not rows["key"].cast(pl.String).is_sorted() else rows
-        ids = rows["id"].hash().to_numpy().reshape(len(names), num_items)
-        if not (ids == ids[0]).all() or not rows["id"][:num_items].is_sorted():
-            rows = rows.sort(pl.col("key").cast(pl.String), "id")
-        correct = rows["correct"].to_numpy().reshape(len(names), num_items)
-        items = rows.head(num_items)
-        group = items["group"].fill_null(items["id"]) if "group" in items.columns else items["id"]
-        hashes, codes, sizes = np.unique(group.hash().to_numpy(), return_inverse=True, return_counts=True)
-        ordered = correct[:, np.argsort(codes, kind="stable")].astype(np.float32)
-        starts = np.cumsum(sizes) - sizes
-        sums = ordered if len(hashes) == num_items else np.add.reduceat(ordered, starts, axis=1)
-        parts.append(
-            _Answers(
-                rows["key"].cast(pl.String).gather_every(num_items).to_list(), sums, sizes.astype(np.float32), hashes
-            )
-        )
+    for keys in sharing.values():
+        items = graded[keys[0]].items
+        ordered = np.stack([graded[key].correct for key in keys])[:, items.order].astype(np.float32)
+        starts = np.cumsum(items.sizes, dtype=np.int64) - items.sizes.astype(np.int64)
+        sums = ordered if len(items.sizes) == len(items.order) else np.add.reduceat(ordered, starts, axis=1)
+        parts.append(_Answers(keys, sums, items.sizes, items.groups))
     return parts
 
 

@@ -9,11 +9,12 @@ from __future__ import annotations
 import polars as pl
 
 from w2s_ray.analysis.agreement import fits_by_role
+from w2s_ray.analysis.tables import Predictions, parts_of
 
 MAX_BINS = 6
 
 
-def difficulty_table(results: pl.DataFrame, predictions: pl.DataFrame, items: pl.DataFrame) -> pl.DataFrame:
+def difficulty_table(results: pl.DataFrame, predictions: Predictions, items: pl.DataFrame) -> pl.DataFrame:
     """Mean score over seeds for each role, size and method in each bin of difficulty. `items`: task, id, difficulty.
 
     Without the supervisors and ceilings of `generative`, which learned more than the truth.
@@ -23,8 +24,8 @@ def difficulty_table(results: pl.DataFrame, predictions: pl.DataFrame, items: pl
         return pl.DataFrame()
     binned = pl.concat(_binned(rows) for _, rows in items.group_by("task", maintain_order=True))
     by_key = (
-        predictions.lazy()
-        .select(pl.col("key", "task").cast(pl.String), "id", "correct")
+        parts_of(predictions)
+        .rows.select(pl.col("key", "task").cast(pl.String), "id", "correct")
         .join(binned.lazy(), on=["task", "id"], how="inner")
         .group_by("key", "difficulty", "bin")
         .agg(pl.col("correct").mean().alias("score"), pl.len().alias("num_items"))

@@ -60,6 +60,8 @@ class Section:
     rows: list[list[TableCell]]
     note: str
     is_open: bool
+    left_out: str = ""
+    """Which rows a long table lacks here."""
 
 
 @dataclass(frozen=True)
@@ -101,11 +103,19 @@ SHOWN_AS = {
 """Header of a column on the page -> its name in the files, where they differ."""
 
 
+MAX_ROWS = 1000
+"""A table on the page has no more rows."""
+
+
 def section(title: str, table: pl.DataFrame, *, of: str = "", note: str = "", is_open: bool = False) -> Section:
-    """Format a table for the page. `of`: the table of columns.yaml that says what its columns mean."""
-    rows = [[_table_cell(value) for value in row] for row in table.iter_rows()]
+    """Format a table for the page. `of`: the table of columns.yaml that says what its columns mean. A long table has its
+    first MAX_ROWS rows here, and says so."""
+    rows = [[_table_cell(value) for value in row] for row in table.head(MAX_ROWS).iter_rows()]
+    left_out = (
+        f"The first {MAX_ROWS:,} of {table.height:,} rows; the CSV files have all." if table.height > MAX_ROWS else ""
+    )
     columns = [Column(name, meaning(SHOWN_AS.get(name, name), table=of) or "") for name in table.columns]
-    return Section(title, columns, rows, note, is_open)
+    return Section(title, columns, rows, note, is_open, left_out)
 
 
 def _table_cell(value: Any) -> TableCell:

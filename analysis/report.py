@@ -46,7 +46,9 @@ from w2s_ray.analysis.scaling import fit_scaling
 from w2s_ray.analysis.text_tables import write_text_tables
 
 EMBEDDED_BYTES = 2_000_000
-"""The page links to a CSV file that is larger than this, and holds a smaller one itself."""
+EMBEDDED_BYTES_IN_ALL = 8_000_000
+"""The page links to a CSV file that is larger than this, and holds smaller ones itself, as long as they do not come to more than
+this in all: the smallest first."""
 
 
 def say_nothing(text: str) -> None:
@@ -67,8 +69,9 @@ def write_report(
     what is being done.
     """
     results, predictions = tables.read_study(out)
-    names = ("curves", "runs", "items", "parts", "left_out", "half_b")
-    curves, runs, items, parts, left_out, half_b = (tables.read_optional(out / f"{name}.parquet") for name in names)
+    half_b = tables.read_parts(out / "half_b.parquet", optional=True)
+    names = ("curves", "runs", "items", "parts", "left_out")
+    curves, runs, items, parts, left_out = (tables.read_optional(out / f"{name}.parquet") for name in names)
     samples = resample(results, predictions)
     pgr = pgr_table(samples)
     methods = method_table(samples)
@@ -126,7 +129,7 @@ def write_report(
         titles=charts.TITLES,
         captions=captions(drawn, specs),
         sections=shown,
-        has_items=write_items_page(out, results=results, predictions=predictions, title=title),
+        has_items=write_items_page(out, results=results, answers=answers, predictions=predictions, title=title),
         cost=provenance.cost_in_words(runs, provenance.remember(out, facts)),
         machines=section("By machine", provenance.machines(runs)) if runs.height else None,
         versions=provenance.versions(runs),
@@ -141,19 +144,24 @@ def write_csv_files(frames: dict[str, pl.DataFrame], *, folder: Path) -> list[Do
     """Write each table as CSV, with columns.md, which says what their columns hold, and return links to them. `folder` lies beside
     the page."""
     folder.mkdir(parents=True, exist_ok=True)
-    links = []
-    for name, table in frames.items():
-        path = folder / f"{name}.csv"
+    paths = [folder / f"{name}.csv" for name in frames]
+    for path, table in zip(paths, frames.values(), strict=True):
         table.write_csv(path)
-        links.append(_download(path, kind="text/csv"))
-    path = folder / "columns.md"
-    path.write_text(columns.as_markdown({name: table.columns for name, table in frames.items()}), encoding="utf-8")
-    return [*links, _download(path, kind="text/markdown")]
+    paths.append(folder / "columns.md")
+    meanings = columns.as_markdown({name: table.columns for name, table in frames.items()})
+    paths[-1].write_text(meanings, encoding="utf-8")
+    embedded, num_bytes = set[Path](), 0
+    for path in sorted(paths, key=lambda path: path.stat().st_size):
+        num_bytes += path.stat().st_size
+        if path.stat().st_size <= EMBEDDED_BYTES and num_bytes <= EMBEDDED_BYTES_IN_ALL:
+            embedded.add(path)
+    return [_download(path, is_embedded=path in embedded) for path in paths]
 
 
-def _download(path: Path, *, kind: str) -> Download:
-    if path.stat().st_size > EMBEDDED_BYTES:
+def _download(path: Path, *, is_embedded: bool) -> Download:
+    if not is_embedded:
         return Download(path.name, f"{path.parent.name}/{path.name}")
+    kind = "text/csv" if path.suffix == ".csv" else "text/markdown"
     return Download(path.name, f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}")
 
 

@@ -26,8 +26,9 @@ def write_text_tables(sections: list[Section], *, folder: Path) -> None:
         rows = [[cell.text for cell in row] for row in table.rows]
         is_number = [any(row[i].is_number for row in table.rows) for i in range(len(header))]
         stem = re.sub(r"[^a-z0-9]+", "_", table.title.lower())
-        (folder / f"{stem}.md").write_text(f"{markdown(header, rows)}\n", encoding="utf-8")
-        (folder / f"{stem}.tex").write_text(latex(header, rows, is_number=is_number), encoding="utf-8")
+        below, comment = (f"\n{table.left_out}\n", f"% {table.left_out}\n") if table.left_out else ("", "")
+        (folder / f"{stem}.md").write_text(f"{markdown(header, rows)}\n{below}", encoding="utf-8")
+        (folder / f"{stem}.tex").write_text(comment + latex(header, rows, is_number=is_number), encoding="utf-8")
 
 
 def markdown(header: list[str], rows: list[list[str]]) -> str:

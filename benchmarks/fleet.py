@@ -4,7 +4,8 @@
     python benchmarks/fleet.py --fits 10000 --slots 128
     python benchmarks/fleet.py --fits 1000000 --slots 1000
     python benchmarks/fleet.py --fits 4000 --slots 64 --wide          # the largest model of each family takes a node
-    python benchmarks/fleet.py --fits 20000 --drivers 8 --trouble     # nodes and drivers come and go, Fits fail
+    python benchmarks/fleet.py --fits 10000 --slots 128 --drivers 8   # eight drivers on one store
+    python benchmarks/fleet.py --fits 10000 --slots 128 --drivers 8 --trouble    # nodes and drivers come and go, Fits fail
 
 Real are the plan of a ready-made study (with more seeds), the schedule, the searcher, the leases, and the store, which lies
 in memory and answers as a bucket does. Simulated are Ray's part and the training: each pack takes a start-up, and each Fit
@@ -120,7 +121,7 @@ class Setting:
     num_slots: int
     num_drivers: int = 1
     trouble: bool = False
-    """Nodes come and go, drivers die, Fits fail."""
+    """Nodes come and go, half of the drivers die, of which half are gone for good, and Fits fail."""
     charge: bool = True
     """Whether the driver's seconds are part of the virtual time. Without, a simulation is the same each time."""
     seed: int = 0
@@ -155,6 +156,8 @@ class Trial:
     began_s: float
     place: int = 0
     """Of the Fit in hand."""
+    in_hand: str | None = None
+    """Key of the Fit that is being trained."""
     is_over: bool = False
 
 
@@ -188,9 +191,15 @@ class Told:
     num_waited: int = 0
     """Packs that were handed out where there was no room."""
     num_lost: int = 0
-    """Fits that a node or a driver took with it."""
+    """Packs that a node or a driver took with it."""
+    num_in_hand: int = 0
+    """Fits that these packs were training, and that have to be trained again."""
+    num_again: int = 0
+    """Times that a Fit was begun again."""
     num_twice: int = 0
-    """Fits that were trained although they were committed."""
+    """Times that a Fit was begun although nothing had taken it from who trained it."""
+    num_vain: int = 0
+    """Packs that were chosen and not handed out, since another driver had claimed one of their Fits."""
     num_failed: int = 0
     makespan_s: float = 0.0
     work_bound_s: float = 0.0
@@ -213,6 +222,10 @@ class Simulation:
         self.store = self._store(Counter())
         self.told = Told(Costs(), Counter(), self.store.storage.calls, num_fits=len(plan.fits))
         self.committed: set[str] = set()
+        self.begun: Counter[str] = Counter()
+        """Key -> times that its training began."""
+        self.lost: Counter[str] = Counter()
+        """Key -> times that it was lost while it was trained."""
         self.handed_out_s = 0.0
         self.first_out: set[str] = set()
         self.events: list[tuple[float, int, Callable[[], None]]] = []
@@ -260,10 +273,12 @@ class Simulation:
             drivers.append(driver)
             self.at(0.0, partial(self.start, driver))
         if setting.trouble:
+            whole_s = self.work_s / setting.num_slots
             for driver in drivers:
-                self.at(self.draw.uniform(100, 600), partial(self.node_leaves, driver))
-            for driver in drivers[: len(drivers) // 2]:
-                self.at(self.draw.uniform(300, 900), partial(self.die, driver))
+                self.at(self.draw.uniform(0.1, 0.6) * whole_s, partial(self.node_leaves, driver))
+            for number, driver in enumerate(drivers[: len(drivers) // 2]):
+                when_s = self.draw.uniform(0.2, 0.8) * whole_s
+                self.at(when_s, partial(self.die, driver, for_good=number % 2 == 1))
         gc.collect()
         gc.freeze()
         while self.events:
@@ -301,7 +316,13 @@ class Simulation:
             if key in schedule.todo:
                 schedule.mark_failed(key, str(record["reason"]))
         next_pack = schedule.next_pack
-        schedule.next_pack = lambda *a, **k: self.told.costs.timed("next_pack", lambda: next_pack(*a, **k))  # type: ignore[method-assign]
+
+        def timed_next_pack(*given: Any, **named: Any) -> Pack | None:
+            pack = self.told.costs.timed("next_pack", lambda: next_pack(*given, **named))
+            self.told.num_vain += pack is not None  # `hand_out` takes off those that were handed out
+            return pack
+
+        schedule.next_pack = timed_next_pack  # type: ignore[method-assign]
         driver.now_s = self.now_s
         driver.searcher = DagSearcher(
             schedule,
@@ -338,6 +359,7 @@ class Simulation:
             driver.num_trials += 1
             pack = suggestion["pack"]
             self.told.num_packs += 1
+            self.told.num_vain -= 1
             held = HeldLease(Leases(self.store.storage), suggestion["lease"])
             trial = Trial(name, driver, pack, held, {}, driver.now_s)
             self._count_out(pack)
@@ -406,6 +428,8 @@ class Simulation:
             if fit.key in self.committed:
                 self.report(trial, {"event": "done", "key": fit.key, "seconds": {}})
             elif all(parent.key in self.committed for parent in fit.parents):
+                self.begun[fit.key] += 1
+                trial.in_hand = fit.key
                 end_s = self.now_s + self.seconds[fit.key]
                 self.busy.append((self.now_s, end_s, trial.pack.execution.workers))
                 return self.at(end_s, partial(self.fit_ends, trial, fit))
@@ -415,12 +439,12 @@ class Simulation:
     def fit_ends(self, trial: Trial, fit: Fit) -> None:
         if trial.is_over:
             return
+        trial.in_hand = None
         if self.setting.trouble and self.draw.random() < 0.001:
             self.told.num_failed += 1
             self.store.write_failure(fit, kind="nan", reason="the loss is nan", detail="")
             event = {"event": "failed", "key": fit.key, "reason": "the loss is nan", "seconds": {}}
         else:
-            self.told.num_twice += fit.key in self.committed
             self.store.commit(fit, self.files)
             self.committed.add(fit.key)
             event = {"event": "done", "key": fit.key, "seconds": {}}
@@ -452,7 +476,7 @@ class Simulation:
         driver.free.pop(name)
         self.capacity.append((self.now_s, -node.num_cpus))
         for trial in [trial for trial in driver.trials.values() if name in trial.nodes]:
-            self.told.num_lost += 1
+            self._lose(trial)
             self.end(trial, error=True)
         self.at(self.now_s + self.draw.uniform(50, 300), lambda: self.node_joins(driver))
         self.at(self.now_s + self.draw.uniform(100, 600), lambda: self.node_leaves(driver))
@@ -463,24 +487,36 @@ class Simulation:
         driver.free[name] = float(SLOTS_PER_NODE)
         self.capacity.append((self.now_s, float(SLOTS_PER_NODE)))
 
-    def die(self, driver: Driver) -> None:
-        """A driver is gone with its cluster, and comes back a minute later; its leases stay."""
+    def _lose(self, trial: Trial) -> None:
+        self.told.num_lost += 1
+        if trial.in_hand is not None:
+            self.lost[trial.in_hand] += 1
+
+    def die(self, driver: Driver, *, for_good: bool) -> None:
+        """A driver is gone with its cluster; its leases stay. Unless it is gone for good, it comes back a minute later."""
         if driver.is_finished:
             return
         for trial in driver.trials.values():
             trial.is_over = True
-            self.told.num_lost += 1
+            self._lose(trial)
             for workers in trial.nodes.values():
                 self.held.append((trial.began_s, self.now_s, workers))
         driver.trials, driver.waiting, driver.searcher = {}, [], None
         driver.free = {name: node.num_cpus for name, node in driver.nodes.items()}
-        self.at(self.now_s + 60, lambda: self.start(driver))
+        if for_good:
+            driver.is_finished = True
+            self.capacity.append((self.now_s, -sum(driver.free.values())))
+        else:
+            self.at(self.now_s + 60, lambda: self.start(driver))
 
     # --- what came of it ---
 
     def _tell(self) -> Told:
         told, setting = self.told, self.setting
         told.makespan_s = self.now_s
+        told.num_in_hand = self.lost.total()
+        told.num_again = self.begun.total() - len(self.begun)
+        told.num_twice = sum(max(0, times - 1 - self.lost[key]) for key, times in self.begun.items())
         told.work_bound_s = self.work_s / setting.num_slots
         path: dict[str, float] = {}
         for key, fit in self.fits.items():
@@ -575,7 +611,11 @@ def print_told(told: Told) -> None:
         f"makespan {told.makespan_s:,.0f} s: {told.makespan_s / bound_s:.3f} of the larger bound "
         f"(work {told.work_bound_s:,.0f} s, longest path {told.path_bound_s:,.0f} s)"
     )
-    print(f"{told.num_failed} failed, {told.num_lost} packs lost, {told.num_twice} Fits trained twice")
+    print(f"{told.num_vain} packs chosen in vain, since another driver had claimed a Fit of theirs")
+    print(
+        f"{told.num_failed} failed, {told.num_lost} packs lost with {told.num_in_hand} Fits in hand; "
+        f"{told.num_again} Fits begun again, {told.num_twice} of them for nothing"
+    )
     for who, calls in (("driver", told.driver_calls), ("workers", told.worker_calls)):
         shares = ", ".join(
             f"{kind} {calls[kind]:,} ({calls[kind] / told.num_fits:.2f} a Fit)" for kind in sorted(calls)

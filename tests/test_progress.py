@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import random
 import re
 from collections.abc import Iterator
 from io import StringIO
@@ -32,10 +33,14 @@ class Clock:
 class Told:
     """A run of ten Fits in two slots, told by events."""
 
-    def __init__(self, *, width: int = 80, is_terminal: bool = False) -> None:
+    def __init__(
+        self, *, width: int = 80, is_terminal: bool = False, longer: dict[str, float] | None = None, num_seeds: int = 2
+    ) -> None:
+        """`longer`: key -> seconds of the Fits that do not take 10."""
         self.said = StringIO()
         self.clock = Clock()
-        self.schedule: Schedule = schedule_of(small_grid(), seconds=10.0, fits_per_pack=3)
+        fits = small_grid(num_seeds)
+        self.schedule: Schedule = schedule_of(fits, seconds=10.0, fits_per_pack=3, longer=longer)
         # TERM is set, since a terminal without it shows nothing that moves
         console = Console(
             file=self.said,
@@ -152,6 +157,67 @@ def test_the_time_left_comes_from_what_fits_took() -> None:
         if fit.key != pack.fits[0].key:
             told.schedule.mark_done(fit.key)
     assert told.progress.time_left_s == 0
+
+
+def time_left_by_walking_s(told: Told) -> float | None:
+    """The time left from every Fit that is left, one by one."""
+    progress, schedule, now_s = told.progress, told.schedule, told.clock.now_s
+    measured_s, estimated_s = dict(progress.measured_s), dict(progress.estimated_s)
+    shares = {slot.key: (slot, slot.measured_share) for slot in progress.slots.values() if slot.measured_share}
+    wholes_s = {key: (now_s - slot.since_s) / share for key, (slot, share) in shares.items()}
+    known_s = sum(estimated_s.values()) + sum(schedule.seconds[key] for key in wholes_s)
+    if not known_s or progress.first_start_s is None:
+        return None
+    overall = (sum(measured_s.values()) + sum(wholes_s.values())) / known_s
+    slower = {model: measured_s[model] / estimated_s[model] for model in estimated_s}
+
+    def path_s(key: str) -> float:
+        children = [fit for fit in schedule.fits.values() if any(parent.key == key for parent in fit.parents)]
+        return schedule.seconds[key] + max((path_s(child.key) for child in children), default=0.0)
+
+    left = schedule.todo | schedule.running
+    work_s = sum(
+        wholes_s[key] * (1 - shares[key][1])
+        if key in shares
+        else schedule.seconds[key] * slower.get(schedule.fits[key].model.name, overall)
+        for key in left
+    )
+    num_slots = max(1, min(schedule.num_slots, len(left)))
+    spent_s = sum(measured_s.values()) + sum(now_s - slot.since_s for slot in progress.slots.values())
+    busy = min(max(spent_s / max(now_s - progress.first_start_s, 1e-9) / num_slots, 0.2), 1.0)
+    return max(work_s / num_slots / busy, max((overall * path_s(key) for key in schedule.todo), default=0.0))
+
+
+def test_the_time_left_is_that_of_every_fit_left_without_walking_over_them() -> None:
+    """Packs begin, work, fail, crash and end: the counters keep up."""
+    draw, seen = random.Random(0), set()
+    told = Told(num_seeds=6, longer={fit.key: draw.uniform(1, 20) for fit in small_grid(6)})
+    for turn in range(40):
+        trial = f"t{turn}"
+        pack = told.schedule.next_pack(Room([Node("here", 2.0, 0.0)]))
+        if pack is None:
+            break
+        told.progress.begin_pack(trial, pack)
+        for number, fit in enumerate(pack.fits):
+            if fit.key in told.schedule.blocked:
+                continue
+            told.take(trial, fit, "start")
+            told.clock.now_s += draw.uniform(1, 30)
+            told.take(trial, fit, "step", **STEP | {"step": draw.randint(1, 39)})
+            if turn % 5 == 2 and number == 1:
+                break
+            if turn % 7 == 3:
+                told.take(trial, fit, "failed", reason="the loss is nan")
+            else:
+                told.take(trial, fit, "done", seconds={"train": draw.uniform(1, 40)})
+            left_s, expected_s = told.progress.time_left_s, time_left_by_walking_s(told)
+            assert left_s == pytest.approx(expected_s, abs=1e-6), (turn, number)
+            seen.add(left_s)
+        told.schedule.take_back(pack, crashed=turn % 2 == 0)
+        told.progress.end_pack(trial)
+        assert told.progress.time_left_s == pytest.approx(time_left_by_walking_s(told), abs=1e-6)
+    assert told.schedule.finished and told.schedule.blocked and told.progress.time_left_s == 0
+    assert len(seen) > 15
 
 
 def test_a_pipe_gets_a_whole_line_every_ten_seconds_at_most() -> None:

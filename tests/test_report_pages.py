@@ -13,7 +13,19 @@ import pytest
 from test_report import planted_study, predictions_of, results_of
 
 from w2s_ray import item_texts, left_out, results, tasks
-from w2s_ray.analysis import columns, compare, figure_files, findings, items_page, pgr, provenance, report, text_tables
+from w2s_ray.analysis import (
+    columns,
+    compare,
+    figure_files,
+    findings,
+    items_page,
+    page,
+    pgr,
+    provenance,
+    report,
+    text_tables,
+)
+from w2s_ray.analysis.answers import read_answers
 from w2s_ray.analysis.charts.scores import score_marks
 
 from fits import DATA
@@ -83,6 +95,28 @@ def test_tables_as_markdown_and_latex(planted: Path) -> None:
     assert (planted / "tables/pairs.tex").read_text().count(r"\\") == 4
 
 
+def test_a_long_table_is_cut_on_the_page_and_says_so(tmp_path: Path) -> None:
+    table = pl.DataFrame({"reason": [f"r{i}" for i in range(page.MAX_ROWS + 5)]})
+    [short, long] = [
+        page.section(f"up to {height}", table.head(height)) for height in (page.MAX_ROWS, page.MAX_ROWS + 5)
+    ]
+    assert not short.left_out and len(long.rows) == page.MAX_ROWS
+    assert long.left_out == "The first 1,000 of 1,005 rows; the CSV files have all."
+    text_tables.write_text_tables([short, long], folder=tmp_path)
+    for name, has_line in (("up_to_1000.md", False), ("up_to_1005.md", True), ("up_to_1005.tex", True)):
+        assert (long.left_out in (tmp_path / name).read_text()) == has_line
+
+
+def test_the_page_links_to_files_that_it_can_not_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files of about 2,000, 3,000 and 9,000 bytes, and room for 8,000 in all."""
+    monkeypatch.setattr(report, "EMBEDDED_BYTES", 5000)
+    monkeypatch.setattr(report, "EMBEDDED_BYTES_IN_ALL", 8000)
+    frames = {f"of_{size}": pl.DataFrame({"a": ["x" * size]}) for size in (9000, 3000, 2000, 2900)}
+    addresses = {each.name: each.address for each in report.write_csv_files(frames, folder=tmp_path / "tables")}
+    linked = {name for name, address in addresses.items() if not address.startswith("data:")}
+    assert linked == {"of_9000.csv", "of_3000.csv"} and addresses["of_9000.csv"] == "tables/of_9000.csv"
+
+
 def test_items_by_hand() -> None:
     """Five items of label 1: rescued, misled, both wrong with the ceiling, lost, and both right."""
     predictions = predictions_of(
@@ -91,12 +125,15 @@ def test_items_by_hand() -> None:
         naive_s_m_t_0=[0.9, 0.1, 0.1, 0.1, 0.9],
         ceiling_m_t_0=[0.9, 0.9, 0.1, 0.9, 0.9],
     )
-    [pair] = items_page.items_of_pairs(results_of({}), predictions)
+    [pair] = items_page.items_of_pairs(results_of({}), read_answers(predictions), predictions)
     assert {kind: [item[0] for item in found["items"]] for kind, found in pair["kinds"].items()} == {
         "rescued": ["i00000"], "misled": ["i00001"], "both": ["i00002"], "lost": ["i00003"],
     }  # fmt: skip
     assert pair["kinds"]["misled"]["items"] == [["i00001", 1, "0", "0", "1"]]
-    assert items_page.items_of_pairs(results_of({"strong": "s"}), predictions) == [], "a pair of a size with itself"
+    itself = results_of({"strong": "s"})
+    assert items_page.items_of_pairs(itself, read_answers(predictions), predictions) == [], (
+        "a pair of a size with itself"
+    )
 
 
 def test_the_page_of_items_is_bounded_and_holds_texts_as_data(tmp_path: Path) -> None:
@@ -107,16 +144,15 @@ def test_the_page_of_items_is_bounded_and_holds_texts_as_data(tmp_path: Path) ->
     ids = predictions["id"].unique()
     texts = pl.DataFrame({"task": "t", "id": ids, "text": evil + "x" * 5000, "first": None, "second": None, "label": 1})
     texts.write_parquet(tmp_path / "item_texts.parquet")
-    assert items_page.write_items_page(tmp_path, results=results_of({}), predictions=predictions, title="x")
+    of_fits: dict[str, Any] = {"answers": read_answers(predictions), "predictions": predictions, "title": "x"}
+    assert items_page.write_items_page(tmp_path, results=results_of({}), **of_fits)
     page = (tmp_path / "items.html").read_text()
     assert len(page) < 50_000 and evil not in page and page.count("</script>") == 2
     data = json.loads(page.split('id="data">')[1].split("</script>")[0])
     assert len(data["texts"]["t"]) == items_page.MAX_SHOWN
     assert next(iter(data["texts"]["t"].values()))[0].startswith(evil)
     assert "http" not in page, "it needs no network"
-    assert not items_page.write_items_page(
-        tmp_path, results=results_of({"status": "failed"}), predictions=predictions, title="x"
-    )
+    assert not items_page.write_items_page(tmp_path, results=results_of({"status": "failed"}), **of_fits)
     assert not (tmp_path / "items.html").exists()
 
 

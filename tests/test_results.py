@@ -10,6 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from w2s_ray import prediction_parts
+from w2s_ray import results as results_module
 from w2s_ray.analysis import tables
 from w2s_ray.analysis.bootstrap import resample
 from w2s_ray.analysis.pgr import pgr_table
@@ -227,18 +229,22 @@ def test_families_that_share_size_names_are_not_pooled(store: Store, tmp_path: P
     assert table["num_seeds"].to_list() == [1] * 4
 
 
+def files_in(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 def test_a_report_reads_a_fit_once(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     old, new = cell(), cell(seed=1)
     for trained in (old.supervisor, old.ceiling, old.student):
         commit(store, trained, [0.9, 0.9, 0.1, 0.1, 0.1, 0.1, 0.9, 0.9], tmp_path)
     first = write_results([old], study="x", store=store, out=tmp_path / "out")
-    files = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    files = files_in(tmp_path / "out")
     read = []
     read_file = Store.read_file
     monkeypatch.setattr(Store, "read_file", lambda *a: read.append(a[1]) or read_file(*a))
     again = write_results([old], study="x", store=store, out=tmp_path / "out")
     assert not read and again.equals(first)
-    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == files
+    assert files_in(tmp_path / "out") == files
     for trained in (new.supervisor, new.ceiling, new.student):
         commit(store, trained, [0.9] * 7 + [0.1], tmp_path)
     write_results([old, new], study="x", store=store, out=tmp_path / "out")
@@ -247,6 +253,51 @@ def test_a_report_reads_a_fit_once(store: Store, tmp_path: Path, monkeypatch: py
     (tmp_path / "out" / "runs.parquet").write_bytes(b"PAR1")
     rows = write_results([old, new], study="x", store=store, out=tmp_path / "out").to_dicts()
     assert [row["status"] for row in rows] == ["missing", "done"]
+
+
+def test_full_parts_stay_as_they_are(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Five cells of three Fits of eight predictions come one after the other, and a part is full with 30 rows."""
+    monkeypatch.setattr(prediction_parts, "PART_ROWS", 30)
+    monkeypatch.setattr(results_module, "PART_ROWS", 30)
+    cells = [cell(seed=seed) for seed in range(5)]
+    out, before = tmp_path / "out", dict[str, bytes]()
+    for number, each in enumerate(cells, start=1):
+        for trained in (each.supervisor, each.ceiling, each.student):
+            commit(store, trained, [0.9] * (3 + number % 2) + [0.1] * 4 + [0.8] * (1 - number % 2), tmp_path)
+        results = write_results(cells[:number], study="x", store=store, out=out)
+        parts = {name: content for name, content in files_in(out).items() if name.startswith("predictions.parquet/")}
+        full = {name for name in before if pl.read_parquet(out / name).height >= 30}
+        assert all(parts[name] == before[name] for name in full & before.keys()), "what is full is not written again"
+        before = {name: parts[name] for name in parts if pl.read_parquet(out / name).height >= 30}
+    assert len(parts) == 4 and len(before) == 3
+    whole = pl.read_parquet(out / "predictions.parquet")
+    assert whole.height == 15 * 8 and whole["key"].n_unique() == 15
+    at_once = write_results(cells, study="x", store=store, out=tmp_path / "at once")
+    assert at_once.equals(results)
+    # a Fit that was run again, in a full part
+    again = cells[0].student
+    store.storage.delete_folder(f"fits/{again.folder}")
+    (tmp_path / "again").mkdir()
+    commit(store, again, [0.9] * 4 + [0.6] * 4, tmp_path / "again")
+    assert write_results(cells, study="x", store=store, out=out)["student_score"].to_list()[0] == 0.5
+    whole = pl.read_parquet(out / "predictions.parquet")
+    assert whole.height == 15 * 8 and whole.filter(pl.col("key") == again.key)["correct"].sum() == 4
+
+
+@pytest.mark.parametrize("lost", ["predictions.parquet", "half_b.parquet", "a page of predictions.parquet"])
+def test_a_lost_part_is_read_again(store: Store, tmp_path: Path, lost: str) -> None:
+    study_cell = cell()
+    for trained in (study_cell.supervisor, study_cell.ceiling, study_cell.student):
+        commit(store, trained, [0.9] * 4 + [0.1] * 4, tmp_path)
+    first = write_results([study_cell], study="x", store=store, out=tmp_path / "out")
+    files = files_in(tmp_path / "out")
+    path = tmp_path / "out" / lost.split()[-1] / "00001.parquet"
+    if lost.startswith("a page"):
+        path.write_bytes(path.read_bytes()[:4] + bytes(400) + path.read_bytes()[404:])
+    else:
+        path.unlink()
+    assert write_results([study_cell], study="x", store=store, out=tmp_path / "out").equals(first)
+    assert files_in(tmp_path / "out") == files
 
 
 def test_a_fit_that_was_run_again_is_read_again(store: Store, tmp_path: Path) -> None:

@@ -3,8 +3,8 @@
 `write_results` writes to the folder `out`:
 
     results.parquet       a cell: scores, PGR, agreement, or a status and a reason (SCHEMA)
-    predictions.parquet   a test prediction of a Fit, judged by the ground truth (PREDICTIONS)
-    half_b.parquet        the same on half B: of supervisors, and of students on the rows that they learned from
+    predictions.parquet/  a test prediction of a Fit, judged by the ground truth (PREDICTIONS); in parts (`prediction_parts.py`)
+    half_b.parquet/       the same on half B: of supervisors, and of students on the rows that they learned from
     curves.parquet        a point of a Fit's learning curve
     items.parquet         the difficulty of a test item, if its task has one (ITEMS)
     item_texts.parquet    what a test item says, where the task's files are at hand (item_texts.ITEM_TEXTS)
@@ -30,12 +30,15 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 
+from w2s_ray.analysis.tables import fit_slices
 from w2s_ray.fit import PACKAGES, Data, Fit
 from w2s_ray.item_texts import item_texts
 from w2s_ray.left_out import Dealt, left_out
 from w2s_ray.planning import Cell
+from w2s_ray.prediction_parts import NO_ROWS, PART_ROWS, PREDICTIONS, Parts
 from w2s_ray.store import Commit, Store, StoreError
 from w2s_ray.tasks import RowCounts
 
@@ -133,29 +136,10 @@ RUNS: dict[str, Any] = {
 - `stamp`: of the commit that was read (`store.Commit`). Rows of another commit of the same Fit are not reused.
 """
 
-TABLES = "5"
+TABLES = "6"
 """Version of the meaning of these tables. Tables of another version are not reused but made again."""
 
 METRICS = {"classification": "accuracy", "generation": "exact_match", "comparison": "pairwise_accuracy"}
-
-PREDICTIONS = {
-    "key": pl.Categorical,
-    "role": pl.Categorical,
-    "task": pl.Categorical,
-    "model": pl.Categorical,
-    "seed": pl.Int32,
-    "id": pl.String,
-    "group": pl.String,
-    "probability": pl.Float32,
-    "label": pl.Int8,
-    "completion": pl.String,
-    "correct": pl.Boolean,
-}
-"""`probability` is that of label 1 in classification, and that of the first completion being the better one in comparison. In
-generation it is the probability of the written `completion`, and `label` is null."""
-
-JUDGED = ("group", "probability", "label", "completion", "correct")
-"""The columns of PREDICTIONS that come from a prediction and its ground truth, rather than from the Fit."""
 
 ITEMS = {"task": pl.String, "id": pl.String, "difficulty": pl.Float32}
 
@@ -188,51 +172,56 @@ def write_results(
     commits = store.commits(chain(fits.values(), steps.values()))
     failures = store.read_failures()
     collector = Collector(store)
-    fit_tables = {
-        key: tables
-        for key, tables in _read_earlier(out).items()
-        if key in commits and tables.run["stamp"] == commits[key].stamp
-    }
+    out.mkdir(parents=True, exist_ok=True)
+    answers = Answers()
+    wanted = {key: commit.stamp for key, commit in commits.items() if key in fits}
+    parts, curves, runs = _take_earlier(out, wanted, answers)
     problems: dict[str, tuple[str, str]] = {}
-    for key, fit in fits.items():
+    new_curves = []
+    place = {data: i for i, data in enumerate(dict.fromkeys(fit.data for fit in fits.values()))}
+    for key, fit in sorted(fits.items(), key=lambda item: (place[item[1].data], item[0])):  # reads each truth once
         if key not in commits:
             problems[key] = _why_not_committed(fit, failures)
-        elif key not in fit_tables:
+        elif key not in runs:
             try:
-                fit_tables[key] = collector.collect(fit, commits[key])
+                collected = collector.collect(fit, commits[key])
             except StoreError as error:
                 problems[key] = ("damaged", str(error))
-        if key in fit_tables and (answer := _constant_answer(fit, fit_tables[key].test)):
-            problems[key] = ("constant", f"the {fit.role} {fit.folder} gives every test item the same answer: {answer}")
+                continue
+            answers.take(collected.test, collected.half_b)
+            parts.add(key, collected.test, collected.half_b, commits[key].stamp)
+            new_curves.append(collected.curve)
+            runs[key] = collected.run
+    for key in runs:
+        if (answer := _constant_answer(fits[key], answers.test[key])) is not None:
+            problems[key] = (
+                "constant",
+                f"the {fits[key].role} {fits[key].folder} gives every test item the same answer: {answer}",
+            )
     results = pl.DataFrame(
-        [_row(cell, study=study, fit_tables=fit_tables, problems=problems) for cell in cells], schema=SCHEMA
+        [_row(cell, study=study, answers=answers, problems=problems) for cell in cells], schema=SCHEMA
     )
-    out.mkdir(parents=True, exist_ok=True)
-    keys = sorted(fit_tables)
-    none = pl.DataFrame(schema=PREDICTIONS)
-    predictions = pl.concat([none, *(fit_tables[key].test for key in keys)])
-    half_b = pl.concat([none, *(fit_tables[key].half_b for key in keys)])
+    parts.finish()
     # diagonal: a store may hold Fits of several versions of this package, whose curves differ in their columns
-    curves = pl.concat(
-        [pl.DataFrame(schema={"key": pl.String}), *(fit_tables[key].curve for key in keys)], how="diagonal_relaxed"
-    )
-    _write(predictions, out / "predictions.parquet")
-    _write(half_b, out / "half_b.parquet")
+    curves = pl.concat([curves, *new_curves], how="diagonal_relaxed").sort("key", maintain_order=True)
     _write(curves, out / "curves.parquet")
-    runs = [fit_tables[key].run for key in keys]
-    runs += [collector.run(step, commits[key]) for key, step in sorted(steps.items()) if key in commits]
-    _write(pl.DataFrame(runs, schema=RUNS), out / "runs.parquet")
+    keys = sorted(runs)
+    run_rows = [runs[key] for key in keys]
+    run_rows += [collector.run(step, commits[key]) for key, step in sorted(steps.items()) if key in commits]
+    _write(pl.DataFrame(run_rows, schema=RUNS), out / "runs.parquet")
     _write(collector.items(fits[key] for key in keys), out / "items.parquet")
-    test_ids = {str(task): rows["id"].unique().to_list() for (task,), rows in predictions.group_by("task")}
     texts = item_texts(
-        (fits[key].data for key in keys), test_ids=test_ids, at_hand=rows or {}, earlier=out / "item_texts.parquet"
+        (fits[key].data for key in keys),
+        test_ids=answers.test_ids,
+        at_hand=rows or {},
+        earlier=out / "item_texts.parquet",
     )
     _write(texts, out / "item_texts.parquet")
-    trained = {run["key"]: fit for run in runs if (fit := (fits | steps)[run["key"]]).role != "reading"}
-    num_too_long = {trained[run["key"]].data: run["num_too_long"] for run in runs if run["key"] in trained}
-    parts = collector.parts(trained.values())
-    dealt = {data: Dealt(int(part["num_rows"].sum()), num_too_long[data]) for data, part in parts.items()}
-    part_tables = pl.concat([pl.DataFrame(schema=PARTS), *parts.values()])
+    trained = {run["key"]: fit for run in run_rows if (fit := (fits | steps)[run["key"]]).role != "reading"}
+    num_too_long = {trained[run["key"]].data: run["num_too_long"] for run in run_rows if run["key"] in trained}
+    sizes = collector.parts(trained.values())
+    dealt = {data: Dealt(int(part["num_rows"].sum()), num_too_long[data]) for data, part in sizes.items()}
+    part_tables = pl.concat([pl.DataFrame(schema=PARTS), *sizes.values()])
     _write(part_tables.unique().sort("task", "part", "replicate", "swapped"), out / "parts.parquet")
     _write(left_out(dealt, rows or {}), out / "left_out.parquet")
     _write(results, out / "results.parquet")
@@ -268,15 +257,15 @@ class Collector:
     """Reads committed Fits from the store and judges their predictions. Reads the ground truth of a task once."""
 
     store: Store
-    truths: dict[Data, pl.DataFrame] = field(default_factory=dict)
+    truths: dict[tuple[Data, str], pl.DataFrame] = field(default_factory=dict)
+    """(data, part) -> ground truth, of the data that was asked for last."""
 
     def collect(self, fit: Fit, commit: Commit) -> FitTables:
-        named = [pl.lit(value).cast(PREDICTIONS[name]).alias(name) for name, value in _fit_columns(fit).items()]
-        test = self._judged_predictions(fit, commit.folder, "test.parquet").select(*named, pl.all())
-        half_b = pl.DataFrame(schema=PREDICTIONS)
+        test = self._judged_predictions(fit, commit.folder, "test.parquet")
+        half_b = NO_ROWS
         file = _file_of_half_b(fit)
         if file is not None and file in self.store.read_done(commit.folder)["files"]:
-            half_b = self._judged_predictions(fit, commit.folder, file).select(*named, pl.all())
+            half_b = self._judged_predictions(fit, commit.folder, file)
         curve = self._read_table(commit.folder, "curve.parquet").select(pl.lit(fit.key).alias("key"), pl.all())
         return FitTables(test, half_b, curve, self.run(fit, commit))
 
@@ -320,7 +309,7 @@ class Collector:
         return tables
 
     def _judged_predictions(self, fit: Fit, folder: str, file: str) -> pl.DataFrame:
-        """A Fit's predictions beside the ground truth: id and the columns JUDGED, in the order of the ids.
+        """A Fit's predictions beside the ground truth (PREDICTIONS), in the order of the ids.
 
         Predictions of the test set are of all its rows, and a supervisor's labels of all of half B. A student's answers are of those
         rows of half B that it learned from.
@@ -330,36 +319,43 @@ class Collector:
         columns = ["id", "probability", *(["completion"] if generates else [])]
         if missing := set(columns) - set(predicted.columns):
             raise _unusable(folder, file, f"has no column {' or '.join(sorted(missing))}")
-        joined = predicted.select(columns).unique("id").join(truth, on="id", how="inner")
+        if predicted["id"].equals(truth["id"]):  # as a Fit writes them, in the order of their ids
+            joined = predicted.with_columns(truth.drop("id"))
+        else:
+            joined = predicted.select(columns).unique("id").join(truth, on="id", how="inner").sort("id")
         num_expected = predicted.height if file == "half_b.parquet" else truth.height
         if not 0 < joined.height == predicted.height == num_expected:
             counts = (
                 f"{predicted.height} predictions for {truth.height} rows of {half}, and {joined.height} ids are in both"
             )
             raise _unusable(folder, file, f"does not match the ground truth: {counts}")
-        if not joined["probability"].is_between(0, 1).fill_null(False).all():
-            raise _unusable(folder, file, "has predictions that are not probabilities from 0 to 1")
         if generates:
             # completions are written with single blanks
             right_completion = pl.col("right").str.strip_chars().str.replace_all(r"\s+", " ")
-            judged = joined.with_columns(
-                (pl.col("completion") == right_completion).alias("correct"), pl.lit(None, pl.Int8).alias("label")
-            )
+            made = {"correct": pl.col("completion") == right_completion, "label": pl.lit(None)}
         else:
-            judged = joined.with_columns(
-                ((pl.col("probability") > 0.5) == (pl.col("label") == 1)).alias("correct"),
-                pl.lit(None, pl.String).alias("completion"),
-            )
-        return judged.sort("id").select("id", *(pl.col(name).cast(PREDICTIONS[name]) for name in JUDGED))
+            is_right = (pl.col("probability") > 0.5) == (pl.col("label") == 1)
+            made = {"correct": is_right, "completion": pl.lit(None)}
+        made |= {name: pl.lit(value) for name, value in _fit_columns(fit).items()}
+        rows = joined.select(
+            made.get(name, pl.col(name)).cast(dtype).alias(name) for name, dtype in PREDICTIONS.items()
+        )
+        if not rows["probability"].is_between(0, 1).fill_null(False).all():
+            raise _unusable(folder, file, "has predictions that are not probabilities from 0 to 1")
+        return rows
 
     def _truth(self, fit: Fit, half: str) -> pl.DataFrame:
-        """The ground truth of a part of a Fit's task: id, group, and label or (in generation) the right completion."""
-        if fit.data not in self.truths:
+        """The ground truth of a part of a Fit's task in the order of the ids: id, group, and label or (in generation) the right
+        completion."""
+        if (fit.data, half) not in self.truths:
             generates = fit.data.setting == "generation"
             answer = pl.col("completion").alias("right") if generates else pl.col("label").cast(pl.Int8)
             table = pl.DataFrame(self.store.read_truth(fit))
-            self.truths[fit.data] = table.select("half", "id", "group", answer)
-        return self.truths[fit.data].filter(pl.col("half") == half).drop("half")
+            self.truths.clear()
+            for part in ("test", "B"):
+                rows = table.filter(pl.col("half") == part).select("id", "group", answer)
+                self.truths[fit.data, part] = rows.sort("id")
+        return self.truths[fit.data, half]
 
     def _read_table(self, folder: str, name: str) -> pl.DataFrame:
         content = self.store.read_file(folder, name)
@@ -419,22 +415,63 @@ def fits_in_tables(out: Path) -> set[str]:
         return set()
 
 
-def _read_earlier(out: Path) -> dict[str, FitTables]:
-    """Key -> what an earlier call collected, from the tables in `out`. Empty if they are of another version."""
-    paths = [out / f"{name}.parquet" for name in ("predictions", "half_b", "curves", "runs")]
-    try:
-        if any(pl.read_parquet_metadata(path).get("w2s_tables") != TABLES for path in paths):
-            return {}
-        predictions, half_b, curves, runs = map(pl.read_parquet, paths)
-    except (OSError, pl.exceptions.PolarsError):
-        return {}
-    tests, halves, curve_rows = (
-        {str(key): rows for (key,), rows in table.group_by("key", maintain_order=True)}
-        for table in (predictions, half_b, curves)
+def _take_earlier(
+    out: Path, wanted: dict[str, str], answers: Answers
+) -> tuple[Parts, pl.DataFrame, dict[str, dict[str, Any]]]:
+    """What an earlier call collected of the Fits that are `wanted` (key -> stamp of the commit), from the tables in `out`: the
+    parts of their predictions, their curves, and their rows of runs.parquet by key. Nothing from tables of another version."""
+    parts = Parts(out, TABLES)
+    curves, run_rows = _read_earlier(out)
+    known = {key for key, stamp in wanted.items() if key in run_rows and run_rows[key]["stamp"] == stamp}
+    found = [
+        (part, {key for key, stamp in part.stamps.items() if key in known and stamp == wanted[key]})
+        for part in parts.find()
+    ]
+    nothing_new = wanted.keys() == set().union(*(keys for _, keys in found))
+    taken: set[str] = set()
+    # those that are kept come first, since a part that is written takes the next number after them
+    for may_stay in (True, False):
+        for part, keys in found:
+            is_whole = keys == part.stamps.keys() and not keys & taken
+            stays = is_whole and (nothing_new or part.num_rows >= PART_ROWS)
+            if part in parts.kept or stays != may_stay:
+                continue
+            try:
+                test, half_b = (parts.read(part, table) for table in (0, 1))
+            except (OSError, pl.exceptions.PolarsError):  # damaged: its Fits are read again
+                continue
+            if stays:
+                parts.kept.append(part)
+                answers.take(test, half_b)
+            else:
+                _take_over(keys - taken, test, half_b, wanted=wanted, parts=parts, answers=answers)
+            taken |= keys
+    return parts, curves.filter(pl.col("key").is_in(list(taken))), {key: run_rows[key] for key in taken}
+
+
+def _take_over(
+    keys: set[str], test: pl.DataFrame, half_b: pl.DataFrame, *, wanted: dict[str, str], parts: Parts, answers: Answers
+) -> None:
+    """Let the rows of these Fits go into the next part."""
+    of_test, of_half_b = (
+        {str(key): rows for (key,), rows in table.group_by("key", maintain_order=True)} for table in (test, half_b)
     )
-    run_rows = {row["key"]: row for row in runs.to_dicts()}
-    keys, none = tests.keys() & curve_rows.keys() & run_rows.keys(), pl.DataFrame(schema=PREDICTIONS)
-    return {key: FitTables(tests[key], halves.get(key, none), curve_rows[key], run_rows[key]) for key in keys}
+    for key in sorted(keys):
+        rows = of_test[key], of_half_b.get(key, NO_ROWS)
+        answers.take(*rows)
+        parts.add(key, *rows, wanted[key])
+
+
+def _read_earlier(out: Path) -> tuple[pl.DataFrame, dict[str, dict[str, Any]]]:
+    """Curves and rows of runs.parquet by key. Empty if they are of another version."""
+    paths = [out / f"{name}.parquet" for name in ("curves", "runs")]
+    try:
+        if all(pl.read_parquet_metadata(path).get("w2s_tables") == TABLES for path in paths):
+            curves, runs = map(pl.read_parquet, paths)
+            return curves, {row["key"]: row for row in runs.to_dicts()}
+    except (OSError, pl.exceptions.PolarsError):
+        pass
+    return pl.DataFrame(schema={"key": pl.String}), {}
 
 
 def _why_not_committed(fit: Fit, failures: dict[str, dict[str, Any]]) -> tuple[str, str]:
@@ -446,6 +483,80 @@ def _why_not_committed(fit: Fit, failures: dict[str, dict[str, Any]]) -> tuple[s
     return "missing", "not run yet"
 
 
+# --- answers --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A Fit's answers to some items, in the order of their ids: two bytes an item, or nine where it writes."""
+
+    items: np.ndarray
+    """[item]: hash of the id. Fits that answer the same items share it."""
+    answer: np.ndarray
+    """[item]: whether it is label 1, or a hash of the completion."""
+    correct: np.ndarray
+    constant: str | None
+    """The one answer to all items, if there is no other. Null for a completion that is right for all."""
+
+    @property
+    def accuracy(self) -> float:
+        return float(self.correct.mean())
+
+    def on_items(self, items: np.ndarray) -> Judged:
+        """The answers to those of its items that are among these."""
+        if items is self.items:
+            return self
+        kept = np.isin(self.items, items)
+        return Judged(self.items[kept], self.answer[kept], self.correct[kept], None)
+
+
+@dataclass
+class Answers:
+    """Of every Fit, to the test set and, as far as it kept them, to half B."""
+
+    test: dict[str, Judged] = field(default_factory=dict)
+    half_b: dict[str, Judged] = field(default_factory=dict)
+    test_ids: dict[str, set[str]] = field(default_factory=dict)
+    """Task -> ids of its test items."""
+    items: dict[bytes, np.ndarray] = field(default_factory=dict)
+    """The arrays of items that Fits share."""
+    known: set[tuple[str, bytes]] = field(default_factory=set)
+    """Tasks and test items whose ids are in `test_ids`."""
+
+    def take(self, test: pl.DataFrame, half_b: pl.DataFrame) -> None:
+        """Keep what is compared, of rows of PREDICTIONS."""
+        for table, kept in ((test, self.test), (half_b, self.half_b)):
+            hashes = table["id"].hash().to_numpy()
+            probabilities, correct = table["probability"].to_numpy(), table["correct"].to_numpy()
+            is_written, completions = table["label"].is_null().to_numpy(), table["completion"]
+            for key, own in fit_slices(table):
+                content = hashes[own].tobytes()
+                if content not in self.items:
+                    self.items[content] = hashes[own].copy()
+                if kept is self.test:
+                    self._remember_ids(table[own], content)
+                written = completions[own] if is_written[own.start] else None
+                answer = probabilities[own] > 0.5 if written is None else written.hash().to_numpy().copy()
+                constant = _same_answer(probabilities[own], correct[own], written)
+                kept[key] = Judged(self.items[content], answer, correct[own].copy(), constant)
+
+    def _remember_ids(self, rows: pl.DataFrame, content: bytes) -> None:
+        task = str(rows["task"][0])
+        if (task, content) not in self.known:
+            self.known.add((task, content))
+            self.test_ids.setdefault(task, set()).update(rows["id"].to_list())
+
+
+def _same_answer(probabilities: np.ndarray, correct: np.ndarray, written: pl.Series | None) -> str | None:
+    if len(probabilities) < 2:
+        return None
+    if written is not None:
+        is_same = written.n_unique() == 1 and not correct.all()
+        return repr(written[0]) if is_same else None
+    is_same = probabilities.max() - probabilities.min() <= SAME_PROBABILITY
+    return f"probability {probabilities[0]:.4f}" if is_same else None
+
+
 # --- cells ----------------------------------------------------------------------------------------------------------
 
 
@@ -453,7 +564,7 @@ def _row(
     cell: Cell,
     *,
     study: str,
-    fit_tables: dict[str, FitTables],
+    answers: Answers,
     problems: dict[str, tuple[str, str]],
 ) -> dict[str, Any]:
     """A cell's row of the results."""
@@ -479,12 +590,12 @@ def _row(
         "ceiling_key": ceiling.key,
     }
     for name, fit in (("weak_score", weak), ("student_score", student), ("ceiling_score", ceiling)):
-        if fit.key in fit_tables:
-            row[name] = None if fit.key in problems else _accuracy(fit_tables[fit.key].test)
-            row["n_test"] = fit_tables[fit.key].test.height
-    if weak.key in fit_tables and weak.key not in problems and fit_tables[weak.key].half_b.height:
-        row["half_b_weak_score"] = _accuracy(fit_tables[weak.key].half_b)
-    row |= _control_scores(cell, fit_tables, weak_score=row["weak_score"])
+        if fit.key in answers.test:
+            row[name] = None if fit.key in problems else answers.test[fit.key].accuracy
+            row["n_test"] = len(answers.test[fit.key].items)
+    if weak.key in answers.half_b and weak.key not in problems:
+        row["half_b_weak_score"] = answers.half_b[weak.key].accuracy
+    row |= _control_scores(cell, answers, weak_score=row["weak_score"])
     cell_problems = [problems[fit.key] for fit in (weak, ceiling, student) if fit.key in problems]
     if cell_problems:
         row["status"], row["reason"] = min(cell_problems, key=lambda problem: STATUS_ORDER.index(problem[0]))
@@ -495,10 +606,10 @@ def _row(
         row["pgr"] = (row["student_score"] - row["weak_score"]) / gap
     else:
         row["reason"] = "no PGR: the ceiling is not above the supervisor"
-    return row | _agreements(cell, fit_tables)
+    return row | _agreements(cell, answers)
 
 
-def _control_scores(cell: Cell, fit_tables: dict[str, FitTables], *, weak_score: float | None) -> dict[str, Any]:
+def _control_scores(cell: Cell, answers: Answers, *, weak_score: float | None) -> dict[str, Any]:
     """Keys and scores of the cell's controls that are done, and the floor once all are."""
     if cell.controls is None:
         return {}
@@ -507,7 +618,7 @@ def _control_scores(cell: Cell, fit_tables: dict[str, FitTables], *, weak_score:
     for name, fit in (("zero_shot", cell.controls.zero_shot), ("shuffled", cell.controls.shuffled)):
         if fit is None:
             continue
-        score = _accuracy(fit_tables[fit.key].test) if fit.key in fit_tables else None
+        score = answers.test[fit.key].accuracy if fit.key in answers.test else None
         row |= {f"{name}_score": score, f"{name}_key": fit.key if score is not None else None}
         scores.append(score)
     known = [score for score in scores if score is not None]
@@ -515,54 +626,36 @@ def _control_scores(cell: Cell, fit_tables: dict[str, FitTables], *, weak_score:
     return row | {"floor_score": max(known) if is_whole else None}
 
 
-def _constant_answer(fit: Fit, judged: pl.DataFrame) -> str | None:
+def _constant_answer(fit: Fit, judged: Judged) -> str | None:
     """The one answer to all test items, if there is no other; None where answers differ.
 
     An untrained model and one that learned from shuffled labels may answer so: they are what others are compared with.
     """
-    if fit.role in ("untrained", "control") or judged.height < 2:
-        return None
-    if fit.data.setting == "generation":
-        is_same = judged["completion"].n_unique() == 1 and not judged["correct"].all()
-        return repr(judged["completion"][0]) if is_same else None
-    probabilities = judged["probability"].to_numpy()
-    is_same = probabilities.max() - probabilities.min() <= SAME_PROBABILITY
-    return f"probability {probabilities[0]:.4f}" if is_same else None
+    return None if fit.role in ("untrained", "control") else judged.constant
 
 
-def _accuracy(judged: pl.DataFrame) -> float:
-    return float(judged["correct"].to_numpy().mean())
-
-
-def _agreements(cell: Cell, fit_tables: dict[str, FitTables]) -> dict[str, float | None]:
+def _agreements(cell: Cell, answers: Answers) -> dict[str, float | None]:
     """How often the student and the control `shuffled` answer what the supervisor does: on the test set, and on those rows of
     half B that the student learned from."""
-    weak, student = fit_tables[cell.supervisor.key], fit_tables[cell.student.key]
+    weak, student = cell.supervisor.key, cell.student.key
     learners = {"": student}
-    if cell.controls and cell.controls.shuffled and cell.controls.shuffled.key in fit_tables:
-        learners["shuffled_"] = fit_tables[cell.controls.shuffled.key]
+    if cell.controls and cell.controls.shuffled and cell.controls.shuffled.key in answers.test:
+        learners["shuffled_"] = cell.controls.shuffled.key
     row: dict[str, float | None] = {}
     for name, learner in learners.items():
-        row |= _agreement(weak.test, learner.test, name=f"{name}agreement")
-        half_b = (_on_rows_of(student.half_b, table.half_b) for table in (weak, learner))
-        row |= _agreement(*half_b, name=f"half_b_{name}agreement")
+        row |= _agreement(answers.test[weak], answers.test[learner], name=f"{name}agreement")
+        if all(key in answers.half_b for key in (weak, student, learner)):
+            wanted = answers.half_b[student].items
+            of_half_b = (answers.half_b[key].on_items(wanted) for key in (weak, learner))
+            row |= _agreement(*of_half_b, name=f"half_b_{name}agreement")
     return row
 
 
-def _on_rows_of(wanted: pl.DataFrame, judged: pl.DataFrame) -> pl.DataFrame:
-    ids = wanted["id"]
-    return judged if judged["id"].equals(ids) else judged.filter(pl.col("id").is_in(ids.implode()))
-
-
-def _agreement(weak: pl.DataFrame, student: pl.DataFrame, *, name: str) -> dict[str, float | None]:
+def _agreement(weak: Judged, student: Judged, *, name: str) -> dict[str, float | None]:
     """Overall, where the supervisor is right, and where it is wrong. Empty unless both answered the same rows."""
-    if weak.is_empty() or weak.height != student.height:
+    if len(weak.items) != len(student.items) or not len(weak.items):
         return {}
-    if weak["label"].is_null().all():
-        same = (weak["completion"] == student["completion"]).to_numpy()
-    else:
-        same = ((weak["probability"] > 0.5) == (student["probability"] > 0.5)).to_numpy()
-    right = weak["correct"].to_numpy()
+    same, right = weak.answer == student.answer, weak.correct
     return {
         name: float(same.mean()),
         f"{name}_when_weak_right": float(same[right].mean()) if right.any() else None,

@@ -27,6 +27,8 @@ MAX_CRASHES = 3
 START_UP_S = 10.0
 """Of a pack, until its first Fit."""
 SHORTEST_PACK_S, LONGEST_PACK_S = 45.0, 1800.0
+LONGEST_FIRST_PACK_S = 300.0
+"""Of a slot's first pack: other drivers that start at about the same time are not seen yet, and need their share."""
 WORTHWHILE_S = 300.0
 """Work that is worth another slot where one has to be asked for."""
 
@@ -107,8 +109,10 @@ class Schedule:
         self._number = {key: number for number, key in enumerate(self._keys)}
         self._link()
         self._sort_into_groups()
-        self.left_s = sum(self.seconds[key] for key in (*self.todo, *self.running))
-        """Estimated seconds of the Fits that are to do or running."""
+        self.left_s_of: dict[str, float] = defaultdict(float)
+        """Name of a model -> estimated seconds of its Fits that are to do or running."""
+        for key in (*self.todo, *self.running):
+            self.left_s_of[self.fits[key].model.name] += self.seconds[key]
         self._open_s = sum(self.seconds[key] for key in self.todo if key not in self.elsewhere)
         """Estimated seconds of the Fits that are to do, without those that others work on."""
         self._num_left = [0] * len(self._shapes)
@@ -121,6 +125,9 @@ class Schedule:
         for number, key in enumerate(self._keys):
             if key in self.todo:
                 self._get_ready(number)
+        self._by_path = [(-self._path_s[self._number[key]], self._number[key]) for key in self.todo]
+        """The Fits that are to do, the longest path first. Entries of others stay until they come to the top."""
+        heapq.heapify(self._by_path)
 
     def _link(self) -> None:
         """Number the Fits and find, for each, its children, how many dependencies are missing, and its longest path."""
@@ -135,11 +142,10 @@ class Schedule:
                 self._missing[number] += parent.key not in self.done
                 self._depth[number] = max(self._depth[number], self._depth[of_parent] + 1)
         self._path_s = [0.0] * num
+        """Seconds of the longest chain of Fits that begins with this one."""
         for number in range(num - 1, -1, -1):  # children come after their parents
             longest = max((self._path_s[child] for child in self._children[number]), default=0.0)
             self._path_s[number] = self.seconds[self._keys[number]] + longest
-        self.path_s = dict(zip(self._keys, self._path_s, strict=True))
-        """Seconds of the longest chain of Fits that begins with this one."""
 
     def _sort_into_groups(self) -> None:
         shapes: dict[Execution, int] = {}
@@ -182,6 +188,23 @@ class Schedule:
         return len(self.done) - self.num_done_before
 
     @property
+    def num_left(self) -> int:
+        """Fits that are to do or running."""
+        return len(self.todo) + len(self.running)
+
+    @property
+    def left_s(self) -> float:
+        """Estimated seconds of the Fits that are to do or running."""
+        return sum(self.left_s_of.values()) if self.num_left else 0.0
+
+    @property
+    def longest_path_s(self) -> float:
+        """Seconds of the longest chain that begins with a Fit that is to do."""
+        while self._by_path and self._keys[self._by_path[0][1]] not in self.todo:
+            heapq.heappop(self._by_path)
+        return -self._by_path[0][0] if self._by_path else 0.0
+
+    @property
     def num_ready(self) -> int:
         """Fits that can start."""
         return sum(self._num_ready)
@@ -190,7 +213,7 @@ class Schedule:
     def num_packs_worthwhile(self) -> int:
         """How many packs at a time the remaining work justifies: fewer than there is room for when little is left."""
         if self.fits_per_pack:
-            return math.ceil((len(self.todo) + len(self.running)) / self.fits_per_pack)
+            return math.ceil(self.num_left / self.fits_per_pack)
         return math.ceil(self.left_s / WORTHWHILE_S)
 
     @property
@@ -318,7 +341,8 @@ class Schedule:
         """How much work the next pack takes: half of a slot's share of what is left. So packs get shorter towards the end, where
         a wrong estimate would leave the other slots idle."""
         share_s = self._open_s / (self.num_slots + self.num_packs_elsewhere)
-        return min(max(share_s / 2, SHORTEST_PACK_S), LONGEST_PACK_S)
+        longest_s = LONGEST_PACK_S if self.num_packs >= self.num_slots else LONGEST_FIRST_PACK_S
+        return min(max(share_s / 2, SHORTEST_PACK_S), longest_s)
 
     def _place_in_pack(self, number: int) -> tuple[int, bool, int, int]:
         """Dependencies first; then Fits that others wait for; then Fits of one base model and task next to each other."""
@@ -402,11 +426,18 @@ class Schedule:
                     self._open_s += self.seconds[key]
                     self._get_ready(self._number[key])
 
-    def some_elsewhere(self, most: int) -> list[Fit]:
-        """Fits that other drivers work on, at most so many, from a place that changes from call to call."""
-        start = self.num_packs * most % max(1, len(self.elsewhere))
-        keys = [*islice(self.elsewhere, start, start + most), *islice(self.elsewhere, 0, most)][:most]
-        return [self.fits[key] for key in dict.fromkeys(keys) if key in self.todo]
+    def awaited_elsewhere(self, most: int) -> list[Fit]:
+        """Fits that other drivers work on and that Fits of nobody's pack wait for, at most so many."""
+        awaited = (
+            key
+            for key in self.elsewhere
+            if key in self.todo and any(self._is_open(child) for child in self._children[self._number[key]])
+        )
+        return [self.fits[key] for key in islice(awaited, most)]
+
+    def _is_open(self, number: int) -> bool:
+        key = self._keys[number]
+        return key in self.todo and key not in self.elsewhere
 
     def mark_started(self, pack: str, key: str) -> None:
         self.in_progress[pack] = key
@@ -451,7 +482,7 @@ class Schedule:
             self.running.remove(key)
         else:
             return
-        self.left_s -= self.seconds[key]
+        self.left_s_of[self.fits[key].model.name] -= self.seconds[key]
         self._num_left[self._shape_of(number)] -= 1
 
     def take_back(self, pack: Pack, *, crashed: bool) -> list[str]:
@@ -470,5 +501,7 @@ class Schedule:
             self.todo.add(key)
             if key not in self.elsewhere:
                 self._open_s += self.seconds[key]
-            self._get_ready(self._number[key])
+            number = self._number[key]
+            heapq.heappush(self._by_path, (-self._path_s[number], number))
+            self._get_ready(number)
         return [key for key in suspects if self.crashes[key] >= MAX_CRASHES]

@@ -239,7 +239,7 @@ class Progress:
         """From the estimates, corrected by what the Fits so far took; None before anything is measured.
 
         The rest is shared among the slots, which are busy for as much of their time as they were so far. It takes no less than
-        the longest chain of Fits that wait for one another.
+        the longest chain of Fits that wait for one another. What this costs depends on slots and models, not on Fits.
         """
         now_s, schedule = self.clock(), self.schedule
         measured_s, estimated_s = sum(self.measured_s.values()), sum(self.estimated_s.values())
@@ -253,24 +253,25 @@ class Progress:
             return None
         overall = measured_s / estimated_s
 
-        def expected_s(key: str) -> float:
-            model = schedule.fits[key].model.name
+        def slower(model: str) -> float:
+            """What this model's Fits took, over their estimates."""
             known_s = self.estimated_s.get(model)
-            return schedule.seconds[key] * (self.measured_s[model] / known_s if known_s else overall)
+            return self.measured_s[model] / known_s if known_s else overall
 
-        left = schedule.todo | schedule.running
-        work_s = sum(in_hand_s.get(key, expected_s(key)) for key in left)
+        work_s = sum(left_s * slower(model) for model, left_s in schedule.left_s_of.items())
+        for key, left_s in in_hand_s.items():
+            if key in schedule.running or key in schedule.todo:
+                work_s += left_s - schedule.seconds[key] * slower(schedule.fits[key].model.name)
         spent_s = sum(self.measured_s.values()) + sum(now_s - slot.since_s for slot in self.slots.values())
-        num_slots = max(1, min(schedule.num_slots, len(left)))
+        num_slots = max(1, min(schedule.num_slots, schedule.num_left))
         offered_s = max(now_s - self.first_start_s, 1e-9) * num_slots
         busy = min(max(spent_s / offered_s, 0.2), 1.0)
-        waiting_s = max((schedule.path_s[key] * overall for key in schedule.todo), default=0.0)
-        return max(work_s / num_slots / busy, waiting_s)
+        return max(work_s / num_slots / busy, schedule.longest_path_s * overall) if schedule.num_left else 0.0
 
     def fields(self) -> list[str]:
         """What is said of the run as a whole, the most important first."""
         schedule, left_s = self.schedule, self.time_left_s
-        num_todo = len(schedule.todo) + len(schedule.running) - len(self.slots)
+        num_todo = schedule.num_left - len(self.slots)
         fields = [
             f"{len(schedule.done):,}/{len(schedule.fits):,} Fits done",
             f"{len(schedule.failed):,} failed" if schedule.failed else "",

@@ -35,7 +35,7 @@ from w2s_ray.store import Store
 
 LOOK_AT_NODES_EVERY_S = 2.0
 MAX_LOOKED_UP = 256
-"""Fits of other drivers that a driver without work looks up at a time, to see which are done."""
+"""Fits of other drivers that a driver without work looks up at a time, to see whether those that wait for them can start."""
 
 log = logging.getLogger(__name__)
 
@@ -225,7 +225,7 @@ class DagSearcher(Searcher):
         self._read_results(self.schedule.fits[key] for key in ended if key in self.schedule.fits)
         self.schedule.take_up(ended)
         if self.schedule.elsewhere and not self.schedule.num_ready:
-            self._read_results(self.schedule.some_elsewhere(MAX_LOOKED_UP))
+            self._read_results(self.schedule.awaited_elsewhere(MAX_LOOKED_UP))
 
     def _lease_name(self, pack: Pack) -> str:
         return f"{self.owner[:12]}-{pack.name}"
