@@ -108,7 +108,7 @@ class Run:
         return killed
 
     def pause(self, draw: random.Random) -> bool:
-        found = self.family("RayTrainWorker", "ImplicitFunc", "TrainController", "raylet/raylet")
+        found = self.family("RayTrainWorker", "ImplicitFunc", "raylet/raylet")
         with contextlib.suppress(psutil.Error):
             found += [psutil.Process(self.process.pid)] if self.process else []
             chosen = draw.choice(found)
@@ -125,9 +125,7 @@ class Run:
             return False
         self.kill_all()
         store, folder = self.store, draw.choice(done)
-        path = store.storage.path(
-            "fits", folder, draw.choice(["test.parquet", "curve.parquet", "fit.json", "done.json"])
-        )
+        path = f"fits/{folder}/{draw.choice(['test.parquet', 'curve.parquet', 'fit.json', 'done.json'])}"
         content = store.storage.read(path)
         store.storage.write(path, content[: draw.randrange(len(content))])
         command = [sys.executable, "-m", "w2s_ray.cli", "verify", self.study, "--store", self.uri, "--repair"]
