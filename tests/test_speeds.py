@@ -133,7 +133,7 @@ def test_fits_tell_what_they_took(folder: Path, tmp_path: Path) -> None:
         progress.take("a", event)
 
     run_pack(list(pack.fits), store_uri=store.uri, execution=Execution(), report=report)
-    run = type("Run", (), {"plan": plan, "store": store})()
+    run = type("Run", (), {"costs": cost_of, "store": store})()
     _remember_speeds(progress, run)
     assert took.keys() == fits.keys()
     assert expected_s(plan, store) == pytest.approx(sum(took.values()), rel=1e-2), "a plan of what has just run"

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from w2s_ray import methods, tasks
 from w2s_ray.fit import EVAL_BATCH_TOKENS, Data, Execution, Fit, Model
 from w2s_ray.planning import Cell, Plan
-from w2s_ray.speeds import Speeds
+from w2s_ray.speeds import Speeds, read_speeds
 
 if TYPE_CHECKING:
     from w2s_ray.analysis.intervals import Noise
@@ -158,9 +158,18 @@ def _flops_per_s(model: Model, execution: Execution) -> float:
     return per_worker * execution.workers
 
 
+def measured_speeds(plan: Plan, *, store: Store) -> Speeds:
+    """What the store knows of the kind of machine that the plan is for."""
+    return read_speeds(store, on_gpus=_is_on_gpus(plan))
+
+
+def _is_on_gpus(plan: Plan) -> bool:
+    return any(execution.gpus_per_worker for execution in plan.executions.values())
+
+
 def assumed_speed(plan: Plan) -> str:
-    """The speeds behind the estimates, in words."""
-    if any(execution.gpus_per_worker for execution in plan.executions.values()):
+    """The speeds behind the estimates where nothing was measured, in words."""
+    if _is_on_gpus(plan):
         return f"{GPU_FLOPS_PER_S:.0e} FLOP/s per GPU"
     slowest, fastest = CPU_FLOPS_PER_S
     return f"{slowest:.0e} to {fastest:.0e} FLOP/s per core, by the model's size, and {STEP_OVERHEAD_S * 1000:.0f} ms per step"

@@ -66,12 +66,19 @@ def plan(
 
 
 def plan_facts(plan: Plan, *, store: Store, gap: float, usd_per_worker_hour: float | None) -> dict[str, Any]:
-    from w2s_ray.cost import assumed_speed, costs, measured_noise, num_tests, pgr_half_width, state_bytes
-    from w2s_ray.speeds import read_speeds
+    from w2s_ray.cost import (
+        assumed_speed,
+        costs,
+        measured_noise,
+        measured_speeds,
+        num_tests,
+        pgr_half_width,
+        state_bytes,
+    )
     from w2s_ray.status import status
 
     state = status(plan, store=store)
-    speeds = read_speeds(store, on_gpus=any(each.gpus_per_worker for each in plan.executions.values()))
+    speeds = measured_speeds(plan, store=store)
     cost_of = costs(plan, speeds=speeds)
     missing = [fit for fit in plan.fits if fit.key not in state.done]
     roles = Counter(fit.role for fit in plan.fits)

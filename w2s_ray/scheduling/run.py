@@ -21,7 +21,7 @@ from typing import Any
 
 from rich.console import Console
 
-from w2s_ray.cost import costs
+from w2s_ray.cost import Cost, costs, measured_speeds
 from w2s_ray.planning import Plan
 from w2s_ray.run_log import RunLog
 from w2s_ray.run_options import RunOptions
@@ -29,7 +29,7 @@ from w2s_ray.scheduling import cluster
 from w2s_ray.scheduling.packs import Schedule
 from w2s_ray.scheduling.progress import Progress, phase
 from w2s_ray.scratch import remove_abandoned
-from w2s_ray.speeds import Timed, read_speeds, remember
+from w2s_ray.speeds import Timed, remember
 from w2s_ray.status import done_keys
 from w2s_ray.storage import StoreDown
 from w2s_ray.store import Store
@@ -64,6 +64,8 @@ class Run:
     """What a run is given, and keeps from its start to its end."""
 
     plan: Plan
+    costs: dict[str, Cost]
+    """By key, of every Fit of the plan."""
     store: Store
     address: str | None
     """Of a Ray cluster; None runs on this machine alone."""
@@ -83,6 +85,7 @@ def run_plan(
     files go beside the log."""
     run = Run(
         plan=plan,
+        costs=costs(plan, speeds=measured_speeds(plan, store=store)),
         store=store,
         address=address,
         max_parallel=options.max_parallel,
@@ -93,7 +96,7 @@ def run_plan(
         driver=uuid.uuid4().hex[:12],
     )
     failures = store.read_failures()
-    schedule = _schedule(plan, store=store, failures={} if options.retry_failed else failures)
+    schedule = _schedule(run, failures={} if options.retry_failed else failures)
     if schedule.finished:
         return _outcome(schedule, run)
     _compare_with_budget(schedule, run)
@@ -127,15 +130,15 @@ def _connected(address: str | None, *, console: Console) -> Iterator[None]:
         yield
 
 
-def _schedule(plan: Plan, *, store: Store, failures: dict[str, dict[str, Any]]) -> Schedule:
+def _schedule(run: Run, *, failures: dict[str, dict[str, Any]]) -> Schedule:
     """What is to do. `failures`: key -> record of the Fits that are not to be tried again."""
+    plan = run.plan
     fits_per_pack = plan.study.compute.fits_per_pack
-    done = done_keys(plan, store=store)
-    speeds = read_speeds(store, on_gpus=any(each.gpus_per_worker for each in plan.executions.values()))
+    done = done_keys(plan, store=run.store)
     schedule = Schedule(
         fits={fit.key: fit for fit in plan.fits},
         executions={fit.key: plan.executions[fit.model] for fit in plan.fits},
-        seconds={key: cost.seconds for key, cost in costs(plan, speeds=speeds).items()},
+        seconds={key: cost.seconds for key, cost in run.costs.items()},
         num_slots=1,
         fits_per_pack=None if fits_per_pack == "auto" else fits_per_pack,
         todo={fit.key for fit in plan.fits} - done,
@@ -226,10 +229,9 @@ def _tune(schedule: Schedule, run: Run) -> Outcome:
 
 def _remember_speeds(progress: Progress, run: Run) -> None:
     """Leave in the store what this run's Fits took. A run is no worse where that fails."""
-    fits, assumed = progress.schedule.fits, {key: cost.assumed for key, cost in costs(run.plan).items()}
-    executions = progress.schedule.executions
+    schedule = progress.schedule
     timed = [
-        Timed(fits[key], executions[key], machine, seconds, assumed[key])
+        Timed(schedule.fits[key], schedule.executions[key], machine, seconds, run.costs[key].assumed)
         for key, (machine, seconds) in progress.timed.items()
     ]
     with contextlib.suppress(OSError, StoreDown):
