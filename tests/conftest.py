@@ -44,7 +44,7 @@ def ray_here() -> Iterator[None]:
     from w2s_ray.scheduling.cluster import QUIET
 
     os.environ.update(QUIET | {"RAY_worker_niceness": "0"})
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
 
