@@ -21,6 +21,7 @@ from w2s_ray.store import Store, open_store
 from w2s_ray.training import features
 from w2s_ray.training.batches import eval_batches, pad
 from w2s_ray.training.data import prepare
+from w2s_ray.training.distributed import device
 from w2s_ray.training.model import FrozenNetwork, ModelSpec, load_base
 from w2s_ray.training.rows import Rows
 from w2s_ray.training.settings import setting_of
@@ -68,10 +69,10 @@ def features_of_cut_model(fit: Fit, rows: Rows) -> np.ndarray:
     """The same of a model that has no more layers than the Fit's."""
     spec, found = ModelSpec.of(fit, execution=Execution()), None
     scorer = FrozenNetwork(ModelSpec(fit.model), (None,)).scorer
-    scorer.backbone = load_base(spec).backbone
+    scorer.backbone = load_base(spec).backbone.to(device())
     for chosen in eval_batches(rows):
         flat = scorer.features(*setting_of(fit).collate(rows, chosen, pad_id=0)[0])
-        by_row = flat.view(-1, len(chosen), flat.shape[-1]).transpose(0, 1).numpy()
+        by_row = flat.view(-1, len(chosen), flat.shape[-1]).transpose(0, 1).cpu().numpy()
         found = np.zeros((len(rows), *by_row.shape[1:]), np.float32) if found is None else found
         found[chosen] = by_row
     assert found is not None
@@ -90,7 +91,7 @@ def test_one_pass_reads_at_every_depth_what_cut_models_read(kind: str, bf16: boo
             found = FrozenNetwork(spec_of(tmp_path, depth=depths[-1], bf16=bf16), depths).features(*inputs)
             for depth, values in zip(depths, found, strict=True):
                 alone = FrozenNetwork(spec_of(tmp_path, bf16=bf16), (None,)).scorer
-                alone.backbone = load_base(spec_of(tmp_path, depth=depth)).backbone
+                alone.backbone = load_base(spec_of(tmp_path, depth=depth)).backbone.to(device())
                 assert torch.equal(values, alone.features(*inputs)), depth
 
 

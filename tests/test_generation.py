@@ -15,6 +15,7 @@ from w2s_ray.errors import InputError
 from w2s_ray.planning import load_plan
 from w2s_ray.results import write_results
 from w2s_ray.training.batches import pad
+from w2s_ray.training.distributed import device
 from w2s_ray.training.settings import generation
 
 from tiny import CONFIGS, save_model
@@ -53,7 +54,7 @@ def test_a_student_of_moves_learns_what_its_supervisor_wrote(folder: Path, tmp_p
 @pytest.mark.parametrize("kind", [kind for kind in CONFIGS if kind != "bert"])
 def test_writing_does_not_depend_on_padding(kind: str, tmp_path: Path) -> None:
     save_model(tmp_path, kind)
-    writer = generation.build_model(spec_of(tmp_path))[0].eval()
+    writer = generation.build_model(spec_of(tmp_path))[0].eval().to(device())
     prompts = [[5, 6, 7, 9], [8, 9], [0]]
     together = writer.greedy(*pad(prompts, pad_id=0, left=True), num_tokens=4, eos_id=4)
     for row, prompt in enumerate(prompts):
@@ -61,7 +62,7 @@ def test_writing_does_not_depend_on_padding(kind: str, tmp_path: Path) -> None:
         assert torch.equal(together[0][row], alone[0][0])
         torch.testing.assert_close(together[1][row], alone[1][0], atol=1e-5, rtol=1e-5)
     with torch.no_grad():  # the definition: the likeliest next token under the plain model
-        ids = torch.tensor([prompts[0]])
+        ids = torch.tensor([prompts[0]], device=device())
         for token in together[0][0]:
             assert int(writer.causal(input_ids=ids).logits[0, -1].argmax()) == int(token)
             ids = torch.cat((ids, token.view(1, 1)), dim=1)

@@ -18,6 +18,7 @@ from w2s_ray.planning import load_plan
 from w2s_ray.study import ModelEntry
 from w2s_ray.training.batches import pad
 from w2s_ray.training.data import prepare
+from w2s_ray.training.distributed import device
 from w2s_ray.training.model import ModelSpec
 from w2s_ray.training.settings import classification, comparison
 
@@ -51,13 +52,13 @@ def test_the_read_out_does_not_depend_on_padding(kind: str, tmp_path: Path) -> N
     save_model(tmp_path, kind, pad=False)
     classifier, head_start = classification.build_model(spec_of(tmp_path))
     assert (head_start == "zero") == (kind == "bert"), "an encoder has no output embeddings"
-    torch.nn.init.normal_(classifier.head.weight)
+    torch.nn.init.normal_(classifier.to(device()).head.weight)
     tokens = [[5, 6, 7, 0], [8, 9]]  # token 0 is a word here ("!"), and the padding too
     ids, mask = pad(tokens, pad_id=0)
     wider = torch.nn.functional.pad(ids, (0, 3)), torch.nn.functional.pad(mask, (0, 3))
     left = (
-        torch.tensor([[0, 0, 5, 6, 7, 0], [0, 0, 0, 0, 8, 9]]),
-        torch.tensor([[0, 0, 1, 1, 1, 1], [0, 0, 0, 0, 1, 1]]),
+        torch.tensor([[0, 0, 5, 6, 7, 0], [0, 0, 0, 0, 8, 9]], device=device()),
+        torch.tensor([[0, 0, 1, 1, 1, 1], [0, 0, 0, 0, 1, 1]], device=device()),
     )
     alone = torch.cat([classifier(*pad([row], pad_id=0)) for row in tokens])
     shorter = classifier(*pad([[5, 6, 7]], pad_id=0))
@@ -69,7 +70,7 @@ def test_the_read_out_does_not_depend_on_padding(kind: str, tmp_path: Path) -> N
 def test_dropout_is_off_and_bf16_keeps_the_head_in_fp32(tmp_path: Path) -> None:
     save_model(tmp_path, "gpt2")
     classifier, _ = classification.build_model(spec_of(tmp_path, bf16=True))
-    classifier.train()
+    classifier.train().to(device())
     ids, mask = pad([[5, 6, 7], [8, 9, 10]], pad_id=0)
     assert torch.equal(classifier(ids, mask), classifier(ids, mask))
     assert classifier(ids, mask).dtype == torch.float32

@@ -19,6 +19,7 @@ from w2s_ray.planning import load_plan
 from w2s_ray.store import StoreError, open_store
 from w2s_ray.training.batches import pad
 from w2s_ray.training.data import prepare
+from w2s_ray.training.distributed import device
 from w2s_ray.training.prompts import apply_prompt_method
 from w2s_ray.training.settings import classification, generation
 from w2s_ray.training.worker import TrainingFailed
@@ -181,7 +182,7 @@ def test_a_language_models_head_is_computed_in_fp32_under_bf16(kind: str, tmp_pa
     """In bf16 neighbouring logits round to the same number."""
     save_model(tmp_path, kind)
     writer, _ = generation.build_model(spec_of(tmp_path, bf16=True))
-    writer.eval()
+    writer.eval().to(device())
     with torch.no_grad():
         logits = writer(*pad([[5, 6, 7, 9], [8, 9]], pad_id=0, left=True), 2)
     assert logits.dtype == torch.float32

@@ -330,6 +330,8 @@ class Execution:
     offload: Literal["none", "optimizer", "parameters"] = "none"
     activation_checkpointing: bool = False
     attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = "auto"
+    compile: bool = False
+    """Whether torch.compile makes kernels for the model."""
     checkpoint_every_s: float = 120.0
     """Seconds of training between two mid-fit checkpoints."""
 

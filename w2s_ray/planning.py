@@ -235,13 +235,15 @@ def _pairs(grid: Grid, sizes: tuple[str, ...], *, where: str) -> list[tuple[str,
 
 
 def _execution(compute: Compute, family: Family, size: str) -> Execution:
-    """The family's shape for GPUs where the study leaves it open; one worker and ZeRO-1 on CPUs."""
+    """The family's shape for GPUs where the study leaves it open; one worker and ZeRO-1 on CPUs. One worker has nobody to share
+    states with, so it does without ZeRO, unless it offloads."""
     entry, on_gpu = family.size(size), compute.gpus_per_worker > 0
     knobs = compute.model_dump(exclude={"precision", "usd_per_worker_hour", "fits_per_pack"})
     if compute.workers == "auto":
         knobs["workers"] = entry.gpus if on_gpu else 1
     if compute.zero_stage == "auto":
-        knobs["zero_stage"] = entry.zero_stage if on_gpu else 1
+        is_alone = knobs["workers"] == 1 and compute.offload == "none"
+        knobs["zero_stage"] = 0 if is_alone else entry.zero_stage if on_gpu else 1
     if compute.micro_batch_size == "auto":
         knobs["micro_batch_size"] = None
     return Execution(**knobs)

@@ -218,7 +218,10 @@ class Compute(Section):
     )
     cpus_per_worker: int = _execution(1, "CPU cores, and torch threads, of a worker", ge=1)
     gpus_per_worker: float = _execution(0, "GPUs of a worker; fractions let small models share one", ge=0, le=1)
-    zero_stage: Literal["auto", 0, 1, 2, 3] = _execution("auto", "DeepSpeed ZeRO; auto: the family's on GPUs, else 1")
+    zero_stage: Literal["auto", 0, 1, 2, 3] = _execution(
+        "auto",
+        "DeepSpeed ZeRO; auto: the family's on GPUs, 1 on CPUs, 0 for one worker, which has nobody to share with",
+    )
     precision: Literal["auto", "fp32", "bf16"] = _identity("auto", "auto: bf16 on GPUs, else fp32; changes results")
     micro_batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = _execution(
         "auto", "rows of a worker in one pass; auto: its whole share of the batch, halved when memory runs out"
@@ -226,6 +229,7 @@ class Compute(Section):
     offload: Literal["none", "optimizer", "parameters"] = _execution("none", "what ZeRO keeps in CPU memory")
     activation_checkpointing: bool = _execution(False, "trade compute for memory")
     attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = _execution("auto", "attention kernels")
+    compile: bool = _execution(False, "torch.compile: minutes at a worker's start, then faster steps")
     checkpoint_every_s: float = _execution(120.0, "seconds of training between two mid-fit checkpoints", ge=0)
     usd_per_worker_hour: float | None = _execution(None, "price, for `w2s plan` and --budget-usd", ge=0)
     fits_per_pack: Annotated[int, Field(ge=1)] | Literal["auto"] = _execution(

@@ -25,7 +25,7 @@ def epoch_order(num_rows: int, *, seed: int, epoch: int) -> np.ndarray:
 
 def eval_batches(rows: Rows) -> list[list[int]]:
     """Row numbers in batches of similar length, from short rows to long ones."""
-    lengths = [1 if rows.are_features else max(1, *map(len, sequences)) for sequences in rows.sequences]
+    lengths = rows.lengths
     batches: list[list[int]] = [[]]
     for i in sorted(range(len(rows)), key=lambda i: (lengths[i], rows.ids[i])):
         if (len(batches[-1]) + 1) * lengths[i] * len(rows.sequences[i]) > EVAL_BATCH_TOKENS and batches[-1]:

@@ -37,9 +37,15 @@ class Engine:
     def __init__(self, module: nn.Module, *, training: Training, execution: Execution) -> None:
         kind = torch.optim.AdamW if training.optimizer == "adamw" else torch.optim.Adam
         parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-        optimizer = kind(parameters, lr=0.0, betas=(0.9, 0.999), eps=1e-8, weight_decay=training.weight_decay)
+        self.is_fused = device().type == "cuda"
+        """Whether Adam is one kernel, which keeps its step count beside its moments."""
+        optimizer = kind(
+            parameters, lr=0.0, betas=(0.9, 0.999), eps=1e-8, weight_decay=training.weight_decay, fused=self.is_fused
+        )
         if execution.zero_stage < 3:
             module.to(device())
+        if execution.compile:
+            module.compile(dynamic=True)
         self._engine, *_ = deepspeed.initialize(
             model=module, optimizer=optimizer, config=config(training, execution), dist_init_required=False
         )

@@ -63,6 +63,8 @@ class BatchLoss:
 
     def train_on(self, batch: TrainingSet, engine: Engine, *, progress: float) -> StepSums:
         """One optimizer step. `progress`: 0 at the start of training, 1 at its end."""
+        if engine.num_micro_batches > 1:
+            batch = batch.take(self._by_length(batch, size=engine.micro_batch_size))
         micro_batches = self._micro_batches(batch, engine)
         logits, context = self._look_at_batch(batch, micro_batches, engine, progress=progress)
         weights = torch.from_numpy(batch.weights.astype(np.float32)).to(device())
@@ -94,6 +96,15 @@ class BatchLoss:
             inputs, targets = self.setting.collate(batch.rows, rows or [0], pad_id=self.pad_id)
             micro_batches.append(MicroBatch(rows, inputs, targets[: len(rows)]))
         return micro_batches
+
+    def _by_length(self, batch: TrainingSet, *, size: int) -> np.ndarray:
+        """An order in which the rows that all ranks read at the same time are of similar length, so that little is padding. The
+        longest come first: what memory cannot hold shows at once."""
+        share = self._rows_per_rank
+        places = sorted(range(len(batch)), key=lambda place: (place % share // size, place))
+        order = np.empty(len(batch), dtype=np.int64)
+        order[places] = np.argsort([-length for length in batch.rows.lengths], kind="stable")
+        return order
 
     @property
     def _rows_per_rank(self) -> int:

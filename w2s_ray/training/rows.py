@@ -36,6 +36,11 @@ class Rows:
     def __len__(self) -> int:
         return len(self.ids)
 
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each row's longest sequence. Features count as one."""
+        return [1 if self.are_features else max(1, *map(len, sequences)) for sequences in self.sequences]
+
     def take(self, chosen: Sequence[int] | np.ndarray) -> Rows:
         """Rows by number, in the order given."""
         return replace(
