@@ -11,6 +11,7 @@ from w2s_ray import tasks
 from w2s_ray.planning import load_plan
 from w2s_ray.results import write_results
 from w2s_ray.training.batches import pad
+from w2s_ray.training.distributed import device
 from w2s_ray.training.settings import comparison
 
 from tiny import save_model
@@ -19,12 +20,12 @@ from trained import LEARNING, spec_of, study_of, train_study
 
 def test_the_order_of_two_completions_does_not_matter(tmp_path: Path) -> None:
     save_model(tmp_path, "llama")
-    model = comparison.build_model(spec_of(tmp_path))[0].eval()
+    model = comparison.build_model(spec_of(tmp_path))[0].eval().to(device())
     torch.nn.init.normal_(model.head.weight)
     first, second = [[5, 6, 7], [8, 9]], [[5, 6], [8, 10, 11]]
     there = torch.softmax(model(*pad(first + second, pad_id=0)), -1)[:, 1]
     back = torch.softmax(model(*pad(second + first, pad_id=0)), -1)[:, 1]
-    torch.testing.assert_close(there + back, torch.ones(2))
+    torch.testing.assert_close(there + back, torch.ones(2, device=device()))
     features = model.features(*pad(first + second, pad_id=0))
     rewards = torch.nn.Linear.forward(model.head, features)[:, 0]
     torch.testing.assert_close(there, torch.sigmoid(rewards[:2] - rewards[2:]), atol=1e-6, rtol=1e-5)

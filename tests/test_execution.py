@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from w2s_ray.fit import Execution
 from w2s_ray.store import open_store
+from w2s_ray.training.loss import BatchLoss, MicroBatch
 
 from trained import ODD_BATCHES, fits_of, predictions_of, probabilities, study_of, torchrun, train, train_study
 
@@ -31,6 +33,37 @@ def test_execution_knobs_do_not_change_the_numbers(method: str, folder: Path, tm
     }.items():
         store = train([*student.labels, student], tmp_path / name, execution)
         np.testing.assert_allclose(probabilities(store, student), plain, atol=1e-4, err_msg=name)
+
+
+@pytest.mark.slow  # a minute of compilation
+def test_nor_does_the_compiler(folder: Path, tmp_path: Path) -> None:
+    fits = fits_of(folder, pairs=[["small", "big"]], training=ODD_BATCHES)
+    student = next(fit for fit in fits if fit.labels)
+    plain, compiled = (
+        probabilities(train([*student.labels, student], tmp_path / str(compile), Execution(compile=compile)), student)
+        for compile in (False, True)
+    )
+    np.testing.assert_allclose(compiled, plain, atol=1e-4)
+    assert (compiled != plain).any(), "the kernels are others"
+
+
+def test_rows_of_similar_length_share_a_micro_batch(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The longest come first. The rows of a step stay the same, as the numbers above show."""
+    steps: list[list[int]] = []
+    cut = BatchLoss._micro_batches
+
+    def recorded(self: BatchLoss, *arguments: Any) -> list[MicroBatch]:
+        micro_batches = cut(self, *arguments)
+        steps.append([micro_batch.inputs[0].shape[1] for micro_batch in micro_batches if micro_batch.rows])
+        return micro_batches
+
+    monkeypatch.setattr(BatchLoss, "_micro_batches", recorded)
+    train(fits_of(folder, training=ODD_BATCHES)[:1], tmp_path / "store", Execution(micro_batch_size=4))
+    assert [len(widths) for widths in steps] == [5, 5, 5, 5, 4]
+    assert all(widths == sorted(widths, reverse=True) for widths in steps), steps
+    assert any(widths[0] > widths[-1] for widths in steps), "the texts are not of one length"
 
 
 @pytest.mark.parametrize("task", ["writing.yaml", "choosing.yaml"])

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+import torch
 
 from w2s_ray import families
 from w2s_ray.fit import Execution, Fit
@@ -87,6 +88,8 @@ def torchrun(script: str, *arguments: str, folder: Path, num_ranks: int = 2) -> 
     ranks = [f"--nproc-per-node={num_ranks}", "--master-port=0", "--standalone"]
     command = [sys.executable, "-m", "torch.distributed.run", *ranks]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    if torch.cuda.device_count() < num_ranks:
+        environment["CUDA_VISIBLE_DEVICES"] = ""
     return subprocess.run(
         [*command, str(path), *arguments], env=environment, capture_output=True, text=True, timeout=600, check=False
     )

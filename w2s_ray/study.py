@@ -229,7 +229,9 @@ class Compute(Section):
     offload: Literal["none", "optimizer", "parameters"] = _execution("none", "what ZeRO keeps in CPU memory")
     activation_checkpointing: bool = _execution(False, "trade compute for memory")
     attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = _execution("auto", "attention kernels")
-    compile: bool = _execution(False, "torch.compile: minutes at a worker's start, then faster steps")
+    compile: bool = _execution(
+        False, "torch.compile: minutes for each worker's first Fit of a model, then faster steps on GPUs"
+    )
     checkpoint_every_s: float = _execution(120.0, "seconds of training between two mid-fit checkpoints", ge=0)
     usd_per_worker_hour: float | None = _execution(None, "price, for `w2s plan` and --budget-usd", ge=0)
     fits_per_pack: Annotated[int, Field(ge=1)] | Literal["auto"] = _execution(
