@@ -200,7 +200,7 @@ def stepper(case: Case, size: Size, model: Any, rows: Any) -> Iterator[Callable[
     micro_batch = max(1, case.micro_batch // len(rows.sequences[0]))
     if case.is_bare:
         model.to(device())
-        optimizer = torch.optim.Adam(model.parameters(), lr=1e-5, fused=device().type == "cuda")
+        optimizer = torch.optim.Adam(model.parameters(), lr=1e-5, fused=True)
 
         def bare_step() -> None:
             for first in range(0, len(rows), micro_batch):

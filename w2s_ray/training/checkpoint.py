@@ -112,13 +112,7 @@ class Checkpoints:
         for i, parameter in enumerate(engine.adam_parameters):
             own = {name.split(".", 1)[1]: value for name, value in tensors.items() if name.split(".", 1)[0] == str(i)}
             if own:
-                # Adam keeps its moments beside the parameter, and its step count too if it is fused; else that is on the CPU
-                states[parameter] = {
-                    name: value.clone()
-                    if name == "step" and not engine.is_fused
-                    else value.to(parameter.device).clone()
-                    for name, value in own.items()
-                }
+                states[parameter] = {name: value.to(parameter.device).clone() for name, value in own.items()}
 
 
 def _shape(execution: Execution) -> dict[str, int]:

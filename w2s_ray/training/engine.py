@@ -37,10 +37,8 @@ class Engine:
     def __init__(self, module: nn.Module, *, training: Training, execution: Execution) -> None:
         kind = torch.optim.AdamW if training.optimizer == "adamw" else torch.optim.Adam
         parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-        self.is_fused = device().type == "cuda"
-        """Whether Adam is one kernel, which keeps its step count beside its moments."""
         optimizer = kind(
-            parameters, lr=0.0, betas=(0.9, 0.999), eps=1e-8, weight_decay=training.weight_decay, fused=self.is_fused
+            parameters, lr=0.0, betas=(0.9, 0.999), eps=1e-8, weight_decay=training.weight_decay, fused=True
         )
         if execution.zero_stage < 3:
             module.to(device())
