@@ -132,12 +132,25 @@ class Costs:
     """What the drivers' parts took, in CPU seconds of a call."""
 
     seconds: dict[str, list[float]] = field(default_factory=dict)
+    collecting_s: dict[str, list[float]] = field(default_factory=dict)
+    """How much of it the garbage collector took."""
+    collector_s: float = 0.0
+    """What it has taken in all."""
+    collection_began_s: float = 0.0
 
     def timed(self, part: str, act: Callable[[], T]) -> T:
-        began_s = time.thread_time()
+        began_s, collected_s = time.thread_time(), self.collector_s
         result = act()
         self.seconds.setdefault(part, []).append(time.thread_time() - began_s)
+        self.collecting_s.setdefault(part, []).append(self.collector_s - collected_s)
         return result
+
+    def watch_collector(self, phase: str, facts: dict[str, int]) -> None:
+        """For `gc.callbacks`."""
+        if phase == "start":
+            self.collection_began_s = time.thread_time()
+        else:
+            self.collector_s += time.thread_time() - self.collection_began_s
 
     def total_s(self) -> float:
         return sum(sum(each) for part, each in self.seconds.items() if part != "next_pack")
@@ -280,12 +293,14 @@ class Simulation:
                 when_s = self.draw.uniform(0.2, 0.8) * whole_s
                 self.at(when_s, partial(self.die, driver, for_good=number % 2 == 1))
         gc.collect()
-        gc.freeze()
+        gc.freeze()  # as a run does
+        gc.callbacks.append(self.told.costs.watch_collector)
         while self.events:
             self.now_s, _, act = heapq.heappop(self.events)
             act()
             if all(driver.is_finished for driver in drivers):
                 break
+        gc.callbacks.remove(self.told.costs.watch_collector)
         gc.unfreeze()
         files.cleanup()
         return self._tell()
@@ -601,8 +616,12 @@ def print_goals(told: Told, *, before: list[str]) -> None:
 def print_told(told: Told) -> None:
     for part, seconds in told.costs.seconds.items():
         mean, worst = 1000 * np.mean(seconds), 1000 * max(seconds)
+        collecting_s = told.costs.collecting_s[part]
+        of_worst = 1000 * collecting_s[int(np.argmax(seconds))]
+        without = 1000 * max(all_s - gc_s for all_s, gc_s in zip(seconds, collecting_s, strict=True))
         print(
-            f"{part:10s} {len(seconds):9,} calls, mean {mean:9.3f} ms, worst {worst:9.1f} ms, in all {sum(seconds):8.1f} s"
+            f"{part:10s} {len(seconds):9,} calls, mean {mean:9.3f} ms, worst {worst:9.1f} ms (garbage collection {of_worst:.1f}, "
+            f"else {without:.1f} at worst), in all {sum(seconds):8.1f} s"
         )
     bound_s = max(told.work_bound_s, told.path_bound_s)
     print(f"{told.num_packs:,} packs, {told.num_spread} spread over nodes, {told.num_waited} handed out without room")

@@ -11,6 +11,7 @@ Promises:
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import signal
 import time
@@ -109,6 +110,7 @@ def run_plan(
     for key in schedule.todo & failures.keys():
         store.clear_failure(schedule.fits[key])
     os.environ.update(cluster.QUIET)
+    gc.freeze()  # the plan lives as long as the run: the collector need not go through a million Fits again and again
     try:
         with contextlib.redirect_stderr(log.begin()), _connected(address, console=console):
             minutes = options.wait_for_nodes_min if address else 0.0
@@ -118,6 +120,7 @@ def run_plan(
             cluster.check_shared(store)
             return _tune(schedule, run)
     finally:
+        gc.unfreeze()
         remove_abandoned(driver=run.driver)
 
 
