@@ -9,9 +9,9 @@ The noise of a mean over R replicates therefore has two parts:
                  variance is estimated from R values, with R - 1 degrees of freedom.
 
 The quantile that multiplies the standard error lies between that of t with R - 1 degrees of freedom (all noise is between
-replicates) and almost 1.96 (none is); see `critical_value`. A ratio such as PGR has Fieller's interval: all values r for which
-numerator - r * denominator is not clearly different from 0. It needs no assumption about the ratio's own distribution, and it
-is finite only if the denominator is clearly different from 0.
+replicates) and almost 1.96 (none is); see `critical_value`. A ratio such as PGR has Fieller's interval: from the smallest to the
+largest r for which numerator - r * denominator is not clearly different from 0. It needs no assumption about the ratio's own
+distribution, and it is finite only if the denominator is clearly different from 0.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
@@ -44,8 +45,9 @@ def _t_quantile(df: float, level: float) -> float:
     return float(-stdtrit(df, (1 - level) / 2))
 
 
-def critical_value(share: float, *, num_replicates: int, num_groups: float = math.inf, level: float = LEVEL) -> float:
-    """How many standard errors an interval reaches to each side. `share`: what part of the variance is between replicates.
+def critical_value(share: Any, *, num_replicates: int, num_groups: float = math.inf, level: float = LEVEL) -> Any:
+    """How many standard errors an interval reaches to each side. `share`: what part of the variance is between replicates, a
+    number or an array.
 
     The variance between few replicates is known badly, but that matters only if it is a large part of the whole.
     """
@@ -53,7 +55,7 @@ def critical_value(share: float, *, num_replicates: int, num_groups: float = mat
     if num_replicates < 2:
         return of_items
     half = HALF_SHARES[num_replicates > 2]
-    weight = math.sqrt(share) * share**3 * (1 + half**3) / (share**3 + half**3)
+    weight = share**3.5 * (1 + half**3) / (share**3 + half**3)
     return of_items + (_t_quantile(num_replicates - 1, level) - of_items) * weight
 
 
@@ -92,10 +94,13 @@ class Moments:
             for covariance in (self.items, self.replicates)
         )
 
-        def excess(r: float) -> float:
+        def excess(r: Any) -> Any:
             """How far numerator - r * denominator is from 0, beyond what noise explains."""
-            variances = (max(0.0, v[0] - 2 * r * v[1] + r * r * v[2]) for v in (items, replicates))
-            return abs(n - r * d) - self._half_width(*variances)
+            of_items, own = (np.maximum(0.0, v[0] - 2 * r * v[1] + r * r * v[2]) for v in (items, replicates))
+            total = of_items + own
+            share = own / np.maximum(total, 1e-300)
+            quantile = critical_value(share, num_replicates=self.num_replicates, num_groups=self.num_groups)
+            return abs(n - r * d) - quantile * np.sqrt(total)
 
         return n / d, _end(excess, n / d, -1.0), _end(excess, n / d, 1.0)
 
@@ -149,15 +154,24 @@ class Noise:
     """Variance of a single replicate through the test items, times their number: what its interval holds."""
 
 
-def _end(excess: Callable[[float], float], start: float, direction: float) -> float | None:
-    """The first value on one side of `start` at which `excess` is above 0, or None."""
-    inside, step = start, 1e-6
-    while excess(start + direction * step) <= 0:
-        inside, step = start + direction * step, step * 1.5
-        if step > 1e6:
-            return None
-    outside = start + direction * step
+DISTANCES = np.geomspace(1e-6, 1e6, 500)
+"""From a ratio's estimate, at which its ends are looked for."""
+
+
+def _end(excess: Callable[[Any], Any], start: float, direction: float) -> float | None:
+    """The last value on one side of `start` at which `excess` is not above 0, or None if there is no last one.
+
+    The values need not hang together: the share of the noise between replicates changes with r, and the quantile with it.
+    """
+    places = start + direction * DISTANCES
+    is_inside = excess(places) <= 0
+    if is_inside[-1]:
+        return None
+    if not is_inside.any():
+        return start
+    last = np.flatnonzero(is_inside)[-1]
+    inside, outside = float(places[last]), float(places[last + 1])
     for _ in range(40):
         middle = (inside + outside) / 2
         inside, outside = (middle, outside) if excess(middle) <= 0 else (inside, middle)
-    return outside if inside != start or step > 1e-6 else start
+    return outside

@@ -112,6 +112,17 @@ def test_the_interval_of_a_ratio_is_fieller_s() -> None:
     assert near.ratio({"n": 1}, {"d": 1})[1:] == (None, None), "0.03 is one standard error from 0"
 
 
+def test_an_interval_reaches_to_the_last_value_that_noise_explains() -> None:
+    """Two replicates that nearly agree on (student - 0.6 supervisor - 0.4 ceiling), one simulated study of many: what noise explains
+    is [-2.06, -0.48] and [0.37, 0.82], and the second part holds the truth, which is 0.5."""
+    items = [[6.243e-05, 4.406e-05, 4.011e-05], [4.406e-05, 6.199e-05, 4.059e-05], [4.011e-05, 4.059e-05, 5.385e-05]]
+    own = [[1.0e-04, 7.25e-05, 1.2e-04], [7.25e-05, 5.25625e-05, 8.7e-05], [1.2e-04, 8.7e-05, 1.44e-04]]
+    mean = np.array([0.7175, 0.68675, 0.748])
+    moments = Moments(("weak", "student", "ceiling"), mean, np.array(items), np.array(own), 2, 2000)
+    value, low, high = moments.ratio({"student": 1, "weak": -1}, {"ceiling": 1, "weak": -1})
+    assert [value, low, high] == pytest.approx([-1.008, -2.064, 0.822], abs=0.001)
+
+
 def test_whole_groups_are_drawn() -> None:
     """Ten copies of an item in one group tell as much as the item; as items of their own they seem to tell ten times as much."""
     alone = Truth(num_items=200, gap=0.2)
