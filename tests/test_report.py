@@ -718,6 +718,8 @@ def test_pairs_and_methods_as_markdown() -> None:
     assert small.startswith(f"| {task} | s → m | .500 | – | – | .600 | .900 | 0.25 (") and small.endswith(" | – |")
     assert large.startswith(f"| {task} | s → l | .500 | – | – | .800 | .900 | 0.75 (")
     assert markdown.methods_table(pgr).splitlines()[2].startswith("| s → m | `naive` | 0.25 (")
+    header, _, row = markdown.methods_table(pgr.filter(pl.col("strong") == "m")).splitlines()
+    assert header == f"| method | {task}, s → m |" and row.startswith("| `naive` | 0.25 ("), "one pair needs no column"
 
 
 def test_a_finding_without_pgr_says_so() -> None:
