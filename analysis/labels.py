@@ -25,8 +25,9 @@ SCHEMA = {
     "num_fits": pl.Int64,
 }
 """All are means over replicates. `labels_right`: share of right labels among the rows that a student learned from.
-`labeller_score` and `best_labeller_score`: the mean and the best test score of the models whose labels these are.
-`ensemble_score`: share of the test rows that several labellers label right together; null for one labeller."""
+`labeller_score` and `best_labeller_score`: the mean and the best test score of the models whose labels these are; null if one
+has no predictions here. `ensemble_score`: share of the test rows that several labellers label right together; null for one
+labeller."""
 
 
 def label_table(results: pl.DataFrame, runs: pl.DataFrame, answers: Mapping[str, Answers]) -> pl.DataFrame:
@@ -39,7 +40,8 @@ def label_table(results: pl.DataFrame, runs: pl.DataFrame, answers: Mapping[str,
             "key": run["key"],
             "labels_right": run["label_score"],
             "ensemble_score": run["ensemble_score"],
-            "scores": [score_of[key] for key in run["labellers"] or [] if key in score_of],
+            "num_labellers": len(run["labellers"] or []),
+            "scores": _scores(run["labellers"] or [], score_of),
         }
         for run in runs.filter(pl.col("label_score").is_not_null()).iter_rows(named=True)
     ]
@@ -47,6 +49,7 @@ def label_table(results: pl.DataFrame, runs: pl.DataFrame, answers: Mapping[str,
         "key": pl.String,
         "labels_right": pl.Float64,
         "ensemble_score": pl.Float64,
+        "num_labellers": pl.Int64,
         "scores": pl.List(pl.Float64),
     }
     learners = fits_by_role(results).filter(pl.col("role").is_in(["student", "control"]))
@@ -55,10 +58,16 @@ def label_table(results: pl.DataFrame, runs: pl.DataFrame, answers: Mapping[str,
         .group_by(PLACE, maintain_order=True)
         .agg(
             pl.col("labels_right").mean(),
-            pl.col("scores").list.len().max().cast(pl.Int64).alias("num_labellers"),
+            pl.col("num_labellers").max(),
             pl.col("scores").list.mean().mean().alias("labeller_score"),
             pl.col("scores").list.max().mean().alias("best_labeller_score"),
             pl.col("ensemble_score").mean(),
             pl.len().cast(pl.Int64).alias("num_fits"),
         )
     )
+
+
+def _scores(labellers: list[str], score_of: Mapping[str, float]) -> list[float]:
+    """The test scores of all labellers. None at all if one is unknown: the others' mean would pass for the mean of all."""
+    scores = [score_of[key] for key in labellers if key in score_of]
+    return scores if len(scores) == len(labellers) else []

@@ -35,16 +35,24 @@ def pairs_table(pgr: pl.DataFrame) -> str:
 
 
 def methods_table(pgr: pl.DataFrame) -> str:
-    """A row for each pair and method, a column for each task: PGR."""
+    """A row for each pair and method, a column for each task: PGR. Where each task has one pair, the pair stands in its column's
+    head, and each method has one row."""
     by_task = _by_task(pgr)
-    names = list(dict.fromkeys(by_task["task"].to_list()))
-    cells = {(*(row[key] for key in KEYS), row["method"]): row for row in by_task.iter_rows(named=True)}
-    pairs = list(dict.fromkeys((row["weak"], row["strong"], row["method"]) for row in cells.values()))
+    pairs_of: dict[str, list[tuple[str, str]]] = {}
+    for task, weak, strong in by_task.select(KEYS).unique(maintain_order=True).iter_rows():
+        pairs_of.setdefault(task, []).append((weak, strong))
+    cells = {(*(row[key] for key in KEYS), row["method"]): _pgr(row, "pgr") for row in by_task.iter_rows(named=True)}
+    methods = list(dict.fromkeys(by_task["method"]))
+    if all(len(pairs) == 1 for pairs in pairs_of.values()):
+        places = [(task, *pairs[0]) for task, pairs in pairs_of.items()]
+        heads = [f"{task}, {weak} → {strong}" for task, weak, strong in places]
+        rows = [[f"`{method}`", *(cells.get((*place, method), NONE) for place in places)] for method in methods]
+        return markdown(["method", *heads], rows)
     rows = []
-    for weak, strong, method in pairs:
-        found = (cells.get((name, weak, strong, method)) for name in names)
-        rows.append([f"{weak} → {strong}", f"`{method}`", *(_pgr(row, "pgr") if row else NONE for row in found)])
-    return markdown(["pair", "method", *names], rows)
+    for weak, strong, method in dict.fromkeys(by_task.select("weak", "strong", "method").iter_rows()):
+        found = (cells.get((task, weak, strong, method), NONE) for task in pairs_of)
+        rows.append([f"{weak} → {strong}", f"`{method}`", *found])
+    return markdown(["pair", "method", *pairs_of], rows)
 
 
 def _by_task(pgr: pl.DataFrame) -> pl.DataFrame:

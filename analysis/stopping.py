@@ -86,7 +86,8 @@ def _scores_by_rule(curves: pl.DataFrame) -> pl.DataFrame:
 
 
 def copying_table(results: pl.DataFrame, curves: pl.DataFrame, runs: pl.DataFrame) -> pl.DataFrame:
-    """How often students agree with their supervisor where it is wrong, compared with naive students of the same pair.
+    """How often students agree with their supervisor where it is wrong, compared with naive students of the same cells: those that
+    share pair, task and replicate.
 
     Beside it stand the losses on the supervisor's labels and on rows whose true label was known, at the step whose weights
     predict. A loss on the labels far below the loss on the truth means that the student learned to imitate its supervisor rather
@@ -104,19 +105,18 @@ def copying_table(results: pl.DataFrame, curves: pl.DataFrame, runs: pl.DataFram
         truth_loss.alias("truth_loss"),
     )  # fmt: skip
     pair = ["setting", "family", "weak", "strong"]
-    means = (
-        done.join(last, left_on="student_key", right_on="key", how="left")
+    place = [*pair, "task", *(name for name in ("seed", "swapped") if name in done.columns)]
+    naive = done.filter(pl.col("method") == "naive").select(
+        *place, pl.col("agreement_when_weak_wrong").alias("of_naive")
+    )
+    more = pl.col("agreement_when_weak_wrong") - pl.col("of_naive")
+    return (
+        done.join(naive, on=place, how="left", nulls_equal=True, maintain_order="left")
+        .with_columns(more.alias("more_than_naive"))
+        .join(last, left_on="student_key", right_on="key", how="left")
         .group_by([*pair, "method"], maintain_order=True)
         .agg(
             pl.col("agreement_when_weak_wrong", "agreement_when_weak_right", "label_loss", "truth_loss").mean(),
-            pl.col("student_score").mean(),
+            pl.col("student_score", "more_than_naive").mean(),
         )
-    )
-    naive = means.filter(pl.col("method") == "naive").select(
-        *pair, pl.col("agreement_when_weak_wrong").alias("of_naive")
-    )
-    return (
-        means.join(naive, on=pair, how="left")
-        .with_columns((pl.col("agreement_when_weak_wrong") - pl.col("of_naive")).alias("more_than_naive"))
-        .drop("of_naive")
     )

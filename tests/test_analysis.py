@@ -469,6 +469,13 @@ def test_copied_mistakes_by_hand() -> None:
         "truth_loss"
     ] == pytest.approx(0.6)
     assert by_method["naive"]["truth_loss"] is None
+    more = [{"method": "naive", "task": "u", "agreement_when_weak_wrong": 0.2, "student_key": "u", "status": "done"}]
+    over_tasks = stopping.copying_table(table_of(rows + more), curves, pl.DataFrame()).filter(
+        pl.col("method") == "combined"
+    )
+    assert over_tasks["more_than_naive"].to_list() == pytest.approx([-0.3]), (
+        "a task that naive students alone have does not count"
+    )
     stopped = pl.DataFrame({"key": ["naive", "combined"], "best_step": [None, 1]})
     early = stopping.copying_table(table_of(rows), curves, stopped).filter(pl.col("method") == "combined")
     assert early["label_loss"].to_list() == pytest.approx([0.5]), "the losses of the step whose weights predict"

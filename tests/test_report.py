@@ -431,6 +431,14 @@ def test_the_labels_that_students_learned_from() -> None:
     assert ensemble["labels_right"] == 0.8 and ensemble["ensemble_score"] == 0.75
     assert by_method["shuffled"]["weak"] is None and by_method["shuffled"]["labels_right"] == 0.5
     assert by_method["shuffled"]["labeller_score"] is None
+    known = predictions_of([1, 1, 0, 0], weak_s_t_0=[0.9, 0.9, 0.1, 0.9])
+    [ensemble] = (
+        labels.label_table(results, runs, read_answers(known)).filter(pl.col("method") == "ensemble").to_dicts()
+    )
+    assert ensemble["num_labellers"] == 2, "members without predictions are counted"
+    assert ensemble["labeller_score"] is None and ensemble["best_labeller_score"] is None, (
+        "and not passed over in a mean"
+    )
     assert labels.label_table(results, pl.DataFrame(), {}).is_empty(), "tables of an earlier version"
 
 
@@ -641,6 +649,36 @@ def test_an_interval_without_an_end_is_drawn_to_the_edge() -> None:
     assert [row["pgr_low"] for row in drawn] == [-9.0, 0.3], "the tooltip tells the numbers as they are"
 
 
+def test_a_list_of_methods_tells_naive_students_controls_and_values_beyond_its_edge_apart() -> None:
+    common = {
+        "family": "f",
+        "weak": "s",
+        "strong": "m",
+        "task": "t",
+        "weak_size": 1.0,
+        "strong_size": 10.0,
+        "fails": None,
+    }
+    pgr = {"confidence": 0.6, "naive": 0.5, "naive(rows=0.5)": 0.4, "noise(errors=longest)": -0.7, "strong_on_a": 1.8}
+    rows = [common | {"method": m, "pgr": p, "pgr_low": p - 0.1, "pgr_high": p + 0.3} for m, p in pgr.items()]
+    figure = charts.methods_list(pl.DataFrame(rows))
+    assert figure is not None
+    spec = figure.to_dict()
+    marks = [row for values in spec["datasets"].values() for row in values if "method" in row]
+    drawn = {row["method"]: (row["kind"], row["shape"]) for row in marks}
+    assert drawn == {
+        "confidence": ("other method", "circle"),
+        "naive": ("naive", "circle"),
+        "naive(rows=0.5)": ("naive", "circle"),
+        "noise(errors=longest)": ("control", "triangle-left"),
+        "strong_on_a": ("control", "triangle-right"),
+    }
+    points = spec["concat"][0]["layer"][-1]["encoding"]["x"]["scale"]
+    assert points["domain"] == [-0.5, 1.6] and not points["nice"], (
+        "points at the edge lie where their intervals are cut"
+    )
+
+
 def test_the_axis_decides_which_student_is_the_largest(tmp_path: Path) -> None:
     """m has fewer parameters than l and saw more compute."""
     out = tmp_path / "out"
@@ -718,6 +756,8 @@ def test_pairs_and_methods_as_markdown() -> None:
     assert small.startswith(f"| {task} | s → m | .500 | – | – | .600 | .900 | 0.25 (") and small.endswith(" | – |")
     assert large.startswith(f"| {task} | s → l | .500 | – | – | .800 | .900 | 0.75 (")
     assert markdown.methods_table(pgr).splitlines()[2].startswith("| s → m | `naive` | 0.25 (")
+    header, _, row = markdown.methods_table(pgr.filter(pl.col("strong") == "m")).splitlines()
+    assert header == f"| method | {task}, s → m |" and row.startswith("| `naive` | 0.25 ("), "one pair needs no column"
 
 
 def test_a_finding_without_pgr_says_so() -> None:

@@ -7,10 +7,12 @@ from functools import partial
 import altair as alt
 import polars as pl
 
+from w2s_ray.analysis.cells import CONTROLS, has_method
 from w2s_ray.analysis.charts import parts
 from w2s_ray.analysis.charts.parts import SMALL, WIDTH, Figure, panels
 
 PGR_EDGES = (-0.5, 1.6)
+KINDS = ["other method", "naive", "control"]
 
 
 def pgr_chart(rows: pl.DataFrame, *, axis: str) -> Figure | None:
@@ -80,21 +82,24 @@ def methods_chart(rows: pl.DataFrame, *, axis: str) -> Figure | None:
 
 
 def methods_list(rows: pl.DataFrame) -> Figure | None:
-    """PGR with its interval for many methods, one a row, with a panel for each pair on each task. Values far below 0 or above
-    1 are drawn at the edge."""
-    rows = _with_pgr(rows)
+    """PGR with its interval for many methods, one a row, with a panel for each pair on each task. Naive students and controls
+    have colours of their own. Values far below 0 or above 1 are drawn at the edge, as triangles that point beyond it."""
+    rows = _with_kind(_with_pgr(rows))
     if rows.is_empty():
         return None
     by_task = rows.with_columns(pl.format("{}: {} to {}", "task", "weak", "strong").alias("panel"))
     scale = _scale(rows)
+    kinds = [kind for kind in KINDS if kind in rows["kind"].unique()]
     lists = []
     for (panel,), group in by_task.group_by("panel", maintain_order=True):
         order = group.sort("pgr", descending=True)["method"].unique(maintain_order=True).to_list()
-        y = alt.Y("method:N", title=None, sort=order, axis=alt.Axis(labelLimit=220))
+        y = alt.Y("method:N", title=None, sort=order, axis=alt.Axis(labelLimit=220, labelPadding=10))
         base = alt.Chart(group).encode(y=y)
         bars = base.mark_rule(strokeWidth=2, opacity=0.6).encode(x=alt.X("low:Q", scale=scale), x2="high:Q")
-        points = base.mark_point(filled=True, size=70).encode(
-            x=alt.X("pgr:Q", title="PGR", scale=scale),
+        points = base.mark_point(filled=True, size=70, opacity=1).encode(
+            x=alt.X("pgr:Q", title="PGR", scale=scale, axis=parts.FEW_TICKS),
+            color=parts.category_color("kind", kinds, title=None),
+            shape=alt.Shape("shape:N", scale=None),
             tooltip=parts.tooltip("pgr", "pgr_low", "pgr_high", extra="fails"),
         )
         failing = parts.crosses(base.encode(x=alt.X("pgr:Q", scale=scale)), "method").encode(y=y)
@@ -105,6 +110,17 @@ def methods_list(rows: pl.DataFrame) -> Figure | None:
             )
         )
     return alt.concat(*lists, columns=2, **parts.key(rows))
+
+
+def _with_kind(rows: pl.DataFrame) -> pl.DataFrame:
+    """Add `kind`, one of KINDS, and `shape`, that of the point."""
+    least, most = PGR_EDGES
+    return rows.with_columns(
+        pl.when(has_method("naive")).then(pl.lit("naive")).when(has_method(*CONTROLS)).then(pl.lit("control"))
+        .otherwise(pl.lit("other method")).alias("kind"),
+        pl.when(pl.col("pgr") < least).then(pl.lit("triangle-left")).when(pl.col("pgr") > most)
+        .then(pl.lit("triangle-right")).otherwise(pl.lit("circle")).alias("shape"),
+    )  # fmt: skip
 
 
 def _with_pgr(rows: pl.DataFrame) -> pl.DataFrame:
@@ -125,4 +141,5 @@ def _scale(rows: pl.DataFrame) -> alt.Scale:
     lowest, highest = rows.select(
         pl.min_horizontal("pgr", "low").min().alias("lowest"), pl.max_horizontal("pgr", "high").max().alias("highest")
     ).row(0)
-    return alt.Scale(domain=[max(least, min(0.0, lowest)), min(most, max(1.1, highest))], clamp=True)
+    domain = [max(least, min(0.0, lowest)), min(most, max(1.1, highest))]
+    return alt.Scale(domain=domain, clamp=True, nice=False)  # a nicer domain would end beyond the intervals
