@@ -6,7 +6,7 @@ import random
 from dataclasses import replace
 
 from w2s_ray.fit import Execution
-from w2s_ray.scheduling.packs import MAX_CRASHES, Pack, Schedule
+from w2s_ray.scheduling.packs import MAX_CRASHES, MOST_FITS_OF_PACK, Pack, Schedule
 from w2s_ray.scheduling.room import Node, Place, Room, num_slots
 
 from fits import fit, schedule_of, small_grid
@@ -45,6 +45,13 @@ def test_packs_get_shorter_towards_the_end_but_not_too_short() -> None:
     assert [len(pack.fits) for pack in packs] == [10, 8, 6, 5, 5, 5, 1]
     seeds = [each.seed for each in packs[0].fits]
     assert seeds.count(seeds[0]) == 5, "a pack keeps a seed together"
+
+
+def test_a_pack_does_not_swallow_thousands_of_tiny_fits() -> None:
+    """Such as readings that find no new row."""
+    schedule = schedule_of(small_grid(300), seconds=0.001)
+    pack = schedule.next_pack(here())
+    assert pack and len(pack.fits) == MOST_FITS_OF_PACK
 
 
 def test_a_student_waits_for_a_supervisor_in_another_pack() -> None:

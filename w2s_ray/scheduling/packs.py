@@ -27,6 +27,8 @@ MAX_CRASHES = 3
 START_UP_S = 10.0
 """Of a pack, until its first Fit."""
 SHORTEST_PACK_S, LONGEST_PACK_S = 45.0, 1800.0
+MOST_FITS_OF_PACK = 500
+"""However short they are: so that choosing them takes milliseconds, and thousands of tiny Fits are shared among slots."""
 LONGEST_FIRST_PACK_S = 300.0
 """Of a slot's first pack: other drivers that start at about the same time are not seen yet, and need their share."""
 WORTHWHILE_S = 300.0
@@ -280,7 +282,7 @@ class Schedule:
         """Fits for a pack that begins with `first`: those of its data and seed, then of its data, then the longest paths; and of
         each group the longest path first. A Fit that enters the pack may make others ready."""
         budget_s = min(self._pack_budget_s(), most_s) * 0.999
-        most_fits = self.fits_per_pack or len(self._keys)
+        most_fits = self.fits_per_pack or MOST_FITS_OF_PACK
         group: _Group | None = self._groups[self._group_of[first]]
         assert group is not None
         shape, data = group.shape, group.data
