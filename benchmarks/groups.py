@@ -2,7 +2,7 @@
 
     python benchmarks/groups.py [--task manuals] [--sizes xs m l] [--seeds 3] [--rows 1000]
 
-- `whole groups`: groups one after another, each with all of its rows, until half B is full. So halves were dealt before 0.2.
+- `whole groups`: groups one after another, each with all of its rows, until half B is full. So halves were dealt in version 0.1.0.
 - `in turns`: as halves are dealt now: B has its share of all groups, and takes their rows in turns.
 - `all groups`: rows at random from all groups that are not in the test set, which no study can give to one half. It is the bound.
 
