@@ -1,4 +1,4 @@
-"""Do warm-up and clipping of gradients help a Fit? Ceilings of shipped models on the ground truth, without and with each.
+"""Do warm-up, clipping of gradients or a random head help a Fit? Ceilings of shipped models on the truth, without and with each.
 
 `python benchmarks/warmup.py [--task chess-moves] [--family chess] [--sizes m l] [--rates 1 2] [--seeds 5]`. `--rates` are multiples
 of the family's rate. A row of the table has the mean score over the seeds, and the mean difference from the defaults at the
@@ -9,24 +9,29 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
+from torch import nn
 
 from w2s_ray.fit import Execution, Fit
 from w2s_ray.planning import load_plan
 from w2s_ray.store import open_store
+from w2s_ray.training.model import ModelSpec
 from w2s_ray.training.pack import run_pack
+from w2s_ray.training.settings import classification
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "defaults": {},
     "warm-up 10 %": {"warmup_fraction": 0.1},
     "clipped to 1": {"max_grad_norm": 1.0},
     "both": {"warmup_fraction": 0.1, "max_grad_norm": 1.0},
+    "both, head from N(0, 0.02)": {"warmup_fraction": 0.1, "max_grad_norm": 1.0},
 }
 
 
@@ -44,6 +49,23 @@ def scores(fits: Sequence[Fit], folder: Path) -> np.ndarray:
     if failures := store.read_failures():
         raise SystemExit(f"a Fit failed: {failures}")
     return np.array([store.read_table(fit, "curve.parquet")["test_accuracy"][-1].as_py() for fit in fits])
+
+
+@contextmanager
+def random_head() -> Iterator[None]:
+    """Within the block classifiers start from random heads, in place of the output embeddings of "0" and "1", or zeros."""
+    build = classification.build_model
+
+    def built(spec: ModelSpec) -> tuple[nn.Module, str]:
+        model: Any = build(spec)[0]
+        nn.init.normal_(model.head.weight, std=0.02)
+        return model, "N(0, 0.02)"
+
+    classification.build_model = built
+    try:
+        yield
+    finally:
+        classification.build_model = build
 
 
 def row(scored: np.ndarray, defaults: np.ndarray) -> str:
@@ -72,12 +94,12 @@ def main() -> None:
                 defaults = None
                 for name, changes in VARIANTS.items():
                     changed = changes | {"learning_rate": rate * fits[0].training.learning_rate}
-                    scored = scores(
-                        [replace(f, training=replace(f.training, **changed)) for f in fits], folder / "store"
-                    )
+                    changed_fits = [replace(fit, training=replace(fit.training, **changed)) for fit in fits]
+                    with random_head() if "head" in name else nullcontext():
+                        scored = scores(changed_fits, folder / f"store of {name}")
                     defaults = scored if defaults is None else defaults
                     print(
-                        f"{options.task} {size}, rate {changed['learning_rate']:g}  {name:14}{row(scored, defaults)}",
+                        f"{options.task} {size}, rate {changed['learning_rate']:g}  {name:27}{row(scored, defaults)}",
                         flush=True,
                     )
 
