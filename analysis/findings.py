@@ -23,6 +23,10 @@ PAIR = ["setting", "task", "family", "weak", "strong", "method"]
 SIGNIFICANT = 0.05
 NO_CHANGE = 1e-6
 """A smaller change of PGR is rounding."""
+NO_PGR = (
+    "No pair of different sizes has a PGR. Sizes that lie further apart may widen the gap; more test items and seeds narrow its "
+    "interval."
+)
 SCHEMA = {
     **dict.fromkeys(PAIR, pl.String),
     "pgr": pl.Float64,
@@ -54,7 +58,7 @@ def findings_table(
         spoken = controls.speaking(pairs)
         with_pgr = spoken.filter(pl.col("pgr").is_not_null())
         if with_pgr.is_empty():
-            rows.append(row | {"finding": "No pair of different sizes has a PGR."})
+            rows.append(row | {"finding": NO_PGR})
             continue
         found = with_pgr.to_dicts()
         sizes = [_sizes(by_pair[tuple(pair[name] for name in PAIR)], axis) for pair in found]
