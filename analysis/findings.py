@@ -66,7 +66,10 @@ def findings_table(
         row |= {name: value for name, value in found[widest].items() if name in SCHEMA}
         rows.append(row | _change(found, sizes, widest, by_pair))
         rows[-1]["finding"] = _in_words(
-            rows[-1], found[widest], num_pairs=f"{len(found)} of {spoken.height}", methods=methods
+            rows[-1],
+            found[widest],
+            which=f", the widest pair that has one ({len(found)} of {spoken.height} have)" if spoken.height > 1 else "",
+            methods=methods,
         )
     return pl.DataFrame(rows, schema=SCHEMA)
 
@@ -97,8 +100,8 @@ def _change(
     return {"smaller_student": found[smallest]["strong"]} | ends
 
 
-def _in_words(row: dict[str, Any], pair: dict[str, Any], *, num_pairs: str, methods: pl.DataFrame) -> str:
-    """`pair`: the pair's row of pgr.parquet. `num_pairs`: how many pairs have a PGR, such as `2 of 3`."""
+def _in_words(row: dict[str, Any], pair: dict[str, Any], *, which: str, methods: pl.DataFrame) -> str:
+    """`pair`: the pair's row of pgr.parquet. `which`: which of several pairs it is, and how many have a PGR."""
 
     def of(name: str) -> Interval:
         return row[name], row[f"{name}_low"], row[f"{name}_high"]
@@ -110,11 +113,12 @@ def _in_words(row: dict[str, Any], pair: dict[str, Any], *, num_pairs: str, meth
     elif row["pgr_above_floor"] is None:
         above = "Above the floor it has no value, since the ceiling is not clearly above it."
     else:
-        above = f"Above the floor it is {interval_text(of('pgr_above_floor'))}."
+        value, raised = interval_text(of("pgr")), interval_text(of("pgr_above_floor"))
+        above = f"Above the floor it is {'the same' if raised == value else raised}."
     return " ".join(
         (
-            f"PGR is {interval_text(of('pgr'))} from {row['weak']} to {row['strong']}{students}, the widest pair that has one "
-            f"({num_pairs} have), in {replicates}.",
+            f"PGR is {interval_text(of('pgr'))} from {row['weak']} to {row['strong']}{students}{which}, "
+            f"in {replicates}.",
             above,
             _movement(row, of("pgr_change")),
             _better(row, methods),
@@ -143,7 +147,11 @@ def _better(row: dict[str, Any], methods: pl.DataFrame) -> str:
     if tried.is_empty():
         return ""
     better = tried.filter((pl.col("p_holm") < SIGNIFICANT) & (pl.col("difference") > 0))["method"].to_list()
-    return f"Clearly better than naive there, of {tried.height} other methods: {', '.join(better) or 'none'}."
+    if not better:
+        none = f"None of {tried.height} other methods is" if tried.height > 1 else "The other method is not"
+        return f"{none} clearly better than naive there."
+    others = f"of {tried.height} other methods" if tried.height > 1 else "the other method"
+    return f"Clearly better than naive there, {others}: {', '.join(better)}."
 
 
 def interval_text(interval: Interval, *, sign: str = "") -> str:
