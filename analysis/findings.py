@@ -23,6 +23,10 @@ PAIR = ["setting", "task", "family", "weak", "strong", "method"]
 SIGNIFICANT = 0.05
 NO_CHANGE = 1e-6
 """A smaller change of PGR is rounding."""
+NO_PGR = (
+    "No pair of different sizes has a PGR. Sizes that lie further apart may widen the gap; more test items and seeds narrow its "
+    "interval."
+)
 SCHEMA = {
     **dict.fromkeys(PAIR, pl.String),
     "pgr": pl.Float64,
@@ -54,7 +58,7 @@ def findings_table(
         spoken = controls.speaking(pairs)
         with_pgr = spoken.filter(pl.col("pgr").is_not_null())
         if with_pgr.is_empty():
-            rows.append(row | {"finding": "No pair of different sizes has a PGR."})
+            rows.append(row | {"finding": NO_PGR})
             continue
         found = with_pgr.to_dicts()
         sizes = [_sizes(by_pair[tuple(pair[name] for name in PAIR)], axis) for pair in found]
@@ -62,7 +66,10 @@ def findings_table(
         row |= {name: value for name, value in found[widest].items() if name in SCHEMA}
         rows.append(row | _change(found, sizes, widest, by_pair))
         rows[-1]["finding"] = _in_words(
-            rows[-1], found[widest], num_pairs=f"{len(found)} of {spoken.height}", methods=methods
+            rows[-1],
+            found[widest],
+            which=f", the widest pair that has one ({len(found)} of {spoken.height} have)" if spoken.height > 1 else "",
+            methods=methods,
         )
     return pl.DataFrame(rows, schema=SCHEMA)
 
@@ -93,8 +100,8 @@ def _change(
     return {"smaller_student": found[smallest]["strong"]} | ends
 
 
-def _in_words(row: dict[str, Any], pair: dict[str, Any], *, num_pairs: str, methods: pl.DataFrame) -> str:
-    """`pair`: the pair's row of pgr.parquet. `num_pairs`: how many pairs have a PGR, such as `2 of 3`."""
+def _in_words(row: dict[str, Any], pair: dict[str, Any], *, which: str, methods: pl.DataFrame) -> str:
+    """`pair`: the pair's row of pgr.parquet. `which`: which of several pairs it is, and how many have a PGR."""
 
     def of(name: str) -> Interval:
         return row[name], row[f"{name}_low"], row[f"{name}_high"]
@@ -106,11 +113,12 @@ def _in_words(row: dict[str, Any], pair: dict[str, Any], *, num_pairs: str, meth
     elif row["pgr_above_floor"] is None:
         above = "Above the floor it has no value, since the ceiling is not clearly above it."
     else:
-        above = f"Above the floor it is {interval_text(of('pgr_above_floor'))}."
+        value, raised = interval_text(of("pgr")), interval_text(of("pgr_above_floor"))
+        above = f"Above the floor it is {'the same' if raised == value else raised}."
     return " ".join(
         (
-            f"PGR is {interval_text(of('pgr'))} from {row['weak']} to {row['strong']}{students}, the widest pair that has one "
-            f"({num_pairs} have), in {replicates}.",
+            f"PGR is {interval_text(of('pgr'))} from {row['weak']} to {row['strong']}{students}{which}, "
+            f"in {replicates}.",
             above,
             _movement(row, of("pgr_change")),
             _better(row, methods),
@@ -139,7 +147,11 @@ def _better(row: dict[str, Any], methods: pl.DataFrame) -> str:
     if tried.is_empty():
         return ""
     better = tried.filter((pl.col("p_holm") < SIGNIFICANT) & (pl.col("difference") > 0))["method"].to_list()
-    return f"Clearly better than naive there, of {tried.height} other methods: {', '.join(better) or 'none'}."
+    if not better:
+        none = f"None of {tried.height} other methods is" if tried.height > 1 else "The other method is not"
+        return f"{none} clearly better than naive there."
+    others = f"of {tried.height} other methods" if tried.height > 1 else "the other method"
+    return f"Clearly better than naive there, {others}: {', '.join(better)}."
 
 
 def interval_text(interval: Interval, *, sign: str = "") -> str:

@@ -4,7 +4,7 @@ Writes pgr.parquet, findings.parquet, fits.parquet, fit_curves.parquet, tables/*
 figures/*.svg, *.pdf and *.png, report.html, and items.html where items differ. The pages work without a network, on a phone, in
 light and dark, and on paper. They say plainly what is missing and why.
 
-From top to bottom the report has: what was found, task by task; the table of pairs; figures; the other tables; what it cost and where
+From top to bottom the report has: what the study is about; what was found, task by task; the table of pairs; figures; the other tables; what it cost and where
 it ran; files to download.
 """
 
@@ -60,13 +60,14 @@ def write_report(
     *,
     facts: dict[str, Any] | None = None,
     study_text: str = "",
+    description: str = "",
     axis: str = "params",
     say: Callable[[str], object] = say_nothing,
 ) -> Path:
     """Write the tables, the figures and the page, and return the path of report.html.
 
-    `facts`: what the page says about the run, such as its store. `study_text`: the study file, shown as it is. `say` takes
-    what is being done.
+    `facts`: what the page says about the run, such as its store. `study_text`: the study file, shown as it is.
+    `description`: the study's own, which stands under the title. `say` takes what is being done.
     """
     results, predictions = tables.read_study(out)
     half_b = tables.read_parts(out / "half_b.parquet", optional=True)
@@ -120,6 +121,7 @@ def write_report(
         "report.html.j2",
         specs=specs,
         title=title,
+        description=description,
         num_done=results.filter(pl.col("status") == "done").height,
         num_cells=results.height,
         findings=findings.sentences(found),

@@ -67,8 +67,8 @@ def pairs_section(pgr: pl.DataFrame) -> Section:
         pl.col("weak_score").alias("supervisor"),
         pl.col("student_score").alias("student"),
         pl.col("ceiling_score").alias("ceiling"),
-        "floor",
         _with_interval(rows, "pgr", title="PGR"),
+        "floor",
         _with_interval(rows, "pgr_above_floor", title="PGR above floor"),
         _why_not(rows),
     )
@@ -141,6 +141,13 @@ def _fits(fits: pl.DataFrame) -> Section | None:
     if fits.is_empty():
         return None
     is_fitted = pl.col("value").is_not_null()
+    has_any, is_first = (
+        is_fitted.any().over("setting", "family", "method"),
+        pl.int_range(pl.len()).over("setting", "family") == 0,
+    )
+    none_has = ~is_fitted.any().over("setting", "family")
+    num_methods = fits["method"].n_unique()
+    fits = fits.filter(has_any | (none_has & is_first))
     form = ["setting", "family", "method", "target", "axis", "form"]
     shown = fits.filter(is_fitted | (pl.int_range(pl.len()).over(form) == 0)).with_columns(
         pl.when(is_fitted).then("parameter").alias("parameter"),  # one row for all of a form that could not be fitted
@@ -154,10 +161,13 @@ def _fits(fits: pl.DataFrame) -> Section | None:
         "weights, which fall with the squared held-out error, so their bands don't depend on one form. num_failing counts "
         "the pairs that fail a control."
     )
+    if fits["method"].n_unique() < num_methods:
+        note += " Methods with too few pairs for any form are only in fits.csv."
     return section("Scaling fits", shown, of="fits", note=note)
 
 
 def _inverse(steps: pl.DataFrame) -> Section | None:
+    steps = steps.filter(pl.col("steps_down") + pl.col("steps_up") > 0)
     if steps.is_empty():
         return None
     note = (

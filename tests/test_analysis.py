@@ -523,7 +523,12 @@ def test_the_report_stands_alone_and_escapes_names(store: Store, tmp_path: Path)
     commit(store, study_cell.student, [0.9, 0.9, 0.9, 0.1, 0.1, 0.1, 0.1, 0.9], tmp_path)
     commit(store, study_cell.ceiling, [0.9, 0.9, 0.9, 0.9, 0.1, 0.1, 0.1, 0.1], tmp_path)
     write_results([study_cell], study=evil, store=store, out=tmp_path / "out")
-    page = write_report(tmp_path / "out", facts={"store": evil}, study_text=f"name: {evil}").read_text()
+    page = write_report(
+        tmp_path / "out", facts={"store": evil}, study_text=f"name: {evil}", description=f"About {evil}"
+    ).read_text()
+    assert "<h1>&lt;script&gt;alert(1)&lt;/SCRIPT&gt;</h1>\n<p>About &lt;script" in page, (
+        "the description is under the title"
+    )
     assert evil not in page and "<td>&lt;script&gt;alert(1)" in page and "name: &lt;script&gt;alert(1)" in page
     assert "\\u003cscript\\u003ealert(1)" in page, "figures show the name too"
     assert "src=" not in page.split("<script")[0] and 'rel="stylesheet"' not in page

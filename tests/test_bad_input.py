@@ -21,7 +21,7 @@ from w2s_ray.planning import load_plan
 from w2s_ray.study import load_study
 from w2s_ray.tasks.task import CATALOGUE
 
-from tiny import save_study
+from tiny import save_model, save_study, save_task
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +63,33 @@ def test_the_process_exits_with_2_and_no_traceback(folder: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert "nosuch.yaml: no such file" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("depth", "expected"),
+    [
+        (0, "grids[0]: models 'cut': depth: given 0, which keeps nothing of"),
+        (3, "grids[0]: models 'cut': depth: given 3, allowed: 0 to 2, the layers of"),
+    ],
+)
+def test_a_model_can_be_cut_to_layers_that_it_has(tmp_path: Path, depth: int, expected: str) -> None:
+    save_model(tmp_path / "bert", "bert")
+    save_task(tmp_path)
+    models = [{"name": "cut", "path": "bert", "depth": depth}, {"name": "whole", "path": "bert"}]
+    content = {"name": "x", "grids": [{"models": models, "tasks": ["toy.yaml"]}]}
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(content))
+    assert expected in refusal(tmp_path)
+
+
+def test_a_task_or_data_where_a_study_belongs_is_told_apart(folder: Path) -> None:
+    assert f"is a task, not a study; write a study of it with: w2s new study {folder / 'toy.yaml'}" in refusal(
+        folder, study="toy.yaml"
+    )
+    (folder / "rows.csv").write_text("text,label\na b: c,1\n")
+    assert f"w2s new task {folder / 'rows.csv'}" in refusal(folder, study="rows.csv")
+    result = CliRunner().invoke(cli.app, ["tasks", str(folder / "study.yaml")])
+    assert isinstance(result.exception, InputError)
+    assert f"is a study, not a task; see what it runs with: w2s plan {folder / 'study.yaml'}" in str(result.exception)
 
 
 def test_stopping_by_rows_held_out_needs_such_rows(folder: Path) -> None:

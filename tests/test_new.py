@@ -67,6 +67,20 @@ def refusal(*arguments: str | Path, folder: Path) -> str:
     return str(result.exception)
 
 
+# --- the file -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("separator", "word"), [(";", "semicolons"), ("\t", "tabs")])
+def test_a_csv_without_commas_is_told_how_to_get_some(tmp_path: Path, separator: str, word: str) -> None:
+    lines = [["review", "verdict"], *([f'"the {i}, of {i}"', ("good", "bad")[i % 2]] for i in range(200))]
+    (tmp_path / "reviews.csv").write_text("".join(f"{separator.join(line)}\n" for line in lines))
+    message = refusal("task", tmp_path / "reviews.csv", folder=tmp_path)
+    assert f"its columns are separated by {word}, a csv has commas" in message
+    command = message.partition("Convert the file: ")[2].replace("python3", shlex.quote(sys.executable), 1)
+    subprocess.run(["bash", "-c", command], cwd=tmp_path, check=True)
+    assert len(read_rows(new_task(tmp_path / "commas.csv"))) == 200
+
+
 # --- tasks --------------------------------------------------------------------------------------------------------
 
 

@@ -19,6 +19,8 @@ pytestmark = pytest.mark.skipif(
 )
 PHONE_PX, A4_PX, A4_LANDSCAPE_PX = 390, 703, 1032
 """Width of a phone, and of A4 without its margins of 12 mm; tables are printed on landscape pages."""
+PRINTED_FIGURE_PX = 800
+"""A figure is no higher on paper, so that its title and its caption stand on the same page."""
 OUTSIDE = """[...document.querySelectorAll("svg, p, dd, summary, figcaption, select, h1, h2, h3, a")]
   .filter((part) => part.getBoundingClientRect().right > document.documentElement.clientWidth + 1)
   .map((part) => part.outerHTML.slice(0, 200))"""
@@ -77,6 +79,20 @@ def test_on_paper_no_table_loses_rows_or_columns(browser: Browser, out: Path) ->
     assert page.evaluate(CUT) == []
     upright = browser.open(out / "report.html", width=A4_PX, is_print=True)
     assert upright.evaluate(OUTSIDE_OF_FIGURES) == []
+    upright.evaluate("document.querySelector('.drawing svg').setAttribute('viewBox', '0 0 100 3000')")
+    assert upright.evaluate("document.querySelector('.drawing svg').clientHeight") < PRINTED_FIGURE_PX, (
+        "longer than a page"
+    )
+
+
+def test_at_a_desk_pgr_is_seen_without_scrolling(browser: Browser, out: Path) -> None:
+    page = browser.open(out / "report.html", width=1300)
+    header = "[...document.querySelector('details.table').querySelectorAll('th')].find((th) => th.innerText === 'PGR')"
+    right, of_table = (
+        f"{header}.getBoundingClientRect().right",
+        f"{header}.closest('.wide').getBoundingClientRect().right",
+    )
+    assert page.evaluate(right) <= page.evaluate(of_table)
 
 
 def test_items_are_chosen_by_task_pair_and_kind(browser: Browser, out: Path) -> None:

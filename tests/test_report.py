@@ -764,7 +764,7 @@ def test_a_finding_without_pgr_says_so() -> None:
     results, predictions = ladder_of(l=0.7)
     level = predictions.with_columns(correct=pl.col("id") < "i00500")
     row = found_in(results, level)
-    assert row["pgr"] is None and row["finding"] == "No pair of different sizes has a PGR."
+    assert row["pgr"] is None and row["finding"].startswith("No pair of different sizes has a PGR. Sizes that lie")
     assert row["verdict"] == "No ceiling is clearly above its supervisor, so there is no PGR."
 
 
@@ -777,7 +777,11 @@ def test_a_finding_names_the_methods_that_do_better() -> None:
         "Clearly better than naive there, of 3 other methods: good."
     )
     none = tried.with_columns(p_holm=pl.lit(1.0))
-    assert found_in(*ladder_of(l=0.7), none)["finding"].endswith("3 other methods: none.")
+    found = found_in(*ladder_of(l=0.7), none)["finding"]
+    assert found.endswith("None of 3 other methods is clearly better than naive there.")
+    assert found.startswith("PGR is 0.50 (") and " from s to l, in one replicate. " in found, (
+        "one pair is not the widest"
+    )
 
 
 def test_sentences_name_the_family_where_a_task_has_several() -> None:

@@ -23,12 +23,27 @@ from w2s_ray.analysis import (
     pgr,
     provenance,
     report,
+    sections,
     text_tables,
 )
 from w2s_ray.analysis.answers import read_answers
 from w2s_ray.analysis.charts.scores import score_marks
 
 from fits import DATA
+
+EMPTY = (
+    "methods",
+    "scores",
+    "supervisors",
+    "labels",
+    "imitation",
+    "misfit",
+    "stopping",
+    "copying",
+    "parts",
+    "left_out",
+)
+"""Tables of the page that a test leaves out."""
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +69,30 @@ def test_every_column_of_every_table_has_its_sentence(planted: Path) -> None:
         assert not missing, f"{table}: give these columns a sentence in analysis/columns.yaml: {missing}"
     assert columns.meaning("pgr_low", table="pgr") == "Lower end of the 95 % interval of pgr."
     assert "- `pgr`: Performance gap recovered" in (planted / "tables/columns.md").read_text()
+
+
+def test_tables_have_no_rows_of_methods_with_nothing_to_say(planted: Path) -> None:
+    rare_fits, rare_steps, results, pgr = (
+        pl.read_csv(planted / f"tables/{name}.csv") for name in ("fits", "inverse_scaling", "results", "pgr")
+    )
+    assert rare_fits["value"].is_null().all(), "no form was fitted"
+    fits = rare_fits.with_columns(value=pl.lit("1.0"))
+    steps = rare_steps.with_columns(steps_down=pl.lit(1, pl.Int64), steps_up=pl.lit(0, pl.Int64))
+    rare_fits = rare_fits.with_columns(method=pl.lit("rare"))
+    rare_steps = steps.with_columns(method=pl.lit("rare"), steps_down=pl.lit(0, pl.Int64))
+
+    def shown(fits: pl.DataFrame, steps: pl.DataFrame) -> dict[str, page.Section]:
+        frames = dict.fromkeys(EMPTY, pl.DataFrame()) | {"results": results, "pgr": pgr}
+        made = sections.sections(frames | {"fits": fits, "inverse_scaling": steps})
+        return {section.title: section for section in made}
+
+    alone, both = shown(fits, steps), shown(pl.concat([fits, rare_fits]), pl.concat([steps, rare_steps]))
+    for title in ("Scaling fits", "Inverse scaling of agreement"):
+        assert both[title].rows == alone[title].rows
+    assert both["Scaling fits"].note.endswith("Methods with too few pairs for any form are only in fits.csv.")
+    rare = shown(rare_fits, rare_steps)
+    assert len(rare["Scaling fits"].rows) == rare_fits.n_unique(["setting", "family"]), "the reason is said once"
+    assert "Inverse scaling of agreement" not in rare
 
 
 def test_figures_have_the_width_of_a_column_and_no_title(planted: Path) -> None:

@@ -21,6 +21,7 @@ MAX_CELLS = 1_000_000
 PACKAGE = Path(__file__).parent
 READY_MADE = PACKAGE / "studies" if (PACKAGE / "studies").is_dir() else PACKAGE.parent / "studies"
 """The folder of the ready-made studies: inside the package where it is installed, beside it in the repository."""
+DATA_SUFFIXES = (".csv", ".tsv", ".jsonl", ".gz", ".parquet")
 NAME = r"^[a-z0-9][a-z0-9._-]{0,63}$"
 
 
@@ -313,6 +314,10 @@ def find_study(given: str | Path) -> Path:
 def load_study(given: str | Path) -> Study:
     """Read and check a study; InputError names the file and field."""
     path = find_study(given)
+    if path.suffix in DATA_SUFFIXES:
+        raise InputError(
+            f"{path}: is a data file, not a study; write a task over it, then a study: w2s new task {path}"
+        )
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -330,6 +335,8 @@ def study_of(text: str, path: Path) -> Study:
         raise InputError(f"{path}: not a study: nested too deeply") from error
     if not isinstance(content, dict):
         raise InputError(f"{path}: a study is a mapping with 'name' and 'grids', this is a {type(content).__name__}")
+    if "grids" not in content and {"setting", "train"} <= content.keys():
+        raise InputError(f"{path}: is a task, not a study; write a study of it with: w2s new study {path}")
     try:
         return Study.model_validate(content)
     except ValidationError as error:

@@ -200,7 +200,7 @@ def print_plan(facts: dict[str, Any]) -> None:
         )
     if "assumed" in facts["pgr_noise"].values():
         table.add_row("", f"[dim]assuming that {assumed_precision()}[/dim]")
-    out.print(f"[bold]{facts['study']}[/bold]  {escape(facts['description'])}")
+    out.print(f"[bold]{facts['study']}[/bold]  {escape(facts['description'])}".rstrip())
     print_table(table)
 
 

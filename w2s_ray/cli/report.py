@@ -112,7 +112,9 @@ def write_tables_and_report(
     with phase("writing the tables", console=err) as say:
         results = write_results(plan.cells, study=plan.study.name, store=store, out=folder, rows=plan.rows)
         text = plan.path.read_text(encoding="utf-8")
-        path = write_report(folder, facts=facts, study_text=text, axis=axis, say=say)
+        path = write_report(
+            folder, facts=facts, study_text=text, description=plan.study.description, axis=axis, say=say
+        )
     return {
         "study": plan.study.name,
         **facts,

@@ -23,6 +23,7 @@ from w2s_ray.families.model_folder import (
     count_params,
     fingerprint_tokenizer,
     fingerprint_weights,
+    num_layers,
     read_config,
     sha256_of,
 )
@@ -139,14 +140,13 @@ def from_models(entries: Sequence[Any], *, base: Path) -> Family:
     for entry in entries:
         if (entry.path is None) == (entry.hub is None):
             raise InputError(f"models '{entry.name}': give either 'path' or 'hub'")
-        params = entry.params
         if entry.path is not None:
             folder = (base / entry.path).resolve()
             poolings.add("mean" if read_config(folder).get("model_type") in ENCODERS else "last")
-            params = params or count_params(folder, depth=entry.depth)
+            params = _params_of(entry, folder)
             source = str(folder)
         else:
-            source = entry.hub
+            source, params = entry.hub, entry.params
             if params is None:
                 raise InputError(
                     f"models '{entry.name}': a hub id needs 'params', its number of non-embedding parameters"
@@ -167,6 +167,22 @@ def from_models(entries: Sequence[Any], *, base: Path) -> Family:
         raise InputError("models: encoders and decoders can't share a ladder; use two grids")
     pooling = poolings.pop() if poolings else "last"
     return Family(name="own", pooling=pooling, sizes=tuple(sizes), path=base / "own.yaml")
+
+
+def _params_of(entry: Any, folder: Path) -> int:
+    """The size that an entry says, or else the number of parameters of the layers that it keeps of its folder's model."""
+    layers = num_layers(folder)
+    if entry.depth is not None and layers is not None and entry.depth > layers:
+        raise InputError(
+            f"models '{entry.name}': depth: given {entry.depth}, allowed: 0 to {layers}, the layers of {folder}"
+        )
+    params = entry.params or count_params(folder, depth=entry.depth)
+    if not params:
+        raise InputError(
+            f"models '{entry.name}': depth: given {entry.depth}, which keeps nothing of {folder} but embeddings, so the model has no "
+            "size; keep a layer, or say the size with 'params'"
+        )
+    return int(params)
 
 
 def default_learning_rate(num_params: int) -> float:

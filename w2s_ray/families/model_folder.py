@@ -131,6 +131,12 @@ def sha256_of(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+def num_layers(folder: Path) -> int | None:
+    """Of the whole model, from its config.json; None if that does not say."""
+    config = read_config(folder)
+    return next((config[name] for name in ("num_hidden_layers", "n_layer") if isinstance(config.get(name), int)), None)
+
+
 def count_params(folder: Path, *, depth: int | None = None) -> int:
     """Non-embedding parameters of the first `depth` layers (None: all), from the headers of the safetensors files."""
 

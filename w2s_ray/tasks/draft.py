@@ -149,6 +149,8 @@ def _read(path: Path) -> pa.Table:
     if not path.name.endswith(SUFFIXES):
         raise InputError(f"{path}: given '{path.name}', allowed are files ending in {', '.join(SUFFIXES)}")
     try:
+        if path.suffix == ".csv":
+            _check_commas(path)
         table = read_file(path)
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file") from error
@@ -161,6 +163,19 @@ def _read(path: Path) -> pa.Table:
         raise InputError(f"{path}: has no rows")
     check_text(table, path)
     return table
+
+
+def _check_commas(path: Path) -> None:
+    """Refuses a CSV whose header has semicolons or tabs for commas, as spreadsheets write in some countries."""
+    with path.open("rb") as file:
+        header = file.readline()
+    for separator, word in ((b";", "semicolons"), (b"\t", "tabs")):
+        if separator in header and b"," not in header:
+            swap = f"csv.writer(sys.stdout).writerows(csv.reader(sys.stdin, delimiter={separator.decode()!r}))"
+            raise InputError(
+                f"{path}: its columns are separated by {word}, a csv has commas. Convert the file: "
+                f'python3 -c "import csv, sys; {swap}" < {path} > commas.csv'
+            )
 
 
 def _stem(data: Path) -> str:

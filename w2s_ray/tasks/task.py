@@ -268,6 +268,8 @@ def task_of(text: str, path: Path) -> Task:
         raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise InputError(f"{path}: a task must be a mapping with 'name', 'setting' and 'train'")
+    if "grids" in content:
+        raise InputError(f"{path}: is a study, not a task; see what it runs with: w2s plan {path}")
     allowed = [field for field in Task.model_fields if field not in NOT_IN_YAML]
     for key in content:
         if key not in allowed:
