@@ -177,10 +177,11 @@ def print_plan(facts: dict[str, Any]) -> None:
     if "usd_to_run" in facts:
         hours, price = facts["worker_hours_to_run"], facts["usd_per_worker_hour"]
         table.add_row("price", f"about ${facts['usd_to_run']:,.2f}: {hours:,.1f} worker hours at ${price:g}")
+    zero = f"ZeRO {facts['largest_zero_stage']}" if facts["largest_zero_stage"] else "no ZeRO"
     table.add_row(
         "largest model",
         f"{facts['largest_model']}: {facts['largest_state_gib_per_worker']:.2g} GiB of weights, gradients and optimizer "
-        f"states on each of {facts['largest_workers']} worker(s), ZeRO {facts['largest_zero_stage']}",
+        f"states on each of {facts['largest_workers']} worker(s), {zero}",
     )
     for task, counts in facts["rows"].items():
         for line in _row_lines(task, counts, facts["parts"].get(task)):
