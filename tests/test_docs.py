@@ -137,6 +137,13 @@ def test_the_readme_leads_to_every_page() -> None:
     assert [page.name for page in PAGES[1:] if f"(docs/{page.name})" not in readme] == []
 
 
+def test_the_readme_shows_what_plan_prints(tmp_path: Path) -> None:
+    [shown] = re.findall(r"w2s plan embedded\n```\n\n```\n(.*?)```", PAGES[0].read_text(encoding="utf-8"), re.DOTALL)
+    lines = [line for line in shown.splitlines() if line != "..."]
+    printed = CliRunner().invoke(cli.app, ["plan", "embedded", "--store", str(tmp_path / "store")]).output.splitlines()
+    assert len(lines) > 4 and [line for line in lines if line not in [said.rstrip() for said in printed]] == []
+
+
 def test_every_method_has_its_row() -> None:
     rows = re.findall(r"^\| (`.*?`) \|", (ROOT / "docs" / "methods.md").read_text(encoding="utf-8"), re.MULTILINE)
     assert {word for row in rows for word in re.findall(r"`(\w+)`", row)} == set(PARAMS)
