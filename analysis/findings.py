@@ -156,7 +156,8 @@ def _better(row: dict[str, Any], methods: pl.DataFrame) -> str:
 
 def interval_text(interval: Interval, *, sign: str = "") -> str:
     """Such as `0.79 (0.70 to 0.88)`."""
-    value, *ends = (None if number is None else f"{number:{sign}.2f}" for number in interval)
+    # adding 0.0 turns -0.0 into 0.0
+    value, *ends = (None if number is None else f"{round(number, 2) + 0.0:{sign}.2f}" for number in interval)
     if ends == [None, None]:
         return f"{value} (no interval)"
     low, high = (end or "unknown" for end in ends)

@@ -246,9 +246,12 @@ def ladder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_new_study_can_be_planned_and_dealt(tmp_path: Path, ladder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     new_task(save(tmp_path / "reviews.csv", REVIEWS))
+    task = tmp_path / "reviews.yaml"
+    task.write_text(task.read_text().replace('description: ""', "description: 'Is it good: yes, or no?'"))
     result = w2s("new", "study", "reviews.yaml", "--family", ladder)
     assert result.exit_code == 0 and "w2s run reviews-study.yaml" in result.output, result.exception
     plan = load_plan(tmp_path / "reviews-study.yaml", deal_rows=True)
+    assert plan.study.description == "Is it good: yes, or no?"
     parts = plan.parts["reviews"]
     assert isinstance(parts, dict), parts
     assert {name: part.num_rows for name, part in parts.items()} == {"A": 60, "B": 60, "test": 40}
@@ -266,6 +269,8 @@ def test_a_study_may_lie_elsewhere_and_its_task_have_any_name(tmp_path: Path, la
     result = w2s("new", "study", path, "--family", ladder, "--out", tmp_path / "study.yaml")
     assert result.exit_code == 0, result.exception
     assert load_plan(tmp_path / "study.yaml").cells[0].task == "reviews-all"
+    printed = w2s("plan", tmp_path / "study.yaml", "--store", tmp_path / "store").output
+    assert printed.splitlines()[0] == "reviews-all", "a study without a description"
 
 
 def test_the_default_family_of_classes_and_pairs_needs_no_hub(tmp_path: Path) -> None:

@@ -760,6 +760,11 @@ def test_pairs_and_methods_as_markdown() -> None:
     assert header == f"| method | {task}, s → m |" and row.startswith("| `naive` | 0.25 ("), "one pair needs no column"
 
 
+def test_an_interval_has_no_minus_zero() -> None:
+    assert findings.interval_text((-0.004, -0.4, None)) == "0.00 (-0.40 to unknown)"
+    assert findings.interval_text((-0.004, -0.4, 0.4), sign="+") == "+0.00 (-0.40 to +0.40)"
+
+
 def test_a_finding_without_pgr_says_so() -> None:
     results, predictions = ladder_of(l=0.7)
     level = predictions.with_columns(correct=pl.col("id") < "i00500")

@@ -51,6 +51,7 @@ def draft_study(task_given: str, *, family: str | None, sizes: tuple[str, ...], 
     text = (
         f"# A study of {task_given}. `w2s plan {path.name}` shows what it will run and what that costs.\n"
         f"name: {in_yaml(task.name)}\n"
+        f"description: {in_yaml(' '.join(task.description.split()))} # one sentence for the top of the report\n"
         "grids:\n"
         f"  - family: {in_yaml(_place(family or ladder.name, path))}"
         " # `w2s families` lists others; or models: [{name: ..., path: ...}, ...], weak to strong\n"
