@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from w2s_ray import cli
 from w2s_ray.cli import console
 from w2s_ray.cli.pgr import WIDTH, pgr_facts, print_pgr
+from w2s_ray.cli.report import print_report
 from w2s_ray.families import family_names
 from w2s_ray.methods import PARAMS
 from w2s_ray.tasks import task_names
@@ -69,6 +70,27 @@ def test_a_terminal_gets_lines_broken_between_words(capsys: pytest.CaptureFixtur
     assert " ".join(lines).split() == sentence.split() and max(map(len, lines)) <= 80
     console.out.print(f"report: {path}")
     assert capsys.readouterr().out == f"report: {path}\n", "it can be copied"
+
+
+def finding(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    """How a finding is printed, after its task."""
+    found = [{"task": "toy", "sentences": ["It rises [by 0.1]. " * 9]}]
+    print_report({"pgr": [], "cells_by_status": {}, "findings": found, "report": "report.html"})
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "  toy" and lines[-1] == "report: report.html"
+    assert " ".join(lines[1:-1]).split() == ("It rises [by 0.1]. " * 9).split()
+    return lines[1:-1]
+
+
+@pytest.mark.usefixtures("terminal")
+def test_at_a_terminal_a_finding_stands_below_its_task(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = finding(capsys)
+    assert len(lines) > 1 and all(line.startswith("    ") and len(line.rstrip()) <= 80 for line in lines)
+
+
+def test_in_a_pipe_a_finding_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    [line] = finding(capsys)
+    assert line.startswith("    It") and line == line.rstrip()
 
 
 def test_a_pipe_gets_each_sentence_as_one_line(capsys: pytest.CaptureFixture[str]) -> None:

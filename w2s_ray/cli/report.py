@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
+from rich.table import Table
 
 from w2s_ray import __version__
-from w2s_ray.cli.console import err, out, print_json
+from w2s_ray.cli.console import err, out, print_json, print_table
 from w2s_ray.cli.options import (
     DEFAULT_OUT,
     DEFAULT_STORE,
@@ -134,6 +135,8 @@ def print_report(facts: dict[str, Any]) -> None:
         )
     for finding in facts["findings"]:
         out.print(f"  {escape(finding['task'])}")
+        indented = Table.grid(padding=(0, 0, 0, 4), pad_edge=True)
         for sentence in finding["sentences"]:
-            out.print(f"    {escape(sentence)}")
+            indented.add_row(escape(sentence))
+        print_table(indented, names=0)
     out.print(f"report: {facts['report']}")
