@@ -32,7 +32,7 @@ def captions(frames: dict[str, pl.DataFrame], names: Iterable[str]) -> dict[str,
             if "setting" in rows.columns
         }
         sentences = CAPTIONS[kind](own)
-        rows = own[kind if kind in own else "pgr"]
+        rows = largest_by_difficulty(own[kind]) if kind == "difficulty" else own[kind if kind in own else "pgr"]
         if "fails" in rows.columns and rows["fails"].is_not_null().any() and kind not in WITHOUT_CROSSES:
             sentences.append(CROSS)
         texts[name] = " ".join(sentence for sentence in sentences if sentence)
@@ -126,8 +126,8 @@ def _methods(own: dict[str, pl.DataFrame]) -> list[str]:
     return [
         "PGR of each method with its 95 % interval. Intervals of two methods may overlap although one is clearly better, because "
         'they share supervisor, ceiling and test items; the table "Methods against naive" compares them in pairs.',
-        f"Here the method is clearly better than naive in {better.height} of {tried.height} comparisons on one pair and task, after "
-        "correction for the number of methods."
+        f"Here another method is clearly better than naive in {better.height} of {tried.height} comparisons on one pair and task, "
+        "after correction for the number of methods."
         if tried.height
         else "",
     ]
@@ -232,10 +232,15 @@ def _difficulty(own: dict[str, pl.DataFrame]) -> list[str]:
     rows = largest_by_difficulty(own["difficulty"])
     ceilings = rows.filter(pl.col("role") == "ceiling").group_by("difficulty").agg(pl.col("score").mean())
     scores = ceilings.sort("difficulty")["score"]
+    drawn = rows.filter(pl.col("role") == "student")["method"].unique().to_list()
+    num_methods = own["difficulty"].filter(pl.col("role") == "student")["method"].n_unique()
     return [
         "Test score by how hard the items are, for the largest student, its smallest supervisor's labels and the truth. Colours tell which "
         "rows were learned from.",
         FLOOR if rows["floor"].is_not_null().any() else "",
+        f"Of {num_methods} methods only {drawn[0]} is drawn, to keep lines apart; difficulty.csv has all."
+        if len(drawn) == 1 < num_methods
+        else "",
         f"Ceilings go from {scores[0]:.2f} on the easiest items to {scores[-1]:.2f} on the hardest."
         if len(scores)
         else "",

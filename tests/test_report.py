@@ -26,6 +26,7 @@ from w2s_ray.analysis import (
 from w2s_ray.analysis.answers import Share, Term, estimate, read_answers
 from w2s_ray.analysis.bootstrap import Sample, resample
 from w2s_ray.analysis.captions import captions
+from w2s_ray.analysis.charts.difficulty import largest_by_difficulty
 from w2s_ray.analysis.charts.parts import COLOURS
 from w2s_ray.analysis.difficulty import difficulty_table
 from w2s_ray.analysis.methods import method_table
@@ -700,6 +701,25 @@ def test_the_axis_decides_which_student_is_the_largest(tmp_path: Path) -> None:
         assert f"f, {largest}" in figure and f"f, {'l' if largest == 'm' else 'm'}" not in figure
         found = pl.read_parquet(out / "findings.parquet")
         assert found.select("weak", "strong").rows() == [("s", largest)]
+
+
+def test_of_many_methods_naive_alone_is_drawn_by_difficulty() -> None:
+    one = {"setting": "classification", "family": "f", "task": "t", "weak": "s", "strong": "l", "weak_size": 1.0, "strong_size": 2.0,
+           "difficulty": 1.0, "score": 0.5, "fails": None}  # fmt: skip
+    students = [one | {"role": "student", "method": method} for method in ("a", "b", "c", "naive", "told")]
+    students[-1]["fails"] = "not clearly above shuffled labels"
+    ceiling = one | {"role": "ceiling", "method": "truth", "weak": None, "weak_size": None}
+    few, many = (
+        pl.DataFrame([*rows, ceiling], infer_schema_length=None).with_columns(floor=0.1)
+        for rows in (students[:4], students)
+    )
+    assert largest_by_difficulty(few).height == 5
+    assert largest_by_difficulty(many)["method"].to_list() == ["naive", "truth"]
+    [of_few], [of_many] = (
+        captions({"difficulty": rows}, ["classification-difficulty"]).values() for rows in (few, many)
+    )
+    assert "Of 5 methods only naive is drawn" in of_many and "is drawn, to keep" not in of_few
+    assert "red cross" not in of_many, "of what is not drawn"
 
 
 # --- findings -------------------------------------------------------------------------------------------------------

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from itertools import cycle
-
 import altair as alt
 import polars as pl
 
 from w2s_ray.analysis.charts import parts
 from w2s_ray.analysis.charts.parts import FEW_TICKS, Figure, panels
 
+DASHES = ("dashed", "dash-dotted", "long", "short")
+"""Those of the methods."""
+
 
 def largest_by_difficulty(rows: pl.DataFrame) -> pl.DataFrame:
-    """The largest students with the smallest supervisor, and their ceilings, with the floor in each bin of difficulty."""
+    """The largest students with the smallest supervisor, and their ceilings, with the floor in each bin of difficulty. Of more
+    methods than there are dashes to tell apart, naive alone."""
     largest = (pl.col("strong_size") == pl.col("strong_size").max().over("family")).fill_null(False)
     smallest = (pl.col("weak_size") == pl.col("weak_size").min().over("family", "role")).fill_null(False)
     role, is_pair = pl.col("role"), (pl.col("weak") != pl.col("strong")).fill_null(True)
@@ -24,6 +26,10 @@ def largest_by_difficulty(rows: pl.DataFrame) -> pl.DataFrame:
         .agg(pl.col("score").max().alias("floor"))
     )
     drawn = rows.filter(largest & is_pair & ((role == "ceiling") | ((role == "student") & smallest)))
+    methods = drawn.filter(role == "student")["method"].unique(maintain_order=True).to_list()
+    if len(methods) > len(DASHES):
+        kept = ["naive"] if "naive" in methods else methods[: len(DASHES)]
+        drawn = drawn.filter((role == "ceiling") | pl.col("method").is_in(kept))
     return drawn.drop("floor").join(floors, on=["family", "task", "difficulty"], how="left", maintain_order="left")
 
 
@@ -50,7 +56,7 @@ def difficulty_chart(rows: pl.DataFrame) -> Figure | None:
     )
     has_floor = rows["floor"].is_not_null().any()
     methods = rows.filter(pl.col("labels") != "ground truth")["labels"].unique(maintain_order=True)
-    words = {"ground truth": "solid"} | dict(zip(methods, cycle(("dashed", "dash-dotted", "long", "short"))))
+    words = {"ground truth": "solid"} | dict(zip(methods, DASHES, strict=False))
     words |= {"floor": "dotted"} if has_floor else {}
     dash = parts.dash("labels", words, title="labels")
     lines = scored.mark_line().encode(strokeDash=dash)
