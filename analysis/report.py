@@ -4,8 +4,8 @@ Writes pgr.parquet, findings.parquet, fits.parquet, fit_curves.parquet, tables/*
 figures/*.svg, *.pdf and *.png, report.html, and items.html where items differ. The pages work without a network, on a phone, in
 light and dark, and on paper. They say plainly what is missing and why.
 
-From top to bottom the report has: what the study is about; what was found, task by task; the table of pairs; figures; the other tables; what it cost and where
-it ran; files to download.
+From top to bottom the report has: what the study is about; what was found, task by task; the table of pairs; figures; the other
+tables; what it cost and where it ran; files to download.
 """
 
 from __future__ import annotations

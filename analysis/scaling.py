@@ -240,7 +240,8 @@ def _fit_form(form: Form, points: Points, axis: str) -> Outcome:
     summary: dict[str, Any] = {"num_points": num_points, "rmse": None, "held_out_rmse": None, "reason": None}
     no_values = [{"parameter": name} for name in form.parameters]
     if num_points < num_needed:
-        reason = f"{num_points} {'pair' if num_points == 1 else 'pairs'} with a value and a size on the axis; at least {num_needed} are needed"
+        pairs = "pair" if num_points == 1 else "pairs"
+        reason = f"{num_points} {pairs} with a value and a size on the axis; at least {num_needed} are needed"
         return Outcome(form, no_values, None, summary | {"reason": reason})
     if len(np.unique(points.s)) < 2 or len(np.unique(points.w)) < 2:
         reason = f"all students or all supervisors have the same {SIZE_NOUNS[axis]}; choose another --axis"

@@ -255,7 +255,8 @@ def print_rows_of(shape: str, size: Size, *, with_variants: bool) -> None:
     import torch
 
     for case in cases(shape, with_variants=with_variants):
-        way = case.way if case.attention == "sdpa" else f"{case.way}, {case.attention}"
+        way = "features alone" if case.tune == "head" else case.way
+        way += "" if case.attention == "sdpa" else f", {case.attention}"
         way += ", activation checkpointing" if case.checkpointing else ""
         zero = "" if case.is_bare else f"{case.zero_stage}, {case.offload}"
         start = f"| {shape} | {case.setting} | {case.tune} | {way} | {zero} | {case.micro_batch} |"

@@ -16,12 +16,12 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from w2s_ray.errors import InputError, nearest
 from w2s_ray.families.pretraining import Shape
 from w2s_ray.methods import PARAMS
+from w2s_ray.tasks.task import SUFFIXES
 
 MAX_CELLS = 1_000_000
 PACKAGE = Path(__file__).parent
 READY_MADE = PACKAGE / "studies" if (PACKAGE / "studies").is_dir() else PACKAGE.parent / "studies"
 """The folder of the ready-made studies: inside the package where it is installed, beside it in the repository."""
-DATA_SUFFIXES = (".csv", ".tsv", ".jsonl", ".gz", ".parquet")
 NAME = r"^[a-z0-9][a-z0-9._-]{0,63}$"
 
 
@@ -314,7 +314,7 @@ def find_study(given: str | Path) -> Path:
 def load_study(given: str | Path) -> Study:
     """Read and check a study; InputError names the file and field."""
     path = find_study(given)
-    if path.suffix in DATA_SUFFIXES:
+    if path.name.endswith((*SUFFIXES, ".gz")):
         raise InputError(
             f"{path}: is a data file, not a study; write a task over it, then a study: w2s new task {path}"
         )
