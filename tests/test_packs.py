@@ -47,6 +47,14 @@ def test_packs_get_shorter_towards_the_end_but_not_too_short() -> None:
     assert seeds.count(seeds[0]) == 5, "a pack keeps a seed together"
 
 
+def test_little_work_is_dealt_to_all_slots() -> None:
+    """50 Fits of a second would fit into one pack, while three slots wait."""
+    schedule = schedule_of(small_grid(10), seconds=1.0, num_slots=4)
+    room = here(4)
+    packs = [pack for _ in range(4) if (pack := hand_out(schedule, room))]
+    assert [len(pack.fits) for pack in packs] == [13, 13, 12, 6], "and six students wait for supervisors in other packs"
+
+
 def test_a_pack_does_not_swallow_thousands_of_tiny_fits() -> None:
     """Such as readings that find no new row."""
     schedule = schedule_of(small_grid(300), seconds=0.001)

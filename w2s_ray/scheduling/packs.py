@@ -341,10 +341,14 @@ class Schedule:
 
     def _pack_budget_s(self) -> float:
         """How much work the next pack takes: half of a slot's share of what is left. So packs get shorter towards the end, where
-        a wrong estimate would leave the other slots idle."""
+        a wrong estimate would leave the other slots idle. A study with little work is dealt to all slots at its start, as long
+        as the work of a pack takes as long as its start-up."""
         share_s = self._open_s / (self.num_slots + self.num_packs_elsewhere)
-        longest_s = LONGEST_PACK_S if self.num_packs >= self.num_slots else LONGEST_FIRST_PACK_S
-        return min(max(share_s / 2, SHORTEST_PACK_S), longest_s)
+        budget_s = max(share_s / 2, SHORTEST_PACK_S)
+        if self.num_packs >= self.num_slots:
+            return min(budget_s, LONGEST_PACK_S)
+        even_s = self._open_s / (self.num_slots - self.num_packs)
+        return min(budget_s, LONGEST_FIRST_PACK_S, max(even_s, START_UP_S))
 
     def _place_in_pack(self, number: int) -> tuple[int, bool, int, int]:
         """Dependencies first; then Fits that others wait for; then Fits of one base model and task next to each other."""
