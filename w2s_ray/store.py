@@ -32,7 +32,7 @@ import io
 import json
 import re
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -333,8 +333,11 @@ class Store:
             if name.startswith("step-") and f"partial/{fit.folder}/{name}" < folder:
                 self.storage.delete_folder(f"partial/{fit.folder}/{name}")
 
-    def read_checkpoint(self, fit: Fit, *, into: Path) -> int | None:
-        """Fetch the newest whole checkpoint into a local folder. Returns its step, or None; damaged ones are skipped."""
+    def read_checkpoint(
+        self, fit: Fit, *, into: Path, is_wanted: Callable[[str], bool] = lambda file: True
+    ) -> int | None:
+        """Fetch the newest whole checkpoint, or the wanted files of it, into a local folder. Returns its step, or None; damaged
+        ones are skipped."""
         for name in sorted(self.storage.names(f"partial/{fit.folder}"), reverse=True):
             if not name.startswith("step-"):
                 continue
@@ -342,6 +345,8 @@ class Store:
             try:
                 marker = json.loads(self.storage.read(f"{folder}/{DONE}"))
                 for file, expected in marker["files"].items():
+                    if not is_wanted(file):
+                        continue
                     content = self.storage.read(f"{folder}/{file}")
                     if _sha256(content) != expected:
                         raise StoreError(f"{folder}/{file} is damaged")

@@ -27,7 +27,7 @@ MAX_CRASHES = 3
 START_UP_S = 10.0
 """Of a pack, until its first Fit."""
 SHORTEST_PACK_S, LONGEST_PACK_S = 45.0, 1800.0
-MOST_FITS_OF_PACK = 500
+MOST_FITS_OF_PACK = 200
 """However short they are: so that choosing them takes milliseconds, and thousands of tiny Fits are shared among slots."""
 LONGEST_FIRST_PACK_S = 300.0
 """Of a slot's first pack: other drivers that start at about the same time are not seen yet, and need their share."""

@@ -1,7 +1,8 @@
 """Mid-fit checkpoints: weights and Adam's state as safetensors, progress as JSON. Nothing is pickled.
 
 A Fit that resumes from a checkpoint ends in the very bytes of an uninterrupted one, if world size and ZeRO stage are the same.
-Any other shape ignores the checkpoint and starts the Fit again.
+Any other shape ignores the checkpoint and starts the Fit again. Each worker writes and reads its own share: weights that were
+loaded in parts are never put together for it.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -16,10 +18,10 @@ from torch import nn
 
 from w2s_ray.fit import Execution, Fit
 from w2s_ray.training.distributed import broadcast, gather, rank, world_size
-from w2s_ray.training.engine import Engine, whole
+from w2s_ray.training.engine import Engine, is_partitioned
 from w2s_ray.training.worker import Worker
 
-WEIGHTS, BEST_WEIGHTS, PROGRESS = "model.safetensors", "best.safetensors", "progress.json"
+WEIGHTS, BEST_WEIGHTS, PROGRESS, ADAM = "model.safetensors", "best.safetensors", "progress.json", "adam-"
 
 
 @dataclass
@@ -54,40 +56,43 @@ class Checkpoints:
 
         `best_weights`: those of `progress.best_step`, on rank 0; empty where there is no such step.
         """
+        parts = engine.own_parts()
+        weights = engine.full_weights(without=parts)
         files = []
-        weights = engine.full_weights()
         if rank() == 0:
-            save_file(weights, self.folder / WEIGHTS)
             content = asdict(progress) | _shape(self.worker.execution)
             (self.folder / PROGRESS).write_text(json.dumps(content))
-            files += [self.folder / WEIGHTS, self.folder / PROGRESS]
+            files = [self.folder / PROGRESS, self._save(WEIGHTS, weights)]
             if best_weights:
-                save_file(best_weights, self.folder / BEST_WEIGHTS)
-                files.append(self.folder / BEST_WEIGHTS)
-        states = engine.adam_states
-        tensors = {
-            f"{i}.{name}": value.detach().cpu().contiguous()
-            for i, parameter in enumerate(engine.adam_parameters)
-            for name, value in states.get(parameter, {}).items()
-            if torch.is_tensor(value)
-        }
-        save_file(tensors, self.folder / _optimizer_file())
-        files.append(self.folder / _optimizer_file())
+                files.append(self._save(BEST_WEIGHTS, best_weights))
+        if parts:
+            files.append(self._save(_own_file("parts"), parts))
+        states = [engine.adam_states.get(parameter, {}) for parameter in engine.adam_parameters]
+        for name in sorted({name for state in states for name, value in state.items() if torch.is_tensor(value)}):
+            # a file for each, since writing one takes its size in memory again
+            tensors = {
+                str(i): state[name].detach().cpu().contiguous() for i, state in enumerate(states) if name in state
+            }
+            files.append(self._save(_own_file(f"{ADAM}{name}"), tensors))
         store = self.worker.store
         entries = [store.write_checkpoint_file(self.fit, step=progress.step, file=file) for file in files]
         all_entries = [entry for of_rank in gather(entries) for entry in of_rank]
         if rank() == 0:
             store.seal_checkpoint(self.fit, step=progress.step, entries=all_entries)
 
+    def _save(self, name: str, tensors: dict[str, torch.Tensor]) -> Path:
+        save_file(tensors, self.folder / name)
+        return self.folder / name
+
     def find(self) -> Progress | None:
         """Fetch the newest whole checkpoint of this shape, the same one on every rank."""
         store, step = self.worker.store, None
         if rank() == 0:
-            step = store.read_checkpoint(self.fit, into=self.folder)
+            step = store.read_checkpoint(self.fit, into=self.folder, is_wanted=_is_mine)
         wanted = broadcast(step)
         if wanted is None:
             return None
-        own = step if rank() == 0 else store.read_checkpoint(self.fit, into=self.folder)
+        own = step if rank() == 0 else store.read_checkpoint(self.fit, into=self.folder, is_wanted=_is_mine)
         if set(gather(own)) != {wanted}:
             return None
         content = json.loads((self.folder / PROGRESS).read_text())
@@ -98,26 +103,33 @@ class Checkpoints:
         """Into a model that no engine has wrapped yet, so that every copy of the weights starts from them."""
         with torch.no_grad():
             weights = load_file(self.folder / WEIGHTS)
+            if (parts := self.folder / _own_file("parts")).exists():
+                weights |= load_file(parts)
             for name, parameter in model.named_parameters():
-                with whole([parameter], to_write=True):
-                    parameter.copy_(weights[name])
+                own: Any = parameter
+                (own.ds_tensor if is_partitioned(own) else own).copy_(weights[name])
 
     def best_weights(self) -> dict[str, torch.Tensor]:
         """The weights of `Progress.best_step`, on rank 0; empty on the other ranks."""
         return load_file(self.folder / BEST_WEIGHTS) if rank() == 0 else {}
 
     def load_optimizer(self, engine: Engine) -> None:
-        tensors = load_file(self.folder / _optimizer_file())
-        states = engine.adam_states
-        for i, parameter in enumerate(engine.adam_parameters):
-            own = {name.split(".", 1)[1]: value for name, value in tensors.items() if name.split(".", 1)[0] == str(i)}
-            if own:
-                states[parameter] = {name: value.to(parameter.device).clone() for name, value in own.items()}
+        parameters, states = engine.adam_parameters, engine.adam_states
+        for file in self.folder.glob(_own_file(f"{ADAM}*")):
+            name = file.name.removeprefix(ADAM).removesuffix(_own_file(""))
+            for i, value in load_file(file).items():
+                parameter = parameters[int(i)]
+                states.setdefault(parameter, {})[name] = value.to(parameter.device).clone()
 
 
 def _shape(execution: Execution) -> dict[str, int]:
     return {"world_size": world_size(), "zero_stage": execution.zero_stage}
 
 
-def _optimizer_file() -> str:
-    return f"optimizer-{rank()}.safetensors"
+def _own_file(name: str) -> str:
+    return f"{name}-{rank()}.safetensors"
+
+
+def _is_mine(file: str) -> bool:
+    """Whether this rank reads this file of a checkpoint."""
+    return file in (WEIGHTS, PROGRESS) or file.endswith(_own_file("")) or (file == BEST_WEIGHTS and rank() == 0)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 import logging
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -27,8 +27,8 @@ for _name in ("DeepSpeed", "deepspeed"):
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
-BUCKET_ELEMENTS = 20_000_000
-"""Most elements that ZeRO gathers or reduces at a time. DeepSpeed's own default makes room for 500 million, however small the model."""
+LEAST_BUCKET_ELEMENTS, MOST_BUCKET_ELEMENTS = 1_000_000, 20_000_000
+"""What ZeRO gathers or reduces at a time. DeepSpeed's own default makes room for 500 million, however small the model."""
 
 
 class Engine:
@@ -44,8 +44,13 @@ class Engine:
             module.to(device())
         if execution.compile:
             module.compile(dynamic=True)
+        self._in_parts = {name for name, parameter in module.named_parameters() if is_partitioned(parameter)}
+        """Names of the weights that were loaded in parts. ZeRO-3 cuts the others, such as the head, only now."""
         self._engine, *_ = deepspeed.initialize(
-            model=module, optimizer=optimizer, config=config(training, execution), dist_init_required=False
+            model=module,
+            optimizer=optimizer,
+            config=config(training, execution, num_params=sum(map(_num_elements, module.parameters()))),
+            dist_init_required=False,
         )
         self.micro_batch_size: int = self._engine.train_micro_batch_size_per_gpu()
         self.num_micro_batches: int = self._engine.gradient_accumulation_steps()
@@ -100,14 +105,21 @@ class Engine:
                 return list(getattr(wrapped, name))
         return [p for group in self._base_optimizer.param_groups for p in group["params"]]
 
-    def full_weights(self) -> dict[str, torch.Tensor]:
+    def full_weights(self, *, without: Container[str] = ()) -> dict[str, torch.Tensor]:
         """Every weight, whole, on rank 0's CPU. Empty on the other ranks; all of them must call it under ZeRO-3."""
         weights: dict[str, torch.Tensor] = {}
         for name, parameter in self.module.named_parameters():
+            if name in without:
+                continue
             with whole([parameter]):
                 if rank() == 0:
                     weights[name] = parameter.detach().cpu().clone()
         return weights
+
+    def own_parts(self) -> dict[str, torch.Tensor]:
+        """This rank's parts of the weights that were loaded in parts."""
+        parameters = self.module.named_parameters()
+        return {name: parameter.ds_tensor.detach().cpu() for name, parameter in parameters if name in self._in_parts}
 
     def set_full_weights(self, weights: dict[str, torch.Tensor]) -> None:
         """Set every weight, on every rank, to what rank 0 was given. All ranks must call it.
@@ -125,8 +137,8 @@ class Engine:
     def close(self) -> None:
         """Take the engine apart, so that hundreds can follow one another in a process.
 
-        ZeRO-3 makes autograd functions for every module, which outlive `destroy` and keep the module alive. So everything
-        that they refer to is emptied.
+        ZeRO-3 makes autograd functions for every module, which outlive `destroy` and keep alive the module, the optimizer and
+        weights that were gathered ahead. So everything that they refer to is emptied.
         """
         engine = self._engine
         parameters = list(engine.module.parameters())
@@ -136,11 +148,10 @@ class Engine:
             parameter.grad = None
             parameter.data = torch.empty(0)
         offload = getattr(engine.optimizer, "parameter_offload", None)
-        for part in (offload, engine.optimizer):
+        coordinator = getattr(offload, "param_coordinator", None)
+        for part in (coordinator, offload, engine.optimizer, engine.module, engine):
             if part is not None:
                 part.__dict__.clear()
-        engine.optimizer = None
-        engine.module = None
         gc.collect()
 
 
@@ -166,7 +177,11 @@ def micro_batch_size(training: Training, execution: Execution) -> int:
     return min(execution.micro_batch_size or share, share)
 
 
-def config(training: Training, execution: Execution) -> dict[str, Any]:
+def _num_elements(parameter: Any) -> int:
+    return parameter.ds_numel if is_partitioned(parameter) else parameter.numel()
+
+
+def config(training: Training, execution: Execution, *, num_params: int) -> dict[str, Any]:
     """DeepSpeed's configuration. Weights are fp32; bf16 is autocast inside the model."""
     micro = micro_batch_size(training, execution)
     num_micro_batches = math.ceil(math.ceil(training.batch_size / world_size()) / micro)
@@ -175,7 +190,7 @@ def config(training: Training, execution: Execution) -> dict[str, Any]:
         "train_micro_batch_size_per_gpu": micro,
         "gradient_accumulation_steps": num_micro_batches,
         "gradient_clipping": training.max_grad_norm,
-        "zero_optimization": zero_optimization(execution),
+        "zero_optimization": zero_optimization(execution, num_params=num_params),
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 10**9,
@@ -183,9 +198,12 @@ def config(training: Training, execution: Execution) -> dict[str, Any]:
     }
 
 
-def zero_optimization(execution: Execution) -> dict[str, Any]:
-    buckets = ("reduce_bucket_size", "allgather_bucket_size", "stage3_prefetch_bucket_size")
-    zero: dict[str, Any] = {"stage": execution.zero_stage} | dict.fromkeys(buckets, BUCKET_ELEMENTS)
+def zero_optimization(execution: Execution, *, num_params: int) -> dict[str, Any]:
+    """What is gathered or reduced at a time is a thirty-second of the weights, which is little beside a worker's part of them."""
+    sizes = ["reduce_bucket_size", "allgather_bucket_size", "stage3_prefetch_bucket_size"]
+    sizes += ["stage3_max_live_parameters", "stage3_max_reuse_distance"]
+    num_elements = min(max(num_params // 32, LEAST_BUCKET_ELEMENTS), MOST_BUCKET_ELEMENTS)
+    zero: dict[str, Any] = {"stage": execution.zero_stage} | dict.fromkeys(sizes, num_elements)
     if execution.offload != "none" and execution.zero_stage:
         zero["offload_optimizer"] = {"device": "cpu"}
     if execution.offload == "parameters" and execution.zero_stage == 3:

@@ -285,9 +285,8 @@ def _partitioning(spec: ModelSpec) -> Iterator[None]:
     if not spec.is_partitioned:
         yield
         return
-    config = HfDeepSpeedConfig(
-        {"train_micro_batch_size_per_gpu": 1, "zero_optimization": zero_optimization(spec.execution)}
-    )
+    zero = zero_optimization(spec.execution, num_params=spec.model.num_params)
+    config = HfDeepSpeedConfig({"train_micro_batch_size_per_gpu": 1, "zero_optimization": zero})
     try:
         set_hf_deepspeed_config(config)  # transformers keeps a weak reference
         yield
