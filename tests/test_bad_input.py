@@ -491,6 +491,37 @@ def test_a_study_that_can_never_be_placed_is_refused(folder: Path, compute: dict
     assert expected in message and "has" in message and "CPUs" in message
 
 
+def test_a_model_that_no_node_can_hold_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("w2s_ray.scheduling.cluster.machine_gib", lambda: 1e-6)
+    message = refusal(folder, "run", "--out", str(folder / "out"))
+    assert "GiB of a node's memory, for 1 worker(s)" in message and "this machine has 1e-06 GiB" in message
+    assert "compute.zero_stage: 3" in message and not (folder / "store").exists()
+
+
+@pytest.mark.parametrize(
+    ("compute", "tune", "on_gpu", "on_host"),
+    [
+        ({}, "all", 0, 20),
+        ({"gpus_per_worker": 1}, "all", 16, 4),
+        ({"gpus_per_worker": 1}, "lora", 4, 4),
+        ({"gpus_per_worker": 1}, "head", 4, 0),
+        ({"gpus_per_worker": 1, "workers": 4, "zero_stage": 2}, "all", 8, 4),
+        ({"gpus_per_worker": 1, "workers": 4, "zero_stage": 3}, "all", 5, 0),
+        ({"gpus_per_worker": 1, "workers": 4, "zero_stage": 3, "offload": "optimizer"}, "all", 2, 3),
+        ({"gpus_per_worker": 1, "workers": 4, "zero_stage": 3, "offload": "parameters"}, "all", 1, 4),
+    ],
+)
+def test_a_plan_says_what_a_worker_needs(
+    folder: Path, compute: dict[str, Any], tune: str, on_gpu: float, on_host: float
+) -> None:
+    """In bytes per parameter."""
+    study = save_study(folder, compute=compute, grid={"training": {"tune": tune}})
+    facts = json.loads(CliRunner().invoke(cli.app, ["plan", str(study), "--json"]).output)
+    num_params = max(fit.model.num_params for fit in load_plan(study).fits if fit.model.name == facts["largest_model"])
+    assert facts["largest_gpu_gib_per_worker"] * 2**30 == pytest.approx(on_gpu * num_params)
+    assert facts["largest_host_gib_per_worker"] * 2**30 == pytest.approx(on_host * num_params)
+
+
 def test_more_rows_than_there_are_is_a_reason(folder: Path) -> None:
     from w2s_ray import tasks
 

@@ -14,7 +14,8 @@ import pytest
 from typer.testing import CliRunner
 
 from w2s_ray import cli, doctor
-from w2s_ray.doctor import Check, container_memory_gib
+from w2s_ray.doctor import Check
+from w2s_ray.memory import container_memory_gib
 
 CPU = {"version": "2.13.0+cpu", "cuda": None, "gpus": [], "error": ""}
 CUDA = {"version": "2.13.0", "cuda": "12.8", "gpus": ["NVIDIA H100"], "error": ""}

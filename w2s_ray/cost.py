@@ -1,4 +1,4 @@
-"""What Fits cost, estimated before anything is measured: FLOPs, seconds, memory, and the precision of PGR to expect.
+"""What Fits cost, estimated before anything is measured: FLOPs, seconds, and the precision of PGR to expect.
 
 The estimates read the study, its task files and the sizes of its models, and what runs have left in the store of the speed of their
 machines (`speeds.py`). They start nothing and write nothing. `w2s plan` prints them together with the speeds that they assume, as
@@ -174,20 +174,6 @@ def assumed_speed(plan: Plan) -> str:
         return f"{GPU_FLOPS_PER_S:.0e} FLOP/s per GPU"
     slowest, fastest = CPU_FLOPS_PER_S
     return f"{slowest:.0e} to {fastest:.0e} FLOP/s per core, by the model's size, and {STEP_OVERHEAD_S * 1000:.0f} ms per step"
-
-
-def state_bytes(fit: Fit, execution: Execution) -> float:
-    """Weights, gradients and optimizer states of one worker under ZeRO (Rajbhandari et al. 2020, figure 1)."""
-    weights, gradients, moments = 4.0, 4.0, 8.0  # bytes per parameter: fp32, with two moments for Adam
-    if fit.training.tune != "all":  # a head or adapters alone are trained, and these are small
-        gradients, moments = 0.0, 0.0
-    if execution.zero_stage >= 1:
-        moments /= execution.workers
-    if execution.zero_stage >= 2:
-        gradients /= execution.workers
-    if execution.zero_stage >= 3:
-        weights /= execution.workers
-    return fit.model.num_params * (weights + gradients + moments)
 
 
 def num_tests(plan: Plan) -> dict[str, int]:

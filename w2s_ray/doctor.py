@@ -18,12 +18,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from w2s_ray.memory import container_memory_gib
+
 NEEDED_PACKAGES = ("ray", "torch", "transformers", "deepspeed", "polars", "pyarrow")
 MIN_MEMORY_GIB, MIN_FREE_MEMORY_GIB, MIN_DISK_GIB, MIN_SHARED_GIB = 4, 2, 1, 1
 FULL_SHARE = 0.95
 """Ray puts nothing on a disk that is fuller than this."""
-NO_LIMIT_GIB = 2**20
-"""A container without a limit reports one that no machine reaches."""
 TIMEOUT_S = 120
 
 ASK_TORCH = """
@@ -177,21 +177,6 @@ def _available_gib() -> float:
     except OSError:
         return float("inf")
     return next((int(line.split()[1]) / 2**20 for line in lines if line.startswith("MemAvailable")), float("inf"))
-
-
-def container_memory_gib(root: Path = Path("/sys/fs/cgroup")) -> tuple[float | None, float]:
-    """The limit of this process's container, None without one, and what of it is used: version 2 and version 1 of cgroups."""
-    for limit, used in (
-        ("memory.max", "memory.current"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
-    ):
-        try:
-            said, used_bytes = (root / limit).read_text().strip(), int((root / used).read_text())
-        except (OSError, ValueError):
-            continue
-        limit_gib = None if said == "max" else int(said) / 2**30
-        return (None if limit_gib is None or limit_gib > NO_LIMIT_GIB else limit_gib), used_bytes / 2**30
-    return None, 0.0
 
 
 def _shared_memory() -> Check:

@@ -73,8 +73,8 @@ def plan_facts(plan: Plan, *, store: Store, gap: float, usd_per_worker_hour: flo
         measured_speeds,
         num_tests,
         pgr_half_width,
-        state_bytes,
     )
+    from w2s_ray.memory import GIB, largest_needs
     from w2s_ray.status import status
 
     state = status(plan, store=store)
@@ -83,8 +83,8 @@ def plan_facts(plan: Plan, *, store: Store, gap: float, usd_per_worker_hour: flo
     missing = [fit for fit in plan.fits if fit.key not in state.done]
     roles = Counter(fit.role for fit in plan.fits)
     worker_hours = sum(cost_of[fit.key].seconds * plan.executions[fit.model].workers for fit in missing) / 3600
-    largest = max(plan.fits, key=lambda fit: state_bytes(fit, plan.executions[fit.model]))
-    execution = plan.executions[largest.model]
+    needs = largest_needs((fit, plan.executions[fit.model]) for fit in plan.fits)
+    execution, largest = max(needs.items(), key=lambda each: each[1].gpu_bytes + each[1].host_bytes)
     num_seeds = len({cell.seed for cell in plan.cells})
     num_test_items = num_tests(plan)
     noise = measured_noise(plan, store=store, done=state.done)
@@ -120,8 +120,9 @@ def plan_facts(plan: Plan, *, store: Store, gap: float, usd_per_worker_hour: flo
         "measured_on": speeds.machine or None,
         "measured_from_fits": speeds.num_fits,
         "to_run_as_measured": sum(cost_of[fit.key].is_measured for fit in missing),
-        "largest_model": largest.model.name,
-        "largest_state_gib_per_worker": state_bytes(largest, execution) / 2**30,
+        "largest_model": largest.model,
+        "largest_gpu_gib_per_worker": largest.gpu_bytes / GIB,
+        "largest_host_gib_per_worker": largest.host_bytes / GIB,
         "largest_workers": execution.workers,
         "largest_zero_stage": execution.zero_stage,
         "assumed_gap": gap,
@@ -177,12 +178,7 @@ def print_plan(facts: dict[str, Any]) -> None:
     if "usd_to_run" in facts:
         hours, price = facts["worker_hours_to_run"], facts["usd_per_worker_hour"]
         table.add_row("price", f"about ${facts['usd_to_run']:,.2f}: {hours:,.1f} worker hours at ${price:g}")
-    zero = f"ZeRO {facts['largest_zero_stage']}" if facts["largest_zero_stage"] else "no ZeRO"
-    table.add_row(
-        "largest model",
-        f"{facts['largest_model']}: {facts['largest_state_gib_per_worker']:.2g} GiB of weights, gradients and optimizer "
-        f"states on each of {facts['largest_workers']} worker(s), {zero}",
-    )
+    table.add_row("largest model", _memory_in_words(facts))
     for task, counts in facts["rows"].items():
         for line in _row_lines(task, counts, facts["parts"].get(task)):
             table.add_row("rows", line)
@@ -203,6 +199,16 @@ def print_plan(facts: dict[str, Any]) -> None:
         table.add_row("", f"[dim]assuming that {assumed_precision()}[/dim]")
     out.print(f"[bold]{facts['study']}[/bold]  {escape(facts['description'])}".rstrip())
     print_table(table)
+
+
+def _memory_in_words(facts: dict[str, Any]) -> str:
+    zero = f"ZeRO {facts['largest_zero_stage']}" if facts["largest_zero_stage"] else "no ZeRO"
+    on_gpu, on_host = facts["largest_gpu_gib_per_worker"], facts["largest_host_gib_per_worker"]
+    where = f"{on_gpu:.2g} GiB on its GPU and {on_host:.2g} GiB" if on_gpu else f"{on_host:.2g} GiB"
+    return (
+        f"{facts['largest_model']}: {where} of its node's memory for each of {facts['largest_workers']} worker(s), {zero}; "
+        "activations come on top"
+    )
 
 
 def _speed_in_words(facts: dict[str, Any]) -> str:

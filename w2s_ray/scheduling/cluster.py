@@ -17,8 +17,9 @@ from rich.console import Console
 
 from w2s_ray.errors import InputError
 from w2s_ray.fit import Execution
+from w2s_ray.memory import GIB, Need, machine_gib
 from w2s_ray.scheduling import ray_internals
-from w2s_ray.scheduling.room import Node, shape_without_room
+from w2s_ray.scheduling.room import Node, shape_without_room, workers_on
 from w2s_ray.store import Store
 
 QUIET = {
@@ -48,7 +49,7 @@ log = logging.getLogger(__name__)
 
 def local_node() -> Node:
     """This machine, with what a Ray started on it would have."""
-    return Node("here", float(os.cpu_count() or 1), float(ray_internals.num_local_gpus()))
+    return Node("here", float(os.cpu_count() or 1), float(ray_internals.num_local_gpus()), machine_gib())
 
 
 @contextlib.contextmanager
@@ -114,7 +115,13 @@ def alive_nodes() -> list[Node]:
 
     draining = ray_internals.draining_node_ids()
     nodes = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] not in draining]
-    return [Node(n["NodeID"], n["Resources"].get("CPU", 0.0), n["Resources"].get("GPU", 0.0)) for n in nodes]
+    return [_node(node["NodeID"], node["Resources"]) for node in nodes]
+
+
+def _node(node_id: str, resources: dict[str, float]) -> Node:
+    """Ray counts as memory what was free when the node joined, without its object store."""
+    memory = resources.get("memory", float("inf")) + resources.get("object_store_memory", 0.0)
+    return Node(node_id, resources.get("CPU", 0.0), resources.get("GPU", 0.0), memory / GIB)
 
 
 # --- what fits ----------------------------------------------------------------------------------------------------
@@ -142,6 +149,21 @@ def check_placement(shapes: set[Execution], *, nodes: list[Node], max_parallel: 
             f"compute: a Fit needs {needs(shape)}, but {where} has {total} on {len(nodes)} node(s), with room for {room}. "
             "Lower compute.workers, cpus_per_worker or gpus_per_worker, or add nodes. If an autoscaler has yet to add them, "
             "say how long to wait with --wait-for-nodes MINUTES"
+        )
+
+
+def check_memory(needs: dict[Execution, Need], *, nodes: list[Node], where: str) -> None:
+    """Refuse a study with a model that no node can hold. `needs`: shape -> the largest need of a worker. A GPU that is too small is
+    found out by trying: its memory is not known here."""
+    for shape, need in needs.items():
+        here = {node: min(shape.workers, workers_on(node, shape)) for node in nodes}
+        if any(num and num * need.host_bytes / GIB <= node.memory_gib for node, num in here.items()):
+            continue
+        num = max(here.values())
+        raise InputError(
+            f"compute: {need.model} takes {num * need.host_bytes / GIB:.3g} GiB of a node's memory, for {num} worker(s), before "
+            f"any activations, but {where} has {max(node.memory_gib for node in nodes):.3g} GiB. Share it between more workers "
+            "with compute.zero_stage: 3, train less of it with training.tune: lora or head, or use nodes with more memory"
         )
 
 

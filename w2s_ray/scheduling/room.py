@@ -30,6 +30,8 @@ class Node:
     id: str
     num_cpus: float
     num_gpus: float
+    memory_gib: float = float("inf")
+    """Infinite where it is not known."""
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from typing import Any
 from rich.console import Console
 
 from w2s_ray.cost import Cost, costs, measured_speeds
+from w2s_ray.memory import largest_needs
 from w2s_ray.planning import Plan
 from w2s_ray.run_log import RunLog
 from w2s_ray.run_options import RunOptions
@@ -102,9 +103,11 @@ def run_plan(
         return _outcome(schedule, run)
     _compare_with_budget(schedule, run)
     shapes = schedule.shapes_left
+    needs = largest_needs((schedule.fits[key], schedule.executions[key]) for key in schedule.todo)
     if address is None:
         nodes = [cluster.local_node()]
         cluster.check_placement(shapes, nodes=nodes, max_parallel=run.max_parallel, where="this machine")
+        cluster.check_memory(needs, nodes=nodes, where="this machine")
     store.storage.check_writable()
     store.begin_index()
     for key in schedule.todo & failures.keys():
@@ -117,6 +120,7 @@ def run_plan(
             nodes = cluster.wait_for_nodes(shapes, minutes=minutes, console=console)
             where = f"the cluster at {address}" if address else "the cluster in use"
             cluster.check_placement(shapes, nodes=nodes, max_parallel=run.max_parallel, where=where)
+            cluster.check_memory(needs, nodes=nodes, where=where)
             cluster.check_shared(store)
             return _tune(schedule, run)
     finally:
