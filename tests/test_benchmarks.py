@@ -40,3 +40,12 @@ def test_a_race_ends_with_both_sides_scores(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=600)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     assert "3 trainings: w2s run" in done.stdout and "times as long" in done.stdout
+
+
+@pytest.mark.slow
+def test_probes_read_each_row_once_for_all_depths(tmp_path: Path) -> None:
+    sizes = ["--width", "64", "--depths", "1", "2", "--rows", "100", "--seeds", "1"]
+    command = [sys.executable, str(BENCHMARKS / "probes.py"), *sizes]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "reading    ┆ 2" in done.stdout and "loading a Fit" in done.stdout
