@@ -157,7 +157,7 @@ def build(case: Case, size: Size) -> tuple[Any, int]:
     if case.tune == "lora":  # the other models need no copy of themselves, which would count in the peak
         backbone = trainable_copy(backbone, spec)
     elif case.checkpointing and case.tune == "all":
-        backbone.gradient_checkpointing_enable({"use_reentrant": False})
+        backbone.activation_checkpointing_enable({"use_reentrant": False})
     model = Scorer(backbone, head, spec)
     if case.way == "bf16 weights":
         model.backbone.bfloat16()

@@ -218,7 +218,7 @@ def trainable_copy(part: Any, spec: ModelSpec) -> Any:
         )
         part = inject_adapter_in_model(options, part)
     if spec.execution.activation_checkpointing:
-        part.gradient_checkpointing_enable({"use_reentrant": False})
+        part.activation_checkpointing_enable({"use_reentrant": False})
     return part
 
 
