@@ -42,7 +42,7 @@ def test_packs_get_shorter_towards_the_end_but_not_too_short() -> None:
     while pack := schedule.next_pack(here()):
         packs.append(pack)
         finish(schedule, pack)
-    assert [len(pack.fits) for pack in packs] == [10, 8, 6, 5, 5, 5, 1]
+    assert [len(pack.fits) for pack in packs] == [14, 10, 6, 5, 5]
     seeds = [each.seed for each in packs[0].fits]
     assert seeds.count(seeds[0]) == 5, "a pack keeps a seed together"
 
