@@ -1,7 +1,7 @@
 """A Fit's rows, tokenised and dealt out: the same test ids for every model of a task.
 
-Rows that are too long for any model of the grid are dropped for all models, before the dealing, and counted. A task is read,
-tokenised and arranged once in a process, and each replicate deals from that.
+Rows that are too long for any model of the grid are dropped for all models, before the dealing, and counted. A task is tokenised
+once on a node, read and arranged once in a process, and each replicate deals from that.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from w2s_ray.fit import Data, Fit
 from w2s_ray.training.model import load_tokenizer, load_tokenizer_of
 from w2s_ray.training.rows import PreparedTask, Rows, object_array
 from w2s_ray.training.settings import setting_of
+from w2s_ray.training.token_cache import Encoded, TokenCache
 from w2s_ray.training.worker import TrainingFailed
 
 NUM_CACHED_DEALS = 4
@@ -95,7 +96,7 @@ def tokenised(fit: Fit) -> TokenisedTask:
 
 
 def _tokenise(fit: Fit) -> TokenisedTask:
-    data, setting = fit.data, setting_of(fit)
+    data = fit.data
     table = tasks.read_rows(tasks.load_pinned(data.source, commits=data.commits))
     texts, completions = _texts(table)
     tokenizer, own = load_tokenizer_of(fit.model), None
@@ -103,10 +104,10 @@ def _tokenise(fit: Fit) -> TokenisedTask:
     for fingerprint, (source, revision) in zip(data.tokenizers, data.tokenizer_sources, strict=True):
         is_own = fingerprint == fit.model.tokenizer
         other = tokenizer if is_own else load_tokenizer(source, revision, trust_remote_code=fit.model.trust_remote_code)
-        encoded = setting.encode(other, texts, completions)
+        encoded = _encoded(fit, other, texts, completions, fingerprint=fingerprint)
         own = encoded if is_own else own
         is_short &= _lengths(*encoded) <= data.max_tokens
-    sequences, answers = own or setting.encode(tokenizer, texts, completions)
+    sequences, answers = own or _encoded(fit, tokenizer, texts, completions, fingerprint=fit.model.tokenizer)
     kept, ids = np.flatnonzero(is_short), table["id"].to_pylist()
     return TokenisedTask(
         arranged=tasks.arrange(table.take(kept).to_pylist(), tasks.Deal.of(data)),
@@ -115,6 +116,23 @@ def _tokenise(fit: Fit) -> TokenisedTask:
         answers=None if answers is None else {ids[i]: answers[i] for i in kept},
         num_too_long=table.num_rows - len(kept),
         tokenizer=tokenizer,
+    )
+
+
+def _encoded(
+    fit: Fit,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: list[str],
+    completions: list[tuple[str, ...]],
+    *,
+    fingerprint: str,
+) -> Encoded:
+    setting = setting_of(fit)
+    return TokenCache.of_this_node().encoded(
+        texts,
+        completions,
+        by=(fit.data.setting, fingerprint),
+        encode=lambda: setting.encode(tokenizer, texts, completions),
     )
 
 

@@ -56,7 +56,7 @@ def encode(
     tokenizer: PreTrainedTokenizerBase, texts: list[str], completions: list[tuple[str, ...]]
 ) -> tuple[list[tuple[list[int], ...]], np.ndarray | None]:
     """(sequences of each row, None: labels are not tokens)."""
-    return [(tokens,) for tokens in (tokenizer(texts)["input_ids"] if texts else [])], None
+    return [(tokens,) for tokens in (tokenizer(texts, return_attention_mask=False)["input_ids"] if texts else [])], None
 
 
 def question(text: str) -> str:

@@ -65,7 +65,7 @@ def encode(
 ) -> tuple[list[tuple[list[int], ...]], np.ndarray | None]:
     """(prompt with the first and with the second completion of each row, None: labels are not tokens)."""
     sides = [[with_completion(text, pair[i]) for text, pair in zip(texts, completions, strict=True)] for i in (0, 1)]
-    tokenized = [tokenizer(side)["input_ids"] if side else [] for side in sides]
+    tokenized = [tokenizer(side, return_attention_mask=False)["input_ids"] if side else [] for side in sides]
     return list(zip(*tokenized, strict=True)), None
 
 

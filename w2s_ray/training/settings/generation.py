@@ -115,7 +115,7 @@ def encode(
     tokenizer: PreTrainedTokenizerBase, texts: list[str], completions: list[tuple[str, ...]]
 ) -> tuple[list[tuple[list[int], ...]], np.ndarray | None]:
     """(prompt of each row, tokens of its right completion)."""
-    token_lists = tokenizer(texts)["input_ids"] if texts else []
+    token_lists = tokenizer(texts, return_attention_mask=False)["input_ids"] if texts else []
     prompts = [tokens[:-1] if tokens and tokens[-1] == tokenizer.eos_token_id else tokens for tokens in token_lists]
     answers = _completion_tokens(tokenizer, texts, prompts, [shown[0] for shown in completions])
     return [(prompt,) for prompt in prompts], answers
