@@ -93,7 +93,9 @@ def main() -> None:
         print(f"{len(fits)} Fits in {wall_s:.0f} s, tables and report included")
         print(fits.group_by("role").agg(pl.len(), pl.exclude("role").sum().round(1)).sort("role"))
         took_s = fits.select(pl.sum_horizontal(pl.exclude("role", "load", "commit")).sum()).item()
-        print(f"planned before the run: {before_s:.0f} s on one slot; it took {took_s:.0f} s without loading and commits")
+        print(
+            f"planned before the run: {before_s:.0f} s on one slot; it took {took_s:.0f} s without loading and commits"
+        )
         load_s = fits.select(pl.col("load").median()).item()
         print(f"loading a Fit: {load_s:.2f} s (median)")
 
