@@ -12,10 +12,10 @@ import pytest
 
 from w2s_ray.fit import Execution, Fit
 from w2s_ray.store import open_store
-from w2s_ray.training import loop
+from w2s_ray.training import checkpoint, loop
 from w2s_ray.training.pack import run_pack
 
-from trained import Killed, files_of, fits_of, predictions_of, probabilities, quiet, train
+from trained import Killed, files_of, fits_of, predictions_of, probabilities, quiet, torchrun, train
 
 
 @pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
@@ -101,6 +101,63 @@ def test_a_truncated_checkpoint_is_passed_over(folder: Path, tmp_path: Path, mon
     weights.write_bytes(weights.read_bytes()[:100])
     run_pack([fit], store_uri=store.uri, execution=execution, report=quiet)
     assert files_of(store, fit) == files_of(train([fit], tmp_path / "whole", execution), fit)
+
+
+def test_a_checkpoint_of_another_layout_is_passed_over(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "REPORT_EVERY_S", 0.0)
+    fit = fits_of(folder)[0]
+    store = open_store(tmp_path / "store")
+
+    def report(event: dict[str, Any]) -> None:
+        if event.get("step") == 5:
+            raise Killed
+
+    execution = Execution(checkpoint_every_s=0.0)
+    with monkeypatch.context() as before, pytest.raises(Killed):
+        before.setattr(checkpoint, "LAYOUT", 1)
+        run_pack([fit], store_uri=store.uri, execution=execution, report=report)
+    run_pack([fit], store_uri=store.uri, execution=execution, report=quiet)
+    assert '"resumed_from_step": 0' in store.read_file(fit.folder, "fit.json").decode()
+    assert files_of(store, fit) == files_of(train([fit], tmp_path / "whole", execution), fit)
+
+
+IN_PARTS = """
+import sys
+import torch.distributed as dist
+dist.init_process_group("gloo")
+from w2s_ray.fit import Execution
+from w2s_ray.planning import load_plan
+from w2s_ray.training import checkpoint, loop
+from w2s_ray.training.pack import run_pack
+loop.REPORT_EVERY_S = 0.0
+
+def kill(event):
+    if event.get("step") == 4:
+        raise KeyboardInterrupt
+
+study, whole, broken = sys.argv[1:]
+fits = [load_plan(study).fits[0]]
+execution = Execution(workers=2, zero_stage=3, checkpoint_every_s=0.0)
+run_pack(fits, store_uri=whole, execution=execution, report=lambda event: None)
+try:
+    run_pack(fits, store_uri=broken, execution=execution, report=kill)
+except KeyboardInterrupt:
+    pass
+run_pack(fits, store_uri=broken, execution=execution, report=lambda event: None)
+dist.destroy_process_group()
+"""
+
+
+def test_workers_that_have_a_part_of_the_weights_resume_with_their_parts(folder: Path, tmp_path: Path) -> None:
+    fit = fits_of(folder)[0]
+    stores = [open_store(tmp_path / name) for name in ("whole", "broken")]
+    done = torchrun(IN_PARTS, str(folder / "study.yaml"), *(store.uri for store in stores), folder=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    whole, broken = stores
+    assert '"resumed_from_step": 3' in broken.read_file(fit.folder, "fit.json").decode()
+    assert files_of(whole, fit) == files_of(broken, fit)
 
 
 def test_the_order_of_fits_in_a_process_does_not_show(folder: Path, tmp_path: Path) -> None:

@@ -22,6 +22,8 @@ from w2s_ray.training.engine import Engine, is_partitioned
 from w2s_ray.training.worker import Worker
 
 WEIGHTS, BEST_WEIGHTS, PROGRESS, ADAM = "model.safetensors", "best.safetensors", "progress.json", "adam-"
+LAYOUT = 2
+"""Which files there are and what is in them. A checkpoint of another layout is ignored."""
 
 
 @dataclass
@@ -96,8 +98,9 @@ class Checkpoints:
         if set(gather(own)) != {wanted}:
             return None
         content = json.loads((self.folder / PROGRESS).read_text())
-        shape = {name: content.pop(name, None) for name in ("world_size", "zero_stage")}
-        return Progress(**content) if shape == _shape(self.worker.execution) else None
+        own_shape = _shape(self.worker.execution)
+        shape = {name: content.pop(name, None) for name in own_shape}
+        return Progress(**content) if shape == own_shape else None
 
     def load_weights(self, model: nn.Module) -> None:
         """Into a model that no engine has wrapped yet, so that every copy of the weights starts from them."""
@@ -123,7 +126,8 @@ class Checkpoints:
 
 
 def _shape(execution: Execution) -> dict[str, int]:
-    return {"world_size": world_size(), "zero_stage": execution.zero_stage}
+    """What a checkpoint's files depend on."""
+    return {"world_size": world_size(), "zero_stage": execution.zero_stage, "layout": LAYOUT}
 
 
 def _own_file(name: str) -> str:
