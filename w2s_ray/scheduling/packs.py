@@ -32,6 +32,9 @@ PART_OF_SHARE = 0.7
 3,000 Fits on 2 to 128 slots, with estimates as wrong as real ones, 0.7 takes 1 to 7 % less time than 0.5."""
 MOST_FITS_OF_PACK = 200
 """However short they are: so that choosing them takes milliseconds, and thousands of tiny Fits are shared among slots."""
+MOST_CHILDREN_IN_PACK = 10_000
+"""A Fit with more, such as the reading of a test set that a hundred thousand probes share, takes none of them along: looking which of
+them it makes ready would take a tenth of a second."""
 LONGEST_FIRST_PACK_S = 300.0
 """Of a slot's first pack: other drivers that start at about the same time are not seen yet, and need their share."""
 WORTHWHILE_S = 300.0
@@ -302,7 +305,8 @@ class Schedule:
             used_s += self.seconds[self._keys[number]]
             if used_s >= budget_s or len(chosen) >= most_fits:
                 break
-            for child in self._children[number]:
+            children = self._children[number]
+            for child in children if len(children) <= MOST_CHILDREN_IN_PACK else ():
                 missing[child] = missing.get(child, self._missing[child]) - 1
                 if not missing[child] and self._may_join(child, shape):
                     of_child = self._group_of[child]
