@@ -32,9 +32,8 @@ PART_OF_SHARE = 0.7
 3,000 Fits on 2 to 128 slots, with estimates as wrong as real ones, 0.7 takes 1 to 7 % less time than 0.5."""
 MOST_FITS_OF_PACK = 200
 """However short they are: so that choosing them takes milliseconds, and thousands of tiny Fits are shared among slots."""
-MOST_CHILDREN_IN_PACK = 10_000
-"""A Fit with more, such as the reading of a test set that a hundred thousand probes share, takes none of them along: looking which of
-them it makes ready would take a tenth of a second."""
+MOST_CHILDREN_OF_PACK = 20_000
+"""Of its Fits together, each of which is looked at: the readings of late replicates have hundreds each."""
 LONGEST_FIRST_PACK_S = 300.0
 """Of a slot's first pack: other drivers that start at about the same time are not seen yet, and need their share."""
 WORTHWHILE_S = 300.0
@@ -295,7 +294,7 @@ class Schedule:
         missing: dict[int, int] = {}  # of Fits with a parent in the pack
         made_ready: dict[int, list[Entry]] = {}  # group -> Fits that the pack makes ready
         chosen: list[int] = []
-        used_s = 0.0
+        used_s, num_children = 0.0, 0
         while group is not None:
             number = self._take_from(group, made_ready)
             if number is None:
@@ -303,10 +302,10 @@ class Schedule:
                 continue
             chosen.append(number)
             used_s += self.seconds[self._keys[number]]
-            if used_s >= budget_s or len(chosen) >= most_fits:
+            num_children += len(self._children[number])
+            if used_s >= budget_s or len(chosen) >= most_fits or num_children > MOST_CHILDREN_OF_PACK:
                 break
-            children = self._children[number]
-            for child in children if len(children) <= MOST_CHILDREN_IN_PACK else ():
+            for child in self._children[number]:
                 missing[child] = missing.get(child, self._missing[child]) - 1
                 if not missing[child] and self._may_join(child, shape):
                     of_child = self._group_of[child]
