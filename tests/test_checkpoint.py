@@ -14,8 +14,19 @@ from w2s_ray.fit import Execution, Fit
 from w2s_ray.store import open_store
 from w2s_ray.training import checkpoint, loop
 from w2s_ray.training.pack import run_pack
+from w2s_ray.training.worker import Report
 
 from trained import Killed, files_of, fits_of, predictions_of, probabilities, quiet, torchrun, train
+
+
+def kill_at(step: int) -> Report:
+    """A report that kills its process at a step."""
+
+    def report(event: dict[str, Any]) -> None:
+        if event.get("step") == step:
+            raise Killed
+
+    return report
 
 
 @pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
@@ -27,13 +38,6 @@ def test_an_interrupted_fit_ends_in_the_same_bytes(
     execution = Execution(zero_stage=zero_stage, checkpoint_every_s=0.0)
     whole = train([fit], tmp_path / "whole", replace(execution, checkpoint_every_s=1e9))
     broken = open_store(tmp_path / "broken")
-
-    def kill_at(step: int) -> Any:
-        def report(event: dict[str, Any]) -> None:
-            if event.get("step") == step:
-                raise Killed
-
-        return report
 
     for step in (4, 5):
         with pytest.raises(Killed):
@@ -74,11 +78,7 @@ def test_the_best_point_on_the_rows_held_out_predicts(
     assert not np.allclose(probabilities(last, supervisor()), probabilities(store, stopped))
 
     broken = open_store(tmp_path / "broken")
-
-    def report(event: dict[str, Any]) -> None:
-        if event.get("step") == curve["step"][-1] - 1:
-            raise Killed
-
+    report = kill_at(curve["step"][-1] - 1)
     with pytest.raises(Killed):
         run_pack([stopped], store_uri=broken.uri, execution=replace(execution, checkpoint_every_s=0.0), report=report)
     run_pack([stopped], store_uri=broken.uri, execution=execution, report=quiet)
@@ -89,14 +89,9 @@ def test_a_truncated_checkpoint_is_passed_over(folder: Path, tmp_path: Path, mon
     monkeypatch.setattr(loop, "REPORT_EVERY_S", 0.0)
     fit = fits_of(folder)[0]
     store = open_store(tmp_path / "store")
-
-    def report(event: dict[str, Any]) -> None:
-        if event.get("step") == 5:
-            raise Killed
-
     execution = Execution(checkpoint_every_s=0.0)
     with pytest.raises(Killed):
-        run_pack([fit], store_uri=store.uri, execution=execution, report=report)
+        run_pack([fit], store_uri=store.uri, execution=execution, report=kill_at(5))
     weights = Path(store.storage.root, "partial", fit.folder, "step-000000004", "model.safetensors")
     weights.write_bytes(weights.read_bytes()[:100])
     run_pack([fit], store_uri=store.uri, execution=execution, report=quiet)
@@ -109,15 +104,10 @@ def test_a_checkpoint_of_another_layout_is_passed_over(
     monkeypatch.setattr(loop, "REPORT_EVERY_S", 0.0)
     fit = fits_of(folder)[0]
     store = open_store(tmp_path / "store")
-
-    def report(event: dict[str, Any]) -> None:
-        if event.get("step") == 5:
-            raise Killed
-
     execution = Execution(checkpoint_every_s=0.0)
     with monkeypatch.context() as before, pytest.raises(Killed):
         before.setattr(checkpoint, "LAYOUT", 1)
-        run_pack([fit], store_uri=store.uri, execution=execution, report=report)
+        run_pack([fit], store_uri=store.uri, execution=execution, report=kill_at(5))
     run_pack([fit], store_uri=store.uri, execution=execution, report=quiet)
     assert '"resumed_from_step": 0' in store.read_file(fit.folder, "fit.json").decode()
     assert files_of(store, fit) == files_of(train([fit], tmp_path / "whole", execution), fit)

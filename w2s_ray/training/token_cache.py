@@ -15,7 +15,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,17 +63,25 @@ class TokenCache:
         if len(texts) < FEWEST_ROWS:
             return encode()
         path = self.folder / f"{_fingerprint(texts, completions, by=by)}.parquet"
+        with ExitStack() as stack:
+            try:
+                self._open()
+                stack.enter_context(_alone(path.with_suffix(".lock")))
+                found = _read(path)
+            except OSError as error:
+                log.warning("tokens are not kept in %s: %s", self.folder, error)
+                return encode()
+            if found is None:
+                found = encode()
+                self._keep(path, found)
+            return found
+
+    def _keep(self, path: Path, encoded: Encoded) -> None:
         try:
-            self._open()
-            with _alone(path.with_suffix(".lock")):
-                if (found := _read(path)) is None:
-                    found = encode()
-                    _write(path, found)
-                    self._remove_old()
-                return found
+            _write(path, encoded)
+            self._remove_old()
         except OSError as error:
             log.warning("tokens are not kept in %s: %s", self.folder, error)
-            return encode()
 
     def _open(self) -> None:
         self.folder.mkdir(mode=0o700, exist_ok=True)
