@@ -8,8 +8,8 @@
     python benchmarks/fleet.py --fits 10000 --slots 128 --drivers 8 --trouble    # nodes and drivers come and go, Fits fail
 
 Real are the plan of a ready-made study (with more seeds), the schedule, the searcher, the leases, and the store, which lies
-in memory and answers as a bucket does. Simulated are Ray's part and the training: each pack takes a start-up, and each Fit
-its estimate times a factor that is drawn from what the embedded study left on 2 CPU cores. Ray is imported, since the
+in memory and answers as a bucket does. Simulated are Ray's part and the training: each group of workers takes a start-up, and each
+Fit its estimate times a factor that is drawn from what the embedded study left on 2 CPU cores. Ray is imported, since the
 searcher is one of Tune's classes, but never started.
 
 The driver's seconds are CPU seconds of its thread, and they are part of the virtual time: while a driver decides, slots wait.
@@ -40,6 +40,7 @@ from w2s_ray.cost import costs
 from w2s_ray.fit import Execution, Fit, Model
 from w2s_ray.leases import HeldLease, LeaseLost, Leases
 from w2s_ray.planning import Plan, expand
+from w2s_ray.scheduling.desk import Order
 from w2s_ray.scheduling.packs import SHORTEST_PACK_S, Pack, Schedule
 from w2s_ray.scheduling.room import Node
 from w2s_ray.scheduling.searcher import DagSearcher
@@ -48,7 +49,9 @@ from w2s_ray.store import Store
 from w2s_ray.study import find_study, load_study
 
 START_UP_S = 12.0
-"""Median from handing out a pack to its first Fit, on warm machines."""
+"""Median from handing out a pack to its first Fit where workers have to be started, on warm machines."""
+NEXT_PACK_S = 0.3
+"""From a pack's end to the first Fit of the next, in the same group of workers."""
 SLOWER, KIND_SPREAD, FIT_SPREAD = 1.3, 0.35, 0.15
 """Real over estimated seconds in the embedded study: the median, and the standard deviations of the logarithm between kinds of
 Fits (model, task, role) and within a kind."""
@@ -61,7 +64,7 @@ GOALS = {
     "next_pack, mean": "< 2 ms",
     "next_pack, worst": "< 50 ms",
     "slots that train": ">= 95 %",
-    "packs spread over nodes": "0",
+    "groups spread over nodes": "0",
     "the driver's store calls": "",
 }
 BEFORE = {
@@ -158,19 +161,23 @@ class Costs:
 
 @dataclass
 class Trial:
-    """A pack that runs."""
+    """A group of workers, and the pack that it works on or has ended."""
 
     name: str
     driver: Driver
     pack: Pack
     lease: HeldLease
-    nodes: dict[str, int]
-    """Node -> its workers there."""
     began_s: float
+    """When it got the pack."""
+    nodes: dict[str, int] = field(default_factory=dict)
+    """Node -> its workers there."""
+    is_waiting: bool = False
+    """For another pack."""
     place: int = 0
     """Of the Fit in hand."""
     in_hand: str | None = None
     """Key of the Fit that is being trained."""
+    in_hand_since_s: float = 0.0
     is_over: bool = False
 
 
@@ -199,10 +206,11 @@ class Told:
     worker_calls: Counter[str]
     num_fits: int
     num_packs: int = 0
+    num_groups: int = 0
     num_spread: int = 0
-    """Packs that a node would have held but that were placed on several."""
+    """Groups of workers that a node would have held but that were placed on several."""
     num_waited: int = 0
-    """Packs that were handed out where there was no room."""
+    """Groups that were started where there was no room."""
     num_lost: int = 0
     """Packs that a node or a driver took with it."""
     num_in_hand: int = 0
@@ -343,6 +351,7 @@ class Simulation:
             schedule,
             store=store,
             nodes=lambda: list(driver.nodes.values()),
+            hand_over=partial(self.hand_over, driver),
             clock=lambda: driver.now_s,
         )
         self.tick(driver, driver.searcher)
@@ -372,16 +381,28 @@ class Simulation:
                 assert searcher.trouble is None, searcher.trouble
                 return
             driver.num_trials += 1
-            pack = suggestion["pack"]
-            self.told.num_packs += 1
-            self.told.num_vain -= 1
-            held = HeldLease(Leases(self.store.storage), suggestion["lease"])
-            trial = Trial(name, driver, pack, held, {}, driver.now_s)
-            self._count_out(pack)
-            driver.trials[name] = trial
-            if not self.place(trial):
-                self.told.num_waited += 1
-                driver.waiting.append(trial)
+
+    def hand_over(self, driver: Driver, name: str, order: Order | None) -> None:
+        """The desk's part: a group of workers, which there may not be yet, gets its next pack or leaves."""
+        trial = driver.trials.get(name)
+        if order is None:
+            if trial is not None:
+                self.leave(trial)
+            return
+        self.told.num_packs += 1
+        self.told.num_vain -= 1
+        self._count_out(order.pack)
+        lease = HeldLease(Leases(self.store.storage), order.lease)
+        began_s = max(driver.now_s, self.now_s)
+        if trial is not None:
+            trial.pack, trial.lease, trial.began_s, trial.place, trial.is_waiting = order.pack, lease, began_s, 0, False
+            self.at(began_s + NEXT_PACK_S, partial(self.begin, trial))
+            return
+        driver.trials[name] = trial = Trial(name, driver, order.pack, lease, began_s)
+        self.told.num_groups += 1
+        if not self.place(trial):
+            self.told.num_waited += 1
+            driver.waiting.append(trial)
 
     def _count_out(self, pack: Pack) -> None:
         for fit in pack.fits:
@@ -439,22 +460,20 @@ class Simulation:
             try:
                 trial.lease.check()
             except LeaseLost:
-                return self.end(trial, error=True)
+                return self.crash(trial)
             if fit.key in self.committed:
                 self.report(trial, {"event": "done", "key": fit.key, "seconds": {}})
             elif all(parent.key in self.committed for parent in fit.parents):
                 self.begun[fit.key] += 1
-                trial.in_hand = fit.key
-                end_s = self.now_s + self.seconds[fit.key]
-                self.busy.append((self.now_s, end_s, trial.pack.execution.workers))
-                return self.at(end_s, partial(self.fit_ends, trial, fit))
+                trial.in_hand, trial.in_hand_since_s = fit.key, self.now_s
+                return self.at(self.now_s + self.seconds[fit.key], partial(self.fit_ends, trial, fit))
             trial.place += 1
-        self.end(trial, error=False)
+        self.end_pack(trial)
 
     def fit_ends(self, trial: Trial, fit: Fit) -> None:
         if trial.is_over:
             return
-        trial.in_hand = None
+        self._count_busy(trial)
         if self.setting.trouble and self.draw.random() < 0.001:
             self.told.num_failed += 1
             self.store.write_failure(fit, kind="nan", reason="the loss is nan", detail="")
@@ -467,18 +486,40 @@ class Simulation:
         trial.place += 1
         self.next_fit(trial)
 
-    def end(self, trial: Trial, *, error: bool) -> None:
+    def end_pack(self, trial: Trial) -> None:
         driver, searcher = trial.driver, trial.driver.searcher
+        assert searcher is not None
+        self._count_held(trial)
+        trial.is_waiting = True
+        event = {"event": "end", "key": trial.pack.fits[-1].key}
+        self._timed(driver, "end", lambda: searcher.on_trial_result(trial.name, event))
+        self.hand_out(driver)
+
+    def _count_busy(self, trial: Trial) -> None:
+        self.busy.append((trial.in_hand_since_s, self.now_s, trial.pack.execution.workers))
+        trial.in_hand = None
+
+    def _count_held(self, trial: Trial) -> None:
+        if not trial.is_waiting:
+            self.held += [(trial.began_s, self.now_s, workers) for workers in trial.nodes.values()]
+
+    def leave(self, trial: Trial) -> None:
+        """The workers end."""
+        driver = trial.driver
         trial.is_over = True
         driver.trials.pop(trial.name, None)
         for name, workers in trial.nodes.items():
             if name in driver.free:
                 driver.free[name] += workers * trial.pack.execution.cpus_per_worker
-            self.held.append((trial.began_s, self.now_s, workers))
-        assert searcher is not None
-        self._timed(driver, "end", lambda: searcher.on_trial_complete(trial.name, error=error))
         while driver.waiting and self.place(driver.waiting[0]):
             driver.waiting.pop(0)
+
+    def crash(self, trial: Trial) -> None:
+        driver, searcher = trial.driver, trial.driver.searcher
+        assert searcher is not None
+        self._count_held(trial)
+        self.leave(trial)
+        self._timed(driver, "end", lambda: searcher.on_trial_complete(trial.name, error=True))
         self.hand_out(driver)
 
     # --- trouble ---
@@ -492,7 +533,7 @@ class Simulation:
         self.capacity.append((self.now_s, -node.num_cpus))
         for trial in [trial for trial in driver.trials.values() if name in trial.nodes]:
             self._lose(trial)
-            self.end(trial, error=True)
+            self.crash(trial)
         self.at(self.now_s + self.draw.uniform(50, 300), lambda: self.node_joins(driver))
         self.at(self.now_s + self.draw.uniform(100, 600), lambda: self.node_leaves(driver))
 
@@ -503,9 +544,10 @@ class Simulation:
         self.capacity.append((self.now_s, float(SLOTS_PER_NODE)))
 
     def _lose(self, trial: Trial) -> None:
-        self.told.num_lost += 1
+        self.told.num_lost += not trial.is_waiting
         if trial.in_hand is not None:
             self.lost[trial.in_hand] += 1
+            self._count_busy(trial)
 
     def die(self, driver: Driver, *, for_good: bool) -> None:
         """A driver is gone with its cluster; its leases stay. Unless it is gone for good, it comes back a minute later."""
@@ -514,8 +556,7 @@ class Simulation:
         for trial in driver.trials.values():
             trial.is_over = True
             self._lose(trial)
-            for workers in trial.nodes.values():
-                self.held.append((trial.began_s, self.now_s, workers))
+            self._count_held(trial)
         driver.trials, driver.waiting, driver.searcher = {}, [], None
         driver.free = {name: node.num_cpus for name, node in driver.nodes.items()}
         if for_good:
@@ -605,7 +646,7 @@ def print_goals(told: Told, *, before: list[str]) -> None:
         f"{1000 * np.mean(seconds):.2f} ms",
         f"{1000 * max(seconds):.1f} ms",
         f"{told.working:.1%}",
-        f"{told.num_spread} of {told.num_packs:,}",
+        f"{told.num_spread} of {told.num_groups:,}",
         f"{told.driver_calls.total() / told.num_fits:.2f} a Fit",
     ]
     print(f"{'':26s} {'before':>12s} {'now':>14s} {'goal':>8s}")
@@ -624,7 +665,10 @@ def print_told(told: Told) -> None:
             f"else {without:.1f} at worst), in all {sum(seconds):8.1f} s"
         )
     bound_s = max(told.work_bound_s, told.path_bound_s)
-    print(f"{told.num_packs:,} packs, {told.num_spread} spread over nodes, {told.num_waited} handed out without room")
+    print(
+        f"{told.num_packs:,} packs on {told.num_groups:,} groups of workers, of which {told.num_spread} are spread over nodes and "
+        f"{told.num_waited} were started without room"
+    )
     print(f"slots while work is left for all: {told.occupied:.1%} have a pack, {told.working:.1%} train")
     print(
         f"makespan {told.makespan_s:,.0f} s: {told.makespan_s / bound_s:.3f} of the larger bound "

@@ -173,6 +173,8 @@ class Progress:
             slot.event = event
         elif kind in ("done", "failed"):
             self._end_fit(slot, key, event)
+        elif kind == "end":
+            self.end_pack(trial)
 
     def end_pack(self, trial: str, error: str = "") -> None:
         """`error`: how it failed, with a traceback."""

@@ -1,4 +1,4 @@
-"""What this project uses of Ray's private interface, as read in Ray 2.60. Look here and in `pack_trainer.py` first when Ray is
+"""What this project uses of Ray's private interface, as read in Ray 2.60. Look here and in `group_trainer.py` first when Ray is
 upgraded.
 
 Each function says what Ray's public interface lacks.

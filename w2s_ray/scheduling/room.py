@@ -1,5 +1,8 @@
 """Which nodes have room for a pack: the nodes of the cluster, what of each is free, and what is kept for a wide pack.
 
+Workers that have ended a pack wait for the next one. What they have counts as free: their place is the first choice for a pack of
+their shape, and they have to leave where another pack needs it.
+
 Promises:
 
 - A pack goes to as few nodes as it would in an empty cluster. Eight GPUs that are free on eight nodes are no room for a pack that
@@ -14,7 +17,7 @@ it finds room on, too.
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from w2s_ray.fit import Execution
 
@@ -42,6 +45,12 @@ class Place:
     """(node, its workers)"""
     until_s: float = float("inf")
     """When the pack should have ended, since a node is reserved for another."""
+    group: str | None = None
+    """The group of workers that waits there; None if workers have to be started."""
+
+    @property
+    def nodes(self) -> set[str]:
+        return {node for node, _ in self.workers}
 
 
 @dataclass(frozen=True)
@@ -64,6 +73,8 @@ class Room:
     def __init__(self, nodes: list[Node]) -> None:
         self.held: dict[str, _Held] = {}
         """Pack -> what it has."""
+        self.waiting: dict[Execution, dict[str, Place]] = defaultdict(dict)
+        """Shape -> the groups of workers that wait for a pack, and where they are."""
         self.reservation: _Reservation | None = None
         self.set_nodes(nodes)
 
@@ -79,6 +90,9 @@ class Room:
         self.reservation = None
         for name, held in self.held.items():
             self._change(name, held, sign=-1)
+        for groups in self.waiting.values():
+            for group in [group for group, place in groups.items() if not place.nodes <= self.total.keys()]:
+                del groups[group]
 
     # --- looking for room ---
 
@@ -93,6 +107,9 @@ class Room:
         return place
 
     def _find(self, shape: Execution, kept: frozenset[str], until_s: float) -> Place | None:
+        for place in self.waiting[shape].values():
+            if kept.isdisjoint(place.nodes):
+                return replace(place, until_s=until_s)
         fewest = self._fewest_nodes(shape)
         if fewest is None:
             return None
@@ -132,12 +149,46 @@ class Room:
 
     # --- taking it ---
 
-    def take(self, pack: str, shape: Execution, place: Place, *, until_s: float) -> None:
-        """A pack has this place, and is expected to end then."""
+    def take(self, pack: str, shape: Execution, place: Place, *, until_s: float) -> list[str]:
+        """A pack has this place, and is expected to end then. Returns the groups of workers that are in its way, which don't wait
+        any more."""
         self.held[pack] = _Held(shape, place, until_s)
         self._change(pack, self.held[pack], sign=-1)
         if self.reservation is not None and self.reservation.shape == shape:
             self.reservation = None
+        if place.group is not None:
+            del self.waiting[shape][place.group]
+            return []
+        return [group for node in place.nodes for group in self._clear(node)]
+
+    def wait(self, group: str, shape: Execution, place: Place) -> None:
+        """A group of workers that has ended a pack waits for another."""
+        if self.free.keys() >= place.nodes:
+            self.waiting[shape][group] = replace(place, group=group, until_s=float("inf"))
+
+    def leave(self, group: str) -> None:
+        """A group of workers does not wait any more."""
+        for groups in self.waiting.values():
+            groups.pop(group, None)
+
+    def _clear(self, node: str) -> list[str]:
+        """Send groups away that wait on a node, until the others have room there. Returns them."""
+        gpus, cpus = self.free[node]
+        has: dict[str, Amount] = {}
+        for shape, groups in self.waiting.items():
+            for group, place in groups.items():
+                num = dict(place.workers).get(node, 0)
+                if num:
+                    has[group] = _amount(num * shape.gpus_per_worker, num * shape.cpus_per_worker)
+                    gpus, cpus = gpus - has[group][0], cpus - has[group][1]
+        sent = []
+        for group, (its_gpus, its_cpus) in has.items():
+            if gpus >= 0 and cpus >= 0:
+                break
+            sent.append(group)
+            self.leave(group)
+            gpus, cpus = gpus + its_gpus, cpus + its_cpus
+        return sent
 
     def give_back(self, pack: str) -> None:
         """A pack has ended."""

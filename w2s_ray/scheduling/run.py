@@ -167,18 +167,26 @@ def _compare_with_budget(schedule: Schedule, run: Run) -> None:
 
 
 def _tune(schedule: Schedule, run: Run) -> Outcome:
+    import ray
     from ray import tune
 
+    from w2s_ray.scheduling.desk import open_desk
     from w2s_ray.scheduling.searcher import DagSearcher
-    from w2s_ray.scheduling.trainable import train_pack
+    from w2s_ray.scheduling.trainable import run_group
     from w2s_ray.scheduling.tune_progress import TuneProgress
     from w2s_ray.scheduling.watch import BudgetSpent, Trouble, Watch
 
     storage = run.store.storage
     ray_folder = f"ray/{run.plan.study.name}-{uuid.uuid4().hex[:8]}"
     ray_uri = storage.uri_of(*ray_folder.split("/"))
+    desk = open_desk()
     searcher = DagSearcher(
-        schedule, store=run.store, nodes=cluster.alive_nodes, max_parallel=run.max_parallel, driver=run.driver
+        schedule,
+        store=run.store,
+        nodes=cluster.alive_nodes,
+        hand_over=lambda group, order: ray.get(desk.put.remote(group, order)),
+        max_parallel=run.max_parallel,
+        driver=run.driver,
     )
     searcher.keep_leases()
     watch = Watch(
@@ -191,20 +199,21 @@ def _tune(schedule: Schedule, run: Run) -> Outcome:
     with Progress(schedule, console=run.console, began_s=run.began_s) as progress:
         # A placement group needs some resource; with a mebibyte of memory the trial leaves every core to Ray Train's workers.
         resources = tune.PlacementGroupFactory([{"CPU": 0, "memory": 2**20}])
-        trainable = tune.with_parameters(train_pack, store_uri=run.store.uri, ray_uri=ray_uri, tracking=run.tracking)
+        trainable = tune.with_parameters(
+            run_group, desk=desk, store_uri=run.store.uri, ray_uri=ray_uri, tracking=run.tracking
+        )
         tuner = tune.Tuner(
             tune.with_resources(trainable, resources),
             tune_config=tune.TuneConfig(
                 search_alg=searcher,
                 num_samples=-1,
                 reuse_actors=True,
-                trial_name_creator=lambda trial: trial.config["pack"].name,
-                trial_dirname_creator=lambda trial: trial.config["pack"].name,
+                trial_dirname_creator=lambda trial: trial.trial_id,
             ),
             run_config=tune.RunConfig(
                 name=f"tune-{uuid.uuid4().hex[:8]}",
                 storage_path=ray_uri,
-                callbacks=[TuneProgress(progress), watch],
+                callbacks=[TuneProgress(progress, searcher), watch],
                 verbose=0,
             ),
         )

@@ -1,8 +1,12 @@
 """The Tune searcher over the schedule: whenever there is room, it hands out the next pack.
 
+A Tune trial is a group of workers. It is started for a pack, and gets pack after pack of one shape until it has waited for too
+long or its place is needed for another shape.
+
 Promises:
 
-- `suggest` returns None while nothing is ready, and FINISHED when nothing is left, which ends the experiment.
+- `suggest` returns the group to start for a pack; None while nothing is ready, or where groups that wait take what is; and
+  FINISHED when nothing is left, which ends the experiment.
 - The store is the only memory. When a pack ends, the searcher reads from the store what became of its Fits. Tune's own
   restore is not used.
 - A pack is handed out when there is room for it, node by node (`room.py`).
@@ -20,6 +24,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 from ray.tune.search import Searcher
@@ -28,16 +33,27 @@ from w2s_ray import leases
 from w2s_ray.fit import Execution, Fit
 from w2s_ray.leases import Lease, LeaseLost, Leases
 from w2s_ray.scheduling.cluster import MAX_BUNDLES
+from w2s_ray.scheduling.desk import Order
 from w2s_ray.scheduling.packs import Pack, Schedule
 from w2s_ray.scheduling.room import Node, Room, num_slots
 from w2s_ray.storage import StoreDown
 from w2s_ray.store import Store
 
 LOOK_AT_NODES_EVERY_S = 2.0
+LONGEST_WAIT_S = 30.0
+"""Of a group of workers for its next pack, before it gives back its CPUs and GPUs: a few times what starting another takes."""
 MAX_LOOKED_UP = 256
 """Fits of other drivers that a driver without work looks up at a time, to see whether those that wait for them can start."""
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Waiting:
+    """A group of workers without a pack."""
+
+    shape: Execution
+    since_s: float
 
 
 class DagSearcher(Searcher):
@@ -47,6 +63,7 @@ class DagSearcher(Searcher):
         *,
         store: Store,
         nodes: Callable[[], list[Node]],
+        hand_over: Callable[[str, Order | None], object],
         max_parallel: int | None = None,
         driver: str | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -54,14 +71,18 @@ class DagSearcher(Searcher):
         super().__init__(metric="step", mode="max")
         self.schedule = schedule
         self.store = store
+        self.hand_over = hand_over
+        """Gives a group its next order, or tells it to end."""
         self.max_parallel = max_parallel
         self.clock = clock
         self.owner = driver or uuid.uuid4().hex
         """This driver, in its leases."""
         self.packs: dict[str, tuple[Pack, float]] = {}
         """Trial -> its pack, and when it was handed out."""
+        self.waiting: dict[str, _Waiting] = {}
+        """Trial -> workers that have ended a pack."""
         self.ended_worker_s = 0.0
-        """Worker seconds of the packs that ended."""
+        """Worker seconds of the packs that ended, and of waiting that ended."""
         self.trouble: StoreDown | LeaseLost | None = None
         """Why this driver can't go on."""
         self.list_nodes = nodes
@@ -103,20 +124,41 @@ class DagSearcher(Searcher):
 
     def _suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         self._look_at_leases()
+        for trial, waiting in list(self.waiting.items()):
+            if self.schedule.finished or self.clock() - waiting.since_s >= LONGEST_WAIT_S:
+                self._send_away(trial)
         if self.schedule.finished:
             return Searcher.FINISHED
-        if len(self.packs) >= self.schedule.num_slots:
-            return None
-        now_s = self.clock()
-        pack = self.schedule.next_pack(self.room, now_s=now_s)
-        if pack is None:
-            return None
-        if not self._claim(pack):
-            self.schedule.take_back(pack, crashed=False)
-            return None
+        while len(self.packs) < self.schedule.num_slots:
+            now_s = self.clock()
+            pack = self.schedule.next_pack(self.room, now_s=now_s)
+            if pack is None:
+                return None
+            if not self._claim(pack):
+                self.schedule.take_back(pack, crashed=False)
+                return None
+            self._begin(pack.place.group or trial_id, pack, now_s)
+            if pack.place.group is None:
+                return {"group": trial_id, "execution": pack.execution}
+        return None
+
+    def _begin(self, trial_id: str, pack: Pack, now_s: float) -> None:
+        """Give a pack to a group of workers, and send those away that are in its way."""
+        self._end_wait(trial_id)
         self.packs[trial_id] = (pack, now_s)
-        self.room.take(pack.name, pack.execution, pack.place, until_s=now_s + pack.seconds)
-        return {"pack": pack, "lease": self._lease_name(pack)}
+        for trial in self.room.take(pack.name, pack.execution, pack.place, until_s=now_s + pack.seconds):
+            self._send_away(trial)
+        self.hand_over(trial_id, Order(pack, self._lease_name(pack)))
+
+    def _send_away(self, trial_id: str) -> None:
+        """Tell a group of workers to end."""
+        self._end_wait(trial_id)
+        self.room.leave(trial_id)
+        self.hand_over(trial_id, None)
+
+    def _end_wait(self, trial_id: str) -> None:
+        if waiting := self.waiting.pop(trial_id, None):
+            self.ended_worker_s += (self.clock() - waiting.since_s) * waiting.shape.workers
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         if trial_id not in self.packs or "event" not in result:
@@ -131,10 +173,27 @@ class DagSearcher(Searcher):
                 self.schedule.mark_failed(result["key"], result.get("reason", ""))
             case "store":
                 self.trouble = self.trouble or StoreDown(result["reason"])
+            case "end":
+                self._end_pack(trial_id)
+                self._let_wait(trial_id, pack, may_go_on=not result.get("was_restarted"))
+
+    def _let_wait(self, trial_id: str, pack: Pack, *, may_go_on: bool) -> None:
+        """Let a group of workers wait for its next pack. Workers that Ray Train has started again would not be started another
+        time, so they end instead."""
+        if self.schedule.finished or self.trouble or not may_go_on:
+            self.hand_over(trial_id, None)
+        else:
+            self.waiting[trial_id] = _Waiting(pack.execution, self.clock())
+            self.room.wait(trial_id, pack.execution, pack.place)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        if trial_id not in self.packs:
-            return
+        """A group of workers has ended."""
+        self._end_wait(trial_id)
+        self.room.leave(trial_id)
+        if trial_id in self.packs:
+            self._end_pack(trial_id)
+
+    def _end_pack(self, trial_id: str) -> None:
         pack, began_s = self.packs.pop(trial_id)
         self.room.give_back(pack.name)
         self.ended_worker_s += (self.clock() - began_s) * pack.execution.workers
@@ -157,7 +216,9 @@ class DagSearcher(Searcher):
     def worker_s(self) -> float:
         """Worker seconds that this run has used so far."""
         now_s = self.clock()
-        return self.ended_worker_s + sum((now_s - s) * pack.execution.workers for pack, s in list(self.packs.values()))
+        of_packs = sum((now_s - s) * pack.execution.workers for pack, s in list(self.packs.values()))
+        of_waiting = sum((now_s - each.since_s) * each.shape.workers for each in list(self.waiting.values()))
+        return self.ended_worker_s + of_packs + of_waiting
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: the store is the only memory."""
@@ -272,6 +333,7 @@ class DagSearcher(Searcher):
                 self._give_back(self.neighbours.leases.drop, name)
             self._give_back(self.neighbours.leases.end, self.owner)
             self.packs.clear()
+            self.waiting.clear()
 
     def _give_back(self, drop: Callable[[str], None], name: str) -> None:
         try:

@@ -1,9 +1,9 @@
-"""A pack as one Ray Train run, and the Tune function that starts it.
+"""A group of workers as one Ray Train run, and the Tune function that starts it.
 
-The Tune function holds no CPU. Ray Train's workers take the resources, so a trial can't wait for resources that it holds
-itself. Each run has a name of its own and is never restored: the next run looks up in the store what this one finished.
-When Ray announces that a node will be taken away, the training loop learns of it from the return value of its report.
-What workers warn of travels with their reports, since their own output stays on their node.
+The group works through pack after pack, as the desk hands them out. The Tune function holds no CPU. Ray Train's workers take the
+resources, so a trial can't wait for resources that it holds itself. Each run has a name of its own and is never restored: what
+it finished is in the store. When Ray announces that a node will be taken away, the training loop learns of it from the return
+value of its report. What workers warn of travels with their reports, since their own output stays on their node.
 """
 
 from __future__ import annotations
@@ -13,26 +13,28 @@ import os
 import uuid
 from typing import Any
 
+from w2s_ray.fit import Execution
 from w2s_ray.scheduling.cluster import worker_resources
-from w2s_ray.scheduling.packs import Pack
+from w2s_ray.scheduling.desk import Order
 from w2s_ray.tracking import Tracking
 
 MAX_WARNINGS, MAX_CHARACTERS = 50, 2000
 """So many warnings, and so much of each, are kept until the next report."""
 
 
-def train_pack(config: dict[str, Any], *, store_uri: str, ray_uri: str, tracking: Tracking | None) -> None:
-    """The Tune trainable: run one pack to its end on Ray Train."""
+def run_group(
+    config: dict[str, Any], *, desk: Any, store_uri: str, ray_uri: str, tracking: Tracking | None
+) -> None:
+    """The Tune trainable: a group of workers of one shape, from its first pack until the desk sends it away."""
     import ray.train
 
-    from w2s_ray.scheduling.pack_trainer import PackTrainer, ReportToTune
+    from w2s_ray.scheduling.group_trainer import GroupTrainer, ReportToTune
     from w2s_ray.scheduling.process_group import ProcessGroupConfig
 
-    pack: Pack = config["pack"]
-    execution = pack.execution
-    trainer = PackTrainer(
+    execution: Execution = config["execution"]
+    trainer = GroupTrainer(
         work,
-        train_loop_config={"pack": pack, "lease": config["lease"], "store_uri": store_uri, "tracking": tracking},
+        train_loop_config={**config, "desk": desk, "store_uri": store_uri, "tracking": tracking},
         backend_config=ProcessGroupConfig(backend="nccl" if execution.gpus_per_worker else "gloo"),
         scaling_config=ray.train.ScalingConfig(
             num_workers=execution.workers,
@@ -40,7 +42,7 @@ def train_pack(config: dict[str, Any], *, store_uri: str, ray_uri: str, tracking
             resources_per_worker=worker_resources(execution),
         ),
         run_config=ray.train.RunConfig(
-            name=f"{pack.name}-{uuid.uuid4().hex[:8]}",
+            name=f"workers-{uuid.uuid4().hex[:8]}",
             storage_path=ray_uri,
             callbacks=[ReportToTune()],
             failure_config=ray.train.FailureConfig(max_failures=1),
@@ -50,7 +52,8 @@ def train_pack(config: dict[str, Any], *, store_uri: str, ray_uri: str, tracking
 
 
 def work(config: dict[str, Any]) -> None:
-    """What each Ray Train worker runs: the Fits of the pack, in order."""
+    """What each Ray Train worker runs: pack after pack, and the Fits of each in order."""
+    import ray
     import ray.train
 
     from w2s_ray.training.distributed import use_gpu
@@ -59,8 +62,8 @@ def work(config: dict[str, Any]) -> None:
     logging.getLogger("ray.train").setLevel(logging.WARNING)
     warned = Warned()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    pack: Pack = config["pack"]
-    if pack.execution.gpus_per_worker:
+    execution: Execution = config["execution"]
+    if execution.gpus_per_worker:
         from ray.train.torch import get_device
 
         use_gpu(get_device().index)
@@ -70,17 +73,20 @@ def work(config: dict[str, Any]) -> None:
         ray.train.report(event | {"warnings": warned.take()})
         return ray.train.get_preemption_info() is not None
 
+    group, desk = config["group"], config["desk"]
+    order: Order | None = ray.get(desk.take.remote(group))
     with warned:
-        run_pack(
-            list(pack.fits),
-            store_uri=config["store_uri"],
-            execution=pack.execution,
-            report=report,
-            lease=config["lease"],
-            tracking=config["tracking"],
-        )
-        if warned.texts and pack.execution.workers == 1:  # with more workers a report needs all of them
-            report({"event": "end", "key": pack.fits[-1].key})
+        while order is not None:
+            run_pack(
+                list(order.pack.fits),
+                store_uri=config["store_uri"],
+                execution=execution,
+                report=report,
+                lease=order.lease,
+                tracking=config["tracking"],
+            )
+            report({"event": "end", "key": order.pack.fits[-1].key})
+            order = ray.get(desk.take.remote(group, after=order.pack.name))
 
 
 class Warned(logging.Handler):

@@ -1,8 +1,8 @@
-"""Ray Train's trainer with fewer processes: three for a pack where Ray starts seven, each of which imports Ray Train.
+"""Ray Train's trainer with fewer processes: three for a group of workers where Ray starts seven, each of which imports Ray Train.
 
 Left out are the controller's own process, since the Tune trial does nothing else while it waits for the controller; the queue
-between the two; and the manager of datasets, since a pack has none. On two cores that is a third of the time to a
-pack's first Fit, and of the CPU time that a pack costs before it trains. Written for Ray 2.60.
+between the two; and the manager of datasets, since there are none. On two cores that is a third of the time to a
+group's first Fit, and of the CPU time that a group costs before it trains. Written for Ray 2.60.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from w2s_ray.scheduling import ray_internals
 
 
-class PackTrainer(DataParallelTrainer):
+class GroupTrainer(DataParallelTrainer):
     """A trainer whose controller runs in the process that calls `fit`."""
 
     def _create_default_callbacks(self) -> list[Any]:
@@ -34,8 +34,14 @@ class PackTrainer(DataParallelTrainer):
 
 
 class ReportToTune(UserCallback):
-    """Hands what rank 0 reports to the Tune session of this process, with what all ranks warn of."""
+    """Hands what rank 0 reports to the Tune session of this process, with what all ranks warn of, and whether a failure has made
+    Ray Train start the workers again."""
+
+    was_restarted = False
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
         texts = [text for event in metrics for text in event.get("warnings", ())]
-        ray_internals.report_to_tune(metrics[0] | {"warnings": texts})
+        ray_internals.report_to_tune(metrics[0] | {"warnings": texts, "was_restarted": self.was_restarted})
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        self.was_restarted = True
