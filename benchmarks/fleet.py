@@ -231,6 +231,24 @@ class Told:
     """The same without start-up."""
 
 
+@dataclass(frozen=True)
+class SimulatedDesk:
+    """Stands for `scheduling.desk.Desk`."""
+
+    simulation: Simulation
+    driver: Driver
+
+    def give(self, group: str, order: Order) -> None:
+        self.simulation.give(self.driver, group, order)
+
+    def send_away(self, group: str) -> None:
+        if group in self.driver.trials:
+            self.simulation.leave(self.driver.trials[group])
+
+    def clean_up(self, group: str) -> None:
+        """Nothing: `leave` has given back what the group had."""
+
+
 class Simulation:
     def __init__(self, plan: Plan, setting: Setting) -> None:
         self.plan, self.setting = plan, setting
@@ -351,7 +369,7 @@ class Simulation:
             schedule,
             store=store,
             nodes=lambda: list(driver.nodes.values()),
-            hand_over=partial(self.hand_over, driver),
+            desk=SimulatedDesk(self, driver),  # type: ignore[arg-type]
             clock=lambda: driver.now_s,
         )
         self.tick(driver, driver.searcher)
@@ -382,13 +400,9 @@ class Simulation:
                 return
             driver.num_trials += 1
 
-    def hand_over(self, driver: Driver, name: str, order: Order | None) -> None:
-        """The desk's part: a group of workers, which there may not be yet, gets its next pack or leaves."""
+    def give(self, driver: Driver, name: str, order: Order) -> None:
+        """A group of workers, which there may not be yet, gets its next pack."""
         trial = driver.trials.get(name)
-        if order is None:
-            if trial is not None:
-                self.leave(trial)
-            return
         self.told.num_packs += 1
         self.told.num_vain -= 1
         self._count_out(order.pack)

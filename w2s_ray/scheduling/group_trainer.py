@@ -1,8 +1,17 @@
-"""Ray Train's trainer with fewer processes: three for a group of workers where Ray starts seven, each of which imports Ray Train.
+"""Ray Train's trainer with fewer processes: two for a group of workers besides the workers, where Ray starts six and another for
+the whole cluster, each of which imports Ray Train. Written for Ray 2.60.
 
-Left out are the controller's own process, since the Tune trial does nothing else while it waits for the controller; the queue
-between the two; and the manager of datasets, since there are none. On two cores that is a third of the time to a
-group's first Fit, and of the CPU time that a group costs before it trains. Written for Ray 2.60.
+Left out are
+
+- the controller's own process, since the Tune trial does nothing else while it waits for the controller; and the queue between
+  the two;
+- the manager of datasets, since there are none;
+- the process that gives back what a dead controller has reserved. It would run on the head node, one for each group. The desk
+  does it for all groups (`desk.py`);
+- the actor that asks an autoscaler for the workers' resources. The driver does (`watch.py`), also for packs that are not started
+  yet, and each of the two would replace the other's request.
+
+On two cores these take half of the time to a group's first Fit.
 """
 
 from __future__ import annotations
@@ -12,7 +21,10 @@ from typing import Any
 
 from ray.train import Result, UserCallback
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2._internal.execution.callback import WorkerGroupCallback
 from ray.train.v2._internal.execution.controller import TrainController
+from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from w2s_ray.scheduling import ray_internals
@@ -22,15 +34,35 @@ class GroupTrainer(DataParallelTrainer):
     """A trainer whose controller runs in the process that calls `fit`."""
 
     def _create_default_callbacks(self) -> list[Any]:
-        return [each for each in super()._create_default_callbacks() if not isinstance(each, DatasetsCallback)]
+        left_out = (DatasetsCallback, PlacementGroupCleanerCallback)
+        return [each for each in super()._create_default_callbacks() if not isinstance(each, left_out)]
 
     def _initialize_and_run_controller(self, **arguments: Any) -> Result:
         async def run() -> Result:
-            controller = TrainController(**arguments)
+            controller = TrainController(**arguments | {"scaling_policy": FixedSize(self.scaling_config)})
             await controller.run()
             return controller.get_result()
 
         return asyncio.run(run())
+
+
+class FixedSize(FixedScalingPolicy):
+    """A group of as many workers as were asked for. No autoscaler is told."""
+
+    def _maybe_send_resource_request(self) -> None: ...
+
+    def after_controller_start(self, train_run_context: Any) -> None: ...
+
+
+class KeepAtDesk(WorkerGroupCallback):
+    """Tells the desk what a group has reserved."""
+
+    def __init__(self, desk: Any, group: str) -> None:
+        self.desk, self.group = desk, group
+
+    def after_worker_group_start(self, worker_group: Any) -> None:
+        handle = worker_group.get_worker_group_state().placement_group_handle
+        self.desk.keep.remote(self.group, handle.placement_group)
 
 
 class ReportToTune(UserCallback):

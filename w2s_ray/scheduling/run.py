@@ -167,10 +167,9 @@ def _compare_with_budget(schedule: Schedule, run: Run) -> None:
 
 
 def _tune(schedule: Schedule, run: Run) -> Outcome:
-    import ray
     from ray import tune
 
-    from w2s_ray.scheduling.desk import open_desk
+    from w2s_ray.scheduling.desk import Desk
     from w2s_ray.scheduling.searcher import DagSearcher
     from w2s_ray.scheduling.trainable import run_group
     from w2s_ray.scheduling.tune_progress import TuneProgress
@@ -179,12 +178,12 @@ def _tune(schedule: Schedule, run: Run) -> Outcome:
     storage = run.store.storage
     ray_folder = f"ray/{run.plan.study.name}-{uuid.uuid4().hex[:8]}"
     ray_uri = storage.uri_of(*ray_folder.split("/"))
-    desk = open_desk()
+    desk = Desk()
     searcher = DagSearcher(
         schedule,
         store=run.store,
         nodes=cluster.alive_nodes,
-        hand_over=lambda group, order: ray.get(desk.put.remote(group, order)),
+        desk=desk,
         max_parallel=run.max_parallel,
         driver=run.driver,
     )
@@ -200,7 +199,7 @@ def _tune(schedule: Schedule, run: Run) -> Outcome:
         # A placement group needs some resource; with a mebibyte of memory the trial leaves every core to Ray Train's workers.
         resources = tune.PlacementGroupFactory([{"CPU": 0, "memory": 2**20}])
         trainable = tune.with_parameters(
-            run_group, desk=desk, store_uri=run.store.uri, ray_uri=ray_uri, tracking=run.tracking
+            run_group, desk=desk.actor, store_uri=run.store.uri, ray_uri=ray_uri, tracking=run.tracking
         )
         tuner = tune.Tuner(
             tune.with_resources(trainable, resources),

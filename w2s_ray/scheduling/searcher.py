@@ -33,7 +33,7 @@ from w2s_ray import leases
 from w2s_ray.fit import Execution, Fit
 from w2s_ray.leases import Lease, LeaseLost, Leases
 from w2s_ray.scheduling.cluster import MAX_BUNDLES
-from w2s_ray.scheduling.desk import Order
+from w2s_ray.scheduling.desk import Desk, Order
 from w2s_ray.scheduling.packs import Pack, Schedule
 from w2s_ray.scheduling.room import Node, Room, num_slots
 from w2s_ray.storage import StoreDown
@@ -63,7 +63,7 @@ class DagSearcher(Searcher):
         *,
         store: Store,
         nodes: Callable[[], list[Node]],
-        hand_over: Callable[[str, Order | None], object],
+        desk: Desk,
         max_parallel: int | None = None,
         driver: str | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -71,8 +71,7 @@ class DagSearcher(Searcher):
         super().__init__(metric="step", mode="max")
         self.schedule = schedule
         self.store = store
-        self.hand_over = hand_over
-        """Gives a group its next order, or tells it to end."""
+        self.desk = desk
         self.max_parallel = max_parallel
         self.clock = clock
         self.owner = driver or uuid.uuid4().hex
@@ -148,13 +147,13 @@ class DagSearcher(Searcher):
         self.packs[trial_id] = (pack, now_s)
         for trial in self.room.take(pack.name, pack.execution, pack.place, until_s=now_s + pack.seconds):
             self._send_away(trial)
-        self.hand_over(trial_id, Order(pack, self._lease_name(pack)))
+        self.desk.give(trial_id, Order(pack, self._lease_name(pack)))
 
     def _send_away(self, trial_id: str) -> None:
         """Tell a group of workers to end."""
         self._end_wait(trial_id)
         self.room.leave(trial_id)
-        self.hand_over(trial_id, None)
+        self.desk.send_away(trial_id)
 
     def _end_wait(self, trial_id: str) -> None:
         if waiting := self.waiting.pop(trial_id, None):
@@ -181,7 +180,7 @@ class DagSearcher(Searcher):
         """Let a group of workers wait for its next pack. Workers that Ray Train has started again would not be started another
         time, so they end instead."""
         if self.schedule.finished or self.trouble or not may_go_on:
-            self.hand_over(trial_id, None)
+            self.desk.send_away(trial_id)
         else:
             self.waiting[trial_id] = _Waiting(pack.execution, self.clock())
             self.room.wait(trial_id, pack.execution, pack.place)
@@ -190,6 +189,7 @@ class DagSearcher(Searcher):
         """A group of workers has ended."""
         self._end_wait(trial_id)
         self.room.leave(trial_id)
+        self.desk.clean_up(trial_id)
         if trial_id in self.packs:
             self._end_pack(trial_id)
 

@@ -28,7 +28,7 @@ def run_group(
     """The Tune trainable: a group of workers of one shape, from its first pack until the desk sends it away."""
     import ray.train
 
-    from w2s_ray.scheduling.group_trainer import GroupTrainer, ReportToTune
+    from w2s_ray.scheduling.group_trainer import GroupTrainer, KeepAtDesk, ReportToTune
     from w2s_ray.scheduling.process_group import ProcessGroupConfig
 
     execution: Execution = config["execution"]
@@ -44,7 +44,7 @@ def run_group(
         run_config=ray.train.RunConfig(
             name=f"workers-{uuid.uuid4().hex[:8]}",
             storage_path=ray_uri,
-            callbacks=[ReportToTune()],
+            callbacks=[ReportToTune(), KeepAtDesk(desk, config["group"])],
             failure_config=ray.train.FailureConfig(max_failures=1),
         ),
     )
