@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from desk import Desk
 
 from w2s_ray import leases
 from w2s_ray.fit import Execution, Fit
@@ -43,12 +44,14 @@ def driver(store: Store) -> DagSearcher:
         fits_per_pack=2,
         todo={f.key for f in FITS},
     )
-    return DagSearcher(schedule, store=store, nodes=lambda: [Node("here", 1.0, 0.0)])
+    return DagSearcher(schedule, store=store, nodes=lambda: [Node("here", 1.0, 0.0)], desk=Desk())
 
 
-def pack_of(suggestion: object) -> Pack:
-    assert isinstance(suggestion, dict)
-    return suggestion["pack"]
+def start(searcher: DagSearcher, trial: str) -> Pack:
+    """What a new group of workers gets."""
+    suggestion = searcher.suggest(trial)
+    assert isinstance(suggestion, dict) and suggestion["group"] == trial
+    return searcher.packs[trial][0]
 
 
 def empty(searcher: DagSearcher) -> None:
@@ -67,7 +70,7 @@ def finish(store: Store, fits: tuple[Fit, ...], folder: Path) -> None:
 
 def test_each_fit_goes_to_one_driver(store: Store, tmp_path: Path) -> None:
     one, other = driver(store), driver(store)
-    first, second = pack_of(one.suggest("a")), pack_of(other.suggest("b"))
+    first, second = start(one, "a"), start(other, "b")
     assert not {f.key for f in first.fits} & {f.key for f in second.fits}
     assert one.suggest("c") is None, "its slot is taken"
     finish(store, first.fits, tmp_path / "files")
@@ -83,13 +86,13 @@ def test_each_fit_goes_to_one_driver(store: Store, tmp_path: Path) -> None:
 
 def test_the_fits_of_a_driver_that_gives_up_are_taken_over(store: Store) -> None:
     one, other = driver(store), driver(store)
-    held = {f.key for f in pack_of(one.suggest("a")).fits}
-    taken = {f.key for f in pack_of(other.suggest("b")).fits}
+    held = {f.key for f in start(one, "a").fits}
+    taken = {f.key for f in start(other, "b").fits}
     one.close()
     other.on_trial_complete("b")
     left = held | taken
-    while isinstance(suggestion := other.suggest("c"), dict):
-        left -= {f.key for f in pack_of(suggestion).fits}
+    while isinstance(other.suggest("c"), dict):
+        left -= {f.key for f in other.packs["c"][0].fits}
         empty(other)
     assert not left & held
     other.close()
@@ -121,22 +124,22 @@ def on_another_host(store: Store, searcher: DagSearcher) -> None:
 
 def test_a_silent_driver_is_taken_over_and_stops_when_it_wakes(store: Store) -> None:
     one, other = driver(store), driver(store)
-    held = pack_of(suggestion := one.suggest("a"))
-    assert isinstance(suggestion, dict) and Leases(store.storage).holds(suggestion["lease"])
+    held = start(one, "a")
+    (lease,) = one.neighbours.mine
+    assert Leases(store.storage).holds(lease)
     on_another_host(store, one)
-    pack_of(other.suggest("b"))
+    start(other, "b")
     empty(other)  # its own part is done
     for look in range(leases.DEAD_AFTER_LOOKS + 1):
-        taken = other.suggest(f"c{look}")
-        if look < leases.DEAD_AFTER_LOOKS - 1:
-            assert taken is None, "it may only be slow"
-        if taken is not None:
+        if other.suggest(f"c{look}") is not None:
+            assert look >= leases.DEAD_AFTER_LOOKS - 1, "it may only be slow"
             break
-    assert {f.key for f in pack_of(taken).fits} == {f.key for f in held.fits}
-    assert not Leases(store.storage).holds(suggestion["lease"])
+    ((taken, _began_s),) = other.packs.values()
+    assert {f.key for f in taken.fits} == {f.key for f in held.fits}
+    assert not Leases(store.storage).holds(lease)
     one.renew_now()
     assert isinstance(one.trouble, LeaseLost) and "another driver has taken over" in str(one.trouble)
-    assert not Leases(store.storage).holds(suggestion["lease"]), "it does not take the lease back"
+    assert not Leases(store.storage).holds(lease), "it does not take the lease back"
     assert one.suggest("d") is None, "and starts nothing more"
     for each in (one, other):
         each.close()
@@ -144,8 +147,8 @@ def test_a_silent_driver_is_taken_over_and_stops_when_it_wakes(store: Store) -> 
 
 def test_a_driver_that_beats_is_not_taken_over(store: Store) -> None:
     one, other = driver(store), driver(store)
-    pack_of(one.suggest("a"))
-    pack_of(other.suggest("b"))
+    start(one, "a")
+    start(other, "b")
     empty(other)
     for look in range(2 * leases.DEAD_AFTER_LOOKS):
         one.renew_now()

@@ -22,9 +22,7 @@ MAX_WARNINGS, MAX_CHARACTERS = 50, 2000
 """So many warnings, and so much of each, are kept until the next report."""
 
 
-def run_group(
-    config: dict[str, Any], *, desk: Any, store_uri: str, ray_uri: str, tracking: Tracking | None
-) -> None:
+def run_group(config: dict[str, Any], *, desk: Any, store_uri: str, ray_uri: str, tracking: Tracking | None) -> None:
     """The Tune trainable: a group of workers of one shape, from its first pack until the desk sends it away."""
     import ray.train
 
