@@ -167,9 +167,11 @@ def _compare_with_budget(schedule: Schedule, run: Run) -> None:
 
 
 def _tune(schedule: Schedule, run: Run) -> Outcome:
+    from w2s_ray.scheduling.desk import Desk
+
+    desk = Desk()  # its process starts while this one imports Tune
     from ray import tune
 
-    from w2s_ray.scheduling.desk import Desk
     from w2s_ray.scheduling.searcher import DagSearcher
     from w2s_ray.scheduling.trainable import run_group
     from w2s_ray.scheduling.tune_progress import TuneProgress
@@ -178,7 +180,6 @@ def _tune(schedule: Schedule, run: Run) -> Outcome:
     storage = run.store.storage
     ray_folder = f"ray/{run.plan.study.name}-{uuid.uuid4().hex[:8]}"
     ray_uri = storage.uri_of(*ray_folder.split("/"))
-    desk = Desk()
     searcher = DagSearcher(
         schedule,
         store=run.store,
