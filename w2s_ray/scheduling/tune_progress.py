@@ -21,14 +21,20 @@ class TuneProgress(Callback):
         return {}
 
     def on_step_begin(self, iteration: int, trials: list[Any], **_: Any) -> None:
-        slots = self.progress.slots
-        for trial_id, (pack, _began_s) in self.searcher.packs.items():
-            if trial_id not in slots or slots[trial_id].pack is not pack:
-                self.progress.begin_pack(trial_id, pack)
+        for trial_id in self.searcher.packs:
+            self._look_at_pack(trial_id)
         self.progress.look()
 
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any) -> None:
+        self._look_at_pack(trial.trial_id)
         self.progress.take(trial.trial_id, result)
+
+    def _look_at_pack(self, trial_id: str) -> None:
+        """Notice a pack that a group of workers has got since the last look. Tune tells of trials alone."""
+        pack, _ = self.searcher.packs.get(trial_id, (None, 0.0))
+        slot = self.progress.slots.get(trial_id)
+        if pack is not None and (slot is None or slot.pack is not pack):
+            self.progress.begin_pack(trial_id, pack)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
         self.progress.end_pack(trial.trial_id)
