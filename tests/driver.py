@@ -72,12 +72,19 @@ class Driver:
 
     def workers(self) -> list[psutil.Process]:
         """Its Ray Train workers."""
-        workers = []
+        return self.actors("RayTrainWorker")
+
+    def trials(self) -> list[psutil.Process]:
+        """Its Tune trials, each of which controls a group of workers."""
+        return self.actors("ImplicitFunc")
+
+    def actors(self, name: str) -> list[psutil.Process]:
+        found = []
         for child in psutil.Process(self.process.pid).children(recursive=True):
             with contextlib.suppress(psutil.Error):  # it may have ended meanwhile
-                if "RayTrainWorker" in " ".join(child.cmdline()):
-                    workers.append(child)
-        return workers
+                if name in " ".join(child.cmdline()):
+                    found.append(child)
+        return found
 
     def kill_everything(self) -> None:
         children = psutil.Process(self.process.pid).children(recursive=True)

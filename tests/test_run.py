@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 from pathlib import Path
 
@@ -152,6 +153,21 @@ def test_a_killed_worker_is_replaced(folder: Path, undisturbed: Store, tmp_path:
     driver.workers()[0].kill()
     assert driver.wait() == 0, driver.told()
     assert predictions(store, folder / "study.yaml") == predictions(undisturbed, folder / "study.yaml")
+
+
+def test_a_killed_trial_leaves_no_cpus_reserved(tmp_path: Path) -> None:
+    """Its workers had every CPU. Ray keeps a placement group as long as the job lives, so the desk has to give it back."""
+    study = save_study(
+        tmp_path,
+        grid=GRID | {"pairs": [["small", "small"]], "methods": ["naive"]},
+        compute={"cpus_per_worker": os.cpu_count(), "fits_per_pack": 1},
+    )
+    store = open_store(tmp_path / "store")
+    driver = Driver(study, store, out=tmp_path / "out")
+    driver.wait_for(lambda: num_done(store) >= 1)
+    driver.trials()[0].kill()
+    assert driver.wait() == 0, driver.told()
+    assert num_done(store) == len(load_plan(study).fits)
 
 
 def test_ctrl_c_stops_in_good_order(folder: Path, tmp_path: Path) -> None:
