@@ -15,6 +15,7 @@ from w2s_ray import cli
 from w2s_ray.cost import costs
 from w2s_ray.fit import Execution, Fit
 from w2s_ray.planning import Plan, load_plan
+from w2s_ray.readings import MOST_SHARES, _readings_of_halves, _readings_of_test
 from w2s_ray.results import write_results
 from w2s_ray.status import done_keys, status
 from w2s_ray.store import Store, open_store
@@ -28,7 +29,7 @@ from w2s_ray.training.settings import setting_of
 from w2s_ray.training.worker import Worker
 
 from tiny import CONFIGS, save_model, save_study
-from trained import LEARNING, Killed, predictions_of, quiet, spec_of, study_of, train, train_study
+from trained import LEARNING, Killed, predictions_of, probabilities, quiet, spec_of, study_of, train, train_study
 
 PROBE = LEARNING | {"tune": "head"}
 CUT = [{"name": "shallow", "path": "big", "depth": 1}, {"name": "deep", "path": "big"}]
@@ -125,6 +126,39 @@ def test_more_seeds_and_swapped_twins_stand_on_the_readings_that_are_there(folde
     assert swapped == few
     tuned = load_plan(study_of(folder, "toy.yaml", training=PROBE | {"learning_rate": 0.5}, seeds=2))
     assert {fit.key for fit in readings(tuned)} == few, "hyper-parameters are no part of a reading"
+
+
+def test_a_long_reading_is_shared_by_slots(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read_rows: list[tuple[str, str, str]]
+) -> None:
+    def plan() -> Plan:
+        for of_part in (_readings_of_halves, _readings_of_test):
+            of_part.cache_clear()
+        return load_plan(study_of(folder, "choosing.yaml", training=PROBE, seeds=2))
+
+    whole = plan()
+    alone = train(whole.fits, tmp_path / "whole")
+    once = sorted(read_rows)
+    read_rows.clear()
+    with monkeypatch.context() as changed:
+        changed.setattr("w2s_ray.readings.SHARE_FLOPS", 1.0)
+        shared = plan()
+    plan()  # nothing of this stays in the caches
+    assert len(readings(shared)) == MOST_SHARES * len(readings(whole))
+    assert "-halves3of8-features-s1-" in " ".join(fit.folder for fit in readings(shared))
+    assert sum(cost.flops for cost in costs(shared).values()) == pytest.approx(
+        sum(cost.flops for cost in costs(whole).values())
+    )
+    by_share = train(shared.fits, tmp_path / "shared")
+    assert sorted(read_rows) == once, "each row once"
+    for fit, of_whole in zip(probes(shared), probes(whole), strict=True):
+        assert fit.key == of_whole.key
+        # batches are of other rows, so the order of sums may differ
+        np.testing.assert_allclose(probabilities(by_share, fit), probabilities(alone, fit), atol=1e-4)
+
+
+def probes(plan: Plan) -> list[Fit]:
+    return [fit for fit in plan.fits if fit.role != "reading"]
 
 
 def test_labels_in_the_texts_are_read_for_each_fit_by_itself(folder: Path, tmp_path: Path) -> None:

@@ -125,14 +125,16 @@ def _assumed_s(fit: Fit, execution: Execution, flops: float, num_batches: float)
 
 
 def _num_read(fit: Fit, *, num_test: int, num_train: int, per_half: int) -> float:
-    """Rows of a reading. The halves of a replicate leave out those that earlier replicates happen to have."""
+    """Rows of a reading, or of its share of one. The halves of a replicate leave out those that earlier replicates happen to have."""
+    params = dict(fit.method.params)
+    _, num_shares = params.get("share", (1, 1))
     if fit.half == "test":
-        return num_test
+        return num_test / num_shares
     if fit.half == "told":
         return num_test + num_train
     num_dealt = min((2 + fit.data.num_fresh) * num_train, 2 * per_half)
     share_left = 1 - num_dealt / max(1, 2 * per_half)
-    return num_dealt * share_left ** len(dict(fit.method.params)["without"])
+    return num_dealt * share_left ** len(params["without"]) / num_shares
 
 
 def _task_sizes(plan: Plan) -> dict[str, tasks.Size]:

@@ -264,6 +264,8 @@ class Fit:
         if self.role == "reading":
             who = "frozen"
         half = self.half.replace("/", "of")
+        if share := dict(self.method.params).get("share"):
+            half += "{}of{}".format(*share)
         name = f"{self.data.task}-{self.model.name}-{who}-{half}-{self.method.name}-s{self.seed}"
         return f"{re.sub(r'[^A-Za-z0-9._-]+', '_', name)[:120]}-{self.key[:12]}"
 

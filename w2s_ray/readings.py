@@ -10,6 +10,7 @@ shown like any other Fit, and no row is read twice:
   on the readings of its own replicate and of those before it. None of these waits for another, so the slots share them; and when
   seeds are added at the end of a study, the readings that are there keep their keys. Of many seeds, each `MAX_TOGETHER` begin
   anew, so that no Fit stands on more than that.
+- A long reading is several, each of a share of the rows, so that slots can work on it at the same time.
 - Where a method writes labels into the texts (`told`), the texts of each Fit are its own, and so is its reading.
 
 What a Fit reads is never part of its identity. A reading's own identity is the network and its depths, the rows and the
@@ -18,6 +19,7 @@ precision.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from functools import cache
@@ -43,9 +45,17 @@ UNTOUCHED = Training(
 
 MAX_TOGETHER = 32
 """Replicates that share what they read."""
+SHARE_FLOPS, MOST_SHARES = 5e13, 8
+"""What a share of a reading takes at most if all rows are as long as they may be: minutes on a core, a second on a GPU. Beyond
+`MOST_SHARES` the shares get larger."""
+ROWS_OF_WHOLE_PART = 20_000
+"""Assumed of a half or test set whose size the study leaves open."""
 
 
 Precision = Literal["fp32", "bf16"]
+
+Share = tuple[int, int]
+"""(number, of how many), from 1: each takes every so-manieth row of a part."""
 
 
 @dataclass(frozen=True)
@@ -91,28 +101,38 @@ def readings_of(fit: Fit, network: Network, replicate: Replicate) -> tuple[Fit, 
         own = Network(fit.model, (fit.model.depth,))
         return (_reading(own, fit.data, "told", fit.training.precision, labels=fit.labels),)
     halves = _readings_of_halves(network, replicate, fit.training.precision)
-    return (
-        (_reading_of_test(network, fit.data, fit.training.precision), *halves)
-        if fit.training.tune == "head"
-        else halves
-    )
+    if fit.training.tune == "head":
+        return (*_readings_of_test(network, fit.data, fit.training.precision), *halves)
+    return halves
 
 
 @cache
 def _readings_of_halves(network: Network, replicate: Replicate, precision: Precision) -> tuple[Fit, ...]:
     """Of all replicates up to this one."""
     data = replace(replicate.data, is_swapped=False, num_fresh=replicate.num_fresh)
-    seeds = (*replicate.earlier, data.halves_seed)
-    return tuple(
-        _reading(network, replace(data, halves_seed=seed), "halves", precision, earlier=replicate.earlier[:number])
-        for number, seed in enumerate(seeds)
-    )
+    num_rows = (2 + data.num_fresh) * (data.num_train or ROWS_OF_WHOLE_PART)
+    found: list[Fit] = []
+    for number, seed in enumerate((*replicate.earlier, data.halves_seed)):
+        if number and data.num_train is None:
+            num_rows = 0  # the first replicate has read every row
+        of_seed, earlier = replace(data, halves_seed=seed), replicate.earlier[:number]
+        for share in _shares(network, num_rows, data.max_tokens):
+            found.append(_reading(network, of_seed, "halves", precision, earlier=earlier, share=share))
+    return tuple(found)
 
 
 @cache
-def _reading_of_test(network: Network, data: Data, precision: Precision) -> Fit:
+def _readings_of_test(network: Network, data: Data, precision: Precision) -> tuple[Fit, ...]:
     of_all = replace(data, halves_seed=None, is_swapped=False, num_train=None, difficulty=None, num_fresh=0)
-    return _reading(network, of_all, "test", precision)
+    shares = _shares(network, data.num_test or ROWS_OF_WHOLE_PART, data.max_tokens)
+    return tuple(_reading(network, of_all, "test", precision, share=share) for share in shares)
+
+
+def _shares(network: Network, num_rows: int, row_tokens: int) -> list[Share | None]:
+    """The shares of a reading of at most so many rows; None stands for the whole."""
+    flops = 2.0 * network.deepest.num_params * num_rows * row_tokens
+    count = min(math.ceil(flops / SHARE_FLOPS), MOST_SHARES)
+    return [(number, count) for number in range(1, count + 1)] if count > 1 else [None]
 
 
 @cache
@@ -124,8 +144,10 @@ def _reading(
     *,
     labels: tuple[Fit, ...] = (),
     earlier: tuple[int, ...] = (),
+    share: Share | None = None,
 ) -> Fit:
-    method = Method(FEATURES, (("depths", network.depths), ("without", earlier)))
+    of_share = (("share", share),) if share else ()
+    method = Method(FEATURES, (("depths", network.depths), *of_share, ("without", earlier)))
     return Fit(network.deepest, data, half, labels, method, _untouched(precision), seed=data.halves_seed or 0)
 
 

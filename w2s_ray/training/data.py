@@ -58,7 +58,7 @@ def prepare(fit: Fit) -> PreparedTask:
 
 
 def prepare_to_read(reading: Fit) -> PreparedTask:
-    """The rows that a reading reads: its test set, or the halves without the rows that earlier replicates have."""
+    """The rows that a reading reads: of its test set, or of the halves without the rows that earlier replicates have, its share."""
     task, deal = tokenised(reading), tasks.Deal.of(reading.data)
     dealt = tasks.deal_arranged(task.arranged, deal)
     if reading.half == "test":
@@ -74,8 +74,10 @@ def prepare_to_read(reading: Fit) -> PreparedTask:
         wanted = {
             name: [row for row in rows if row["id"] not in read] for name, rows in dealt.items() if name != "test"
         }
+    number, count = dict(reading.method.params).get("share", (1, 1))
     parts = {
-        name: _rows(reading, task, pa.Table.from_pylist(rows, schema=task.schema)) for name, rows in wanted.items()
+        name: _rows(reading, task, pa.Table.from_pylist(rows[number - 1 :: count], schema=task.schema))
+        for name, rows in wanted.items()
     }
     return PreparedTask(parts, task.num_too_long, pa.table({}), task.tokenizer, num_answer_tokens=0)
 
