@@ -4,8 +4,9 @@
     python benchmarks/probes.py --width 64 --depths 1 2 --rows 100    # seconds: whether it runs
 
 The decoder has SmolLM2-135M's shape and random weights, since speed does not care; its scores mean nothing. The three depths are one
-reading: features of all of them come from one pass, in shares that the slots divide among them (goal: the whole run within 4 minutes; before, each depth was read by itself,
-the deepest twice, in 11 min 05 s). Prints what `w2s plan` expected before the run, what it took, and the median of loading a Fit.
+reading: features of all of them come from one pass, in shares that the slots divide among them (goal: the whole run within
+4 minutes; before, each depth was read by itself, the deepest twice, in 11 min 05 s). Prints what `w2s plan` expected before the
+run, what it took, and the median of loading a Fit.
 """
 
 from __future__ import annotations

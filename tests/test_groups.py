@@ -23,13 +23,20 @@ WIDE = Execution(workers=2)
 class Told:
     """A driver with two CPUs, and what its groups were told."""
 
-    def __init__(self, store: Store, fits: list[Fit], *, wide: Callable[[Fit], bool] = lambda fit: False) -> None:
+    def __init__(
+        self,
+        store: Store,
+        fits: list[Fit],
+        *,
+        shape: Callable[[Fit], Execution] = lambda fit: Execution(),
+        max_parallel: int | None = None,
+    ) -> None:
         self.now_s = 0.0
         self.desk = Desk()
         self.num_trials = 0
         schedule = Schedule(
             fits={each.key: each for each in fits},
-            executions={each.key: WIDE if wide(each) else Execution() for each in fits},
+            executions={each.key: shape(each) for each in fits},
             seconds={each.key: 1.0 for each in fits},
             num_slots=1,
             fits_per_pack=1,
@@ -40,6 +47,7 @@ class Told:
             store=store,
             nodes=lambda: [Node("here", 2.0, 0.0)],
             desk=self.desk,
+            max_parallel=max_parallel,
             clock=lambda: self.now_s,
         )
 
@@ -113,7 +121,7 @@ def test_groups_make_room_for_a_pack_of_another_shape(store: Store) -> None:
     grid = small_grid(1)
     supervisor = grid[0]
     students = [each for each in grid if supervisor in each.labels]
-    told = Told(store, [supervisor, *students], wide=lambda each: bool(each.labels))
+    told = Told(store, [supervisor, *students], shape=lambda each: WIDE if each.labels else Execution())
     narrow = told.suggest()
     assert narrow and told.suggest() is None
     told.end(narrow)
@@ -121,6 +129,24 @@ def test_groups_make_room_for_a_pack_of_another_shape(store: Store) -> None:
     wide = told.suggest()
     assert wide and wide != narrow and told.desk.told[narrow] is None
     assert told.suggest() is None, "the wide pack has both CPUs"
+
+
+def test_there_are_no_more_groups_than_slots(store: Store) -> None:
+    """The node has room for both, but `--max-parallel 1` allows one."""
+    grid = small_grid(1)
+    supervisor = grid[0]
+    students = [each for each in grid if supervisor in each.labels]
+    told = Told(
+        store,
+        [supervisor, *students],
+        shape=lambda each: Execution(zero_stage=2) if each.labels else Execution(),
+        max_parallel=1,
+    )
+    first = told.suggest()
+    assert first and told.suggest() is None
+    told.end(first)
+    second = told.suggest()
+    assert second and second != first and told.desk.told[first] is None
 
 
 def test_a_group_that_was_started_again_ends_with_its_pack(store: Store) -> None:

@@ -55,7 +55,7 @@ ROWS_OF_WHOLE_PART = 20_000
 Precision = Literal["fp32", "bf16"]
 
 Share = tuple[int, int]
-"""(number, of how many), from 1: each takes every so-manieth row of a part."""
+"""(number, count): share k of n reads rows k, k + n, k + 2n, ... of each part."""
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ Left out are
 - the actor that asks an autoscaler for the workers' resources. The driver does (`watch.py`), also for packs that are not started
   yet, and each of the two would replace the other's request.
 
-On two cores these take half of the time to a group's first Fit.
+`python benchmarks/startup.py` shows which processes are left, and what each takes until the first Fit.
 """
 
 from __future__ import annotations

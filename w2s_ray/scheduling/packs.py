@@ -402,18 +402,18 @@ class Schedule:
         """Let the longest path of a group stand for it in the heaps of groups."""
         group.listed = self._top(group)
         if group.listed is not None:
-            for heap in (self._by_shape[group.shape], self._by_data[group.shape, group.data]):
-                heapq.heappush(heap, (group.listed, group.number))
-                for _ in range(
-                    2
-                ):  # drop what is stale as fast as it gets more, or one decision would find 30,000 of it
-                    if not self._is_stale(*heap[0]):
-                        break
-                    heapq.heappop(heap)
+            self._push(group, self._by_shape[group.shape])
+            self._push(group, self._by_data[group.shape, group.data])
 
-    def _is_stale(self, entry: Entry, number: int) -> bool:
-        """Whether a group is listed elsewhere by now."""
-        return self._groups[number].listed != entry
+    def _push(self, group: _Group, heap: list[tuple[Entry, int]]) -> None:
+        """List a group in a heap, and drop stale entries faster than they arise, or one decision might find 30,000 of them."""
+        assert group.listed is not None
+        heapq.heappush(heap, (group.listed, group.number))
+        for _ in range(2):
+            entry, number = heap[0]
+            if self._groups[number].listed == entry:
+                break
+            heapq.heappop(heap)
 
     def _first(self, heap: list[tuple[Entry, int]]) -> _Group | None:
         """The group with the longest path."""

@@ -6,7 +6,7 @@ long or its place is needed for another shape.
 Promises:
 
 - `suggest` returns the group to start for a pack; None while nothing is ready, or where groups that wait take what is; and
-  FINISHED when nothing is left, which ends the experiment.
+  FINISHED when nothing is left, which ends the experiment. There are never more groups than slots.
 - The store is the only memory. When a pack ends, the searcher reads from the store what became of its Fits. Tune's own
   restore is not used.
 - A pack is handed out when there is room for it, node by node (`room.py`).
@@ -142,11 +142,13 @@ class DagSearcher(Searcher):
         return None
 
     def _begin(self, trial_id: str, pack: Pack, now_s: float) -> None:
-        """Give a pack to a group of workers, and send those away that are in its way."""
+        """Give a pack to a group of workers, and send those away that are in its way or one too many."""
         self._end_wait(trial_id)
         self.packs[trial_id] = (pack, now_s)
         for trial in self.room.take(pack.name, pack.execution, pack.place, until_s=now_s + pack.seconds):
             self._send_away(trial)
+        while self.waiting and len(self.packs) + len(self.waiting) > self.schedule.num_slots:
+            self._send_away(next(iter(self.waiting)))  # it waits longest
         self.desk.give(trial_id, Order(pack, self._lease_name(pack)))
 
     def _send_away(self, trial_id: str) -> None:
