@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from pathlib import Path
 from typing import Any
 
 import polars as pl
+import psutil
 import pytest
 
 from w2s_ray.planning import load_plan
 from w2s_ray.store import open_store
 
-from driver import w2s
+from driver import GIVE_UP_S, w2s
 from tiny import save_study
 
 
@@ -51,6 +53,19 @@ def test_two_workers_under_ray(tmp_path: Path, ray_here: None) -> None:
     store = open_store(tmp_path / "store")
     facts = json.loads(store.read_file(load_plan(study).fits[-1].folder, "fit.json"))["provenance"]
     assert facts["world_size"] == 2 and facts["execution"]["zero_stage"] == 2
+    deadline_s = time.monotonic() + GIVE_UP_S
+    while left := [name for name in actors_here() if "Orders" in name]:
+        assert time.monotonic() < deadline_s, f"the run's desk outlives it: {left}"
+        time.sleep(0.1)
+
+
+def actors_here() -> list[str]:
+    """The names of this process's Ray actors."""
+    found = []
+    for child in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):  # it may have ended meanwhile
+            found.append(" ".join(child.cmdline()))
+    return [name for name in found if name.startswith("ray::")]
 
 
 def test_a_driver_that_is_slow_to_take_results_is_not_waited_for_forever(

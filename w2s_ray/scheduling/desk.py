@@ -37,7 +37,7 @@ class Desk:
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         actor = ray.remote(num_cpus=0, max_concurrency=MAX_WAITING)(Orders)
         self.actor: Any = actor.options(scheduling_strategy=here).remote()
-        """For the workers. It dies with the run, which holds its only handle that lasts."""
+        """For the workers."""
 
     def give(self, group: str, order: Order) -> None:
         """Give a group its next pack."""
@@ -50,6 +50,12 @@ class Desk:
     def clean_up(self, group: str) -> None:
         """A group has ended, one way or another."""
         self._ask("remove", group)
+
+    def close(self) -> None:
+        """End the actor. Tune keeps a handle of it, so it would stay as long as this process is connected."""
+        import ray
+
+        ray.kill(self.actor)
 
     def _ask(self, method: str, *given: Any) -> None:
         import ray

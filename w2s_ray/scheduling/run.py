@@ -225,6 +225,7 @@ def _tune(schedule: Schedule, run: Run) -> Outcome:
         finally:
             searcher.close()
             watch.close()
+            desk.close()
     trouble = str(stopped_by) if isinstance(stopped_by, Trouble) else ""
     if not trouble:
         _remember_speeds(progress, run)
