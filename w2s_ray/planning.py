@@ -98,10 +98,12 @@ class Plan:
         unique: dict[str, Fit] = {}
         for cell in self.cells:
             for fit in cell.fits:
-                if fit.key in unique:  # and so are its ancestors
+                if fit.key in unique:
                     continue
-                for ancestor in (*reversed(fit.ancestors), fit):
-                    unique.setdefault(ancestor.key, ancestor)
+                if any(parent.key not in unique for parent in fit.parents):  # else all its ancestors are there
+                    for ancestor in reversed(fit.ancestors):
+                        unique.setdefault(ancestor.key, ancestor)
+                unique[fit.key] = fit
         return tuple(unique.values())
 
 
