@@ -95,15 +95,15 @@ def networks(models: dict[str, Model]) -> dict[str, Network]:
     return found
 
 
-def readings_of(fit: Fit, network: Network, replicate: Replicate) -> tuple[Fit, ...]:
+def readings_of(network: Network, replicate: Replicate, precision: Precision, *, is_probe: bool) -> tuple[Fit, ...]:
     """The readings that a Fit stands on. Only a probe reads the test set: a transform looks at what it learns from."""
-    if fit.method.name == "told" and fit.training.tune == "head":
-        own = Network(fit.model, (fit.model.depth,))
-        return (_reading(own, fit.data, "told", fit.training.precision, labels=fit.labels),)
-    halves = _readings_of_halves(network, replicate, fit.training.precision)
-    if fit.training.tune == "head":
-        return (*_readings_of_test(network, fit.data, fit.training.precision), *halves)
-    return halves
+    halves = _readings_of_halves(network, replicate, precision)
+    return (*_readings_of_test(network, replicate.data, precision), *halves) if is_probe else halves
+
+
+def readings_of_told(model: Model, data: Data, labels: tuple[Fit, ...], precision: Precision) -> tuple[Fit, ...]:
+    """The reading of a probe whose texts have labels in them: its own."""
+    return (_reading(Network(model, (model.depth,)), data, "told", precision, labels=labels),)
 
 
 @cache

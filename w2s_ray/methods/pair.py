@@ -8,7 +8,7 @@ from typing import Any
 
 from w2s_ray.errors import InputError
 from w2s_ray.fit import Data, Fit, Method, Model, Training
-from w2s_ray.readings import Network, Replicate, networks, readings_of
+from w2s_ray.readings import Network, Replicate, networks, readings_of, readings_of_told
 
 NAIVE = Method("naive")
 """Supervisors and ceilings learn from the truth by plain cross-entropy, whatever the student's method."""
@@ -48,11 +48,14 @@ class Ladder:
         looks_at_features: bool = False,
         **more: Any,
     ) -> Fit:
-        fit = Fit(self.models[size], self.data, half, labels, method, self.trainings[size], seed, **more)
-        if looks_at_features or fit.training.tune == "head":
+        model, training = self.models[size], self.trainings[size]
+        is_probe, readings = training.tune == "head", tuple[Fit, ...]()
+        if is_probe and method.name == "told":
+            readings = readings_of_told(model, self.data, labels, training.precision)
+        elif is_probe or looks_at_features:
             replicate = Replicate(self.data, self.earlier, self.num_fresh)
-            return replace(fit, readings=readings_of(fit, self.networks[size], replicate))
-        return fit
+            readings = readings_of(self.networks[size], replicate, training.precision, is_probe=is_probe)
+        return Fit(model, self.data, half, labels, method, training, seed, readings=readings, **more)
 
     def on_truth(self, size: str, half: str, *, seed: int) -> Fit:
         """A size fine-tuned on the ground truth of a half."""
