@@ -40,7 +40,7 @@ from w2s_ray.cost import costs
 from w2s_ray.fit import Execution, Fit, Model
 from w2s_ray.leases import HeldLease, LeaseLost, Leases
 from w2s_ray.planning import Plan, expand
-from w2s_ray.scheduling.desk import Order
+from w2s_ray.scheduling.desk import Desk, Order
 from w2s_ray.scheduling.packs import SHORTEST_PACK_S, Pack, Schedule
 from w2s_ray.scheduling.room import Node
 from w2s_ray.scheduling.searcher import DagSearcher
@@ -232,8 +232,8 @@ class Told:
 
 
 @dataclass(frozen=True)
-class SimulatedDesk:
-    """Stands for `scheduling.desk.Desk`."""
+class SimulatedDesk(Desk):
+    """Has simulated workers instead of an actor."""
 
     simulation: Simulation
     driver: Driver
@@ -369,7 +369,7 @@ class Simulation:
             schedule,
             store=store,
             nodes=lambda: list(driver.nodes.values()),
-            desk=SimulatedDesk(self, driver),  # type: ignore[arg-type]
+            desk=SimulatedDesk(self, driver),
             clock=lambda: driver.now_s,
         )
         self.tick(driver, driver.searcher)
