@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from desk import Desk
 from ray.tune.search import Searcher
 
 from w2s_ray.fit import Execution, Fit
@@ -15,6 +14,7 @@ from w2s_ray.scheduling.room import Node
 from w2s_ray.scheduling.searcher import LONGEST_WAIT_S, DagSearcher
 from w2s_ray.store import Store, open_store
 
+from desk import Desk
 from fits import fit, small_grid
 
 WIDE = Execution(workers=2)

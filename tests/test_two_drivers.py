@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from desk import Desk
 
 from w2s_ray import leases
 from w2s_ray.fit import Execution, Fit
@@ -22,6 +21,7 @@ from w2s_ray.scheduling.room import Node
 from w2s_ray.scheduling.searcher import DagSearcher
 from w2s_ray.store import Store, open_store
 
+from desk import Desk
 from fits import fit
 from tiny import save_study
 

@@ -26,7 +26,7 @@ QUIET = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # `run.py` handles SIGINT itself, and stops within seconds
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
-    "TUNE_MAX_PENDING_TRIALS_PG": "200",  # Tune starts one trial after another, two seconds each, if a searcher hands them out
+    "TUNE_MAX_PENDING_TRIALS_PG": "200",  # by default Tune starts a searcher's trials one by one
     "TUNE_GLOBAL_CHECKPOINT_S": "3600",  # Tune's own state is never read back
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",
     "RAY_AIR_NEW_OUTPUT": "0",
